@@ -1,0 +1,1 @@
+"""Quantization: one calibration, a rendering per runtime."""

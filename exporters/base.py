@@ -1,0 +1,103 @@
+"""The contract of every exporter; the public verb and the checks live here, backends write `_export_impl`."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from edgepress.targets.errors import EdgepressError, ExportError
+from edgepress.targets.nouns import Artifact, Scheme, Signature, Support, Target
+from edgepress.targets.rules import QuantRules, rules_for
+
+
+@dataclass(frozen=True)
+class ExportRequest:
+    """Everything an exporter may read.
+
+    Attributes:
+        program: a saved `torch.export.ExportedProgram` (.pt2): float, eval mode, dynamic batch in dimension 0.
+        signature: its inputs and outputs in positional order; the artifact must use these names.
+        statistics: calibration statistics (`compress.quantize.Statistics.load`), needed by static schemes.
+        target: what to export for.
+        scheme: how its precision is carried out.
+        samples: for each input an array of shape (n >= 2, ...): real samples, for tracing and self-checks.
+    """
+
+    program: Path
+    signature: Signature
+    statistics: Path | None
+    target: Target
+    scheme: Scheme
+    samples: tuple[np.ndarray, ...]
+
+
+class Exporter(ABC):
+    """Turns one snapshot into the file of one target."""
+
+    runtime: str
+
+    @property
+    def rules(self) -> QuantRules:
+        """What the runtime executes in integers."""
+        return rules_for(self.runtime)
+
+    @abstractmethod
+    def supports(self) -> Support:
+        """Is the converter usable here? If not, what is missing and the command that installs it."""
+
+    def export(self, request: ExportRequest, folder: Path) -> Artifact:
+        """Write the artifact into `folder` and check what it promises.
+
+        Returns:
+            The artifact, its paths relative to `folder`.
+
+        Raises:
+            ExportError: the converter is missing, does not have the precision, refused an op, or broke a promise.
+        """
+        support = self.supports()
+        if not support.usable:
+            raise ExportError(f"target {request.target.name!r} cannot be exported here", support.missing or "", f"Run: {support.install}")
+        if request.scheme.precision not in self.rules.precisions:
+            have = ", ".join(self.rules.precisions)
+            raise ExportError(
+                f"target {request.target.name!r} has no {request.scheme.precision}", f"its runtime has {have}", "Choose one of these."
+            )
+        folder.mkdir(parents=True, exist_ok=True)
+        try:
+            artifact = self._export_impl(request, folder)
+        except EdgepressError:
+            raise
+        except Exception as error:  # a foreign converter may raise anything; the target is lost, named, and nothing else
+            raise ExportError(
+                f"target {request.target.name!r} ({request.scheme.label}) could not be exported",
+                f"{type(error).__name__}: {first_line(error)}",
+                self.remedy(error),
+            ) from error
+        self._check(request, artifact, folder)
+        return artifact
+
+    @abstractmethod
+    def _export_impl(self, request: ExportRequest, folder: Path) -> Artifact: ...
+
+    def remedy(self, error: Exception) -> str:
+        """What a user can do about a converter's exception; backends name the op where they can."""
+        return "Rewrite the op the message names, or take this target out of `targets:`."
+
+    def _check(self, request: ExportRequest, artifact: Artifact, folder: Path) -> None:
+        """What every artifact promises: its files exist, and its inputs have the names that were asked for."""
+        for name in (artifact.path, *artifact.extra):
+            if not (folder / name).exists():
+                raise ExportError(f"target {request.target.name!r}: the exporter promised {name!r} and did not write it")
+        wanted = [spec.name for spec in request.signature.inputs]
+        got = [spec.name for spec in artifact.signature.inputs]
+        if wanted != got:
+            raise ExportError(f"target {request.target.name!r}: inputs are {got}, the model's are {wanted}")
+
+
+def first_line(error: BaseException) -> str:
+    """The first non-empty line of an exception's text, at most 300 characters."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return lines[0][:300] if lines else "(no message)"

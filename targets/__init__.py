@@ -1,0 +1,1 @@
+"""Nouns: devices, tensors, artifacts, and what each runtime can execute. Imports nothing else of edgepress."""

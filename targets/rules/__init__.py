@@ -1,0 +1,79 @@
+"""What each runtime executes in integers, as data: one module per runtime, one table of names."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from edgepress.targets.errors import ConfigError
+from edgepress.targets.registry import Registry
+
+#: Kinds of op the quantizer knows how to place. `shape` stands for ops that move values without changing them.
+OP_KINDS = frozenset(
+    {"conv", "conv_transpose", "linear", "matmul", "add", "mul", "cat", "max_pool", "avg_pool", "mean", "softmax", "shape", "embedding"}
+)
+
+
+@dataclass(frozen=True)
+class QuantRules:
+    """One runtime's integer arithmetic: dtypes, symmetry, placement and the order in which schemes are tried.
+
+    Attributes:
+        runtime: the runtime's name.
+        activation_dtype: `int8` or `uint8`.
+        activation_symmetric: zero point 0 (the range is made symmetric) or calibrated.
+        activation_min, activation_max: integer bounds of activations.
+        weight_min, weight_max: integer bounds of int8 weights, symmetric.
+        per_channel: op kinds whose weights have a scale per output channel; the rest have one per tensor.
+        placement: op kinds that are quantized under the `static` scheme.
+        quantize_outputs: Q/DQ on every op boundary (outputs too), not on the inputs of heavy ops alone.
+        softmax_output: fixed (scale, zero point) of a softmax output, or None where the range is calibrated.
+        fold_weights: store integer weights in the graph; False keeps float weights with a quantize node before use.
+        ladder: kinds of scheme tried for `int8`, in this order; the first that holds is shipped.
+        precisions: precisions the runtime has.
+        multiple: channel counts that suit its kernels (pruning lands on multiples of it).
+    """
+
+    runtime: str
+    activation_dtype: str
+    activation_symmetric: bool
+    activation_min: int
+    activation_max: int
+    placement: frozenset[str]
+    precisions: tuple[str, ...]
+    ladder: tuple[str, ...]
+    weight_min: int = -127
+    weight_max: int = 127
+    per_channel: frozenset[str] = frozenset({"conv", "conv_transpose", "linear"})
+    quantize_outputs: bool = True
+    softmax_output: tuple[float, int] | None = None
+    fold_weights: bool = True
+    multiple: int = 8
+
+    def __post_init__(self) -> None:
+        unknown = (self.placement | self.per_channel) - OP_KINDS
+        if unknown:
+            raise ConfigError(
+                f"QuantRules of {self.runtime!r} name unknown op kinds {sorted(unknown)}", remedy=f"Known: {sorted(OP_KINDS)}."
+            )
+
+
+RULES = Registry(
+    "edgepress.rules",
+    {
+        "onnxruntime": "edgepress.targets.rules.onnxruntime:RULES",
+        "openvino": "edgepress.targets.rules.openvino:RULES",
+        "tensorrt": "edgepress.targets.rules.tensorrt:RULES",
+        "coreml": "edgepress.targets.rules.coreml:RULES",
+        "litert": "edgepress.targets.rules.litert:RULES",
+    },
+)
+
+
+def rules_for(runtime: str) -> QuantRules:
+    """The rules of one runtime.
+
+    Raises:
+        ConfigError: nobody registered rules for it.
+    """
+    rules: QuantRules = RULES.get(runtime)
+    return rules

@@ -1,0 +1,28 @@
+"""Core ML (iOS 17 and later): int8 quantize/dequantize pairs and compressed constants."""
+
+from __future__ import annotations
+
+from edgepress.targets.rules import QuantRules
+
+RULES = QuantRules(
+    runtime="coreml",
+    activation_dtype="int8",
+    activation_symmetric=False,
+    activation_min=-128,
+    activation_max=127,
+    placement=frozenset(
+        {"conv", "conv_transpose", "linear", "matmul", "add", "mul", "cat", "max_pool", "avg_pool", "mean", "softmax", "shape"}
+    ),
+    precisions=(
+        "fp32",
+        "fp16",
+        "int8",
+        "int8-weights",
+    ),
+    ladder=(
+        "static",
+        "static-matmul",
+        "weights",
+    ),
+    softmax_output=(1 / 256, -128),
+)

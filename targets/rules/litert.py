@@ -1,0 +1,30 @@
+"""LiteRT (TensorFlow Lite): int8 activations with the fixed softmax scale its kernel demands."""
+
+from __future__ import annotations
+
+from edgepress.targets.rules import QuantRules
+
+RULES = QuantRules(
+    runtime="litert",
+    activation_dtype="int8",
+    activation_symmetric=False,
+    activation_min=-128,
+    activation_max=127,
+    placement=frozenset(
+        {"conv", "conv_transpose", "linear", "matmul", "add", "mul", "cat", "max_pool", "avg_pool", "mean", "softmax", "shape"}
+    ),
+    precisions=(
+        "fp32",
+        "fp16",
+        "int8",
+        "int8-weights",
+    ),
+    ladder=(
+        "static",
+        "static-matmul",
+        "dynamic",
+        "weights",
+    ),
+    softmax_output=(1 / 256, -128),
+    fold_weights=False,
+)

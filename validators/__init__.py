@@ -1,0 +1,1 @@
+"""File in, evidence out: run artifacts, measure them, judge the evidence."""
