@@ -1,0 +1,279 @@
+"""Run a function in a process of its own, with a timeout and a memory limit. What goes wrong in there stays in there."""
+
+from __future__ import annotations
+
+import contextlib
+import itertools
+import json
+import os
+import signal
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import psutil
+
+from edgepress.targets import errors
+
+#: Kept out of every child: nothing phones home, nothing asks a hub, nothing writes .pyc files beside the user's code.
+ENVIRONMENT = {
+    "DO_NOT_TRACK": "1",
+    "HF_HUB_DISABLE_TELEMETRY": "1",
+    "HF_HUB_OFFLINE": "1",
+    "TRANSFORMERS_VERBOSITY": "error",
+    "TOKENIZERS_PARALLELISM": "false",
+    "TF_CPP_MIN_LOG_LEVEL": "3",
+    "PYTHONDONTWRITEBYTECODE": "1",
+    "PYTHONUNBUFFERED": "1",
+    "PYTHONHASHSEED": "0",
+}
+_POLL_S = 0.03
+_MEMORY_TURNS = 5  # walking the process tree costs more than asking whether the child lives
+_live: set[subprocess.Popen[bytes]] = set()
+_lock = threading.Lock()
+_stopping = threading.Event()
+
+
+@dataclass(frozen=True)
+class Limits:
+    """How long and how large a child may grow.
+
+    Attributes:
+        timeout_s: wall-clock seconds.
+        memory_bytes: resident memory of the child and everything it started.
+    """
+
+    timeout_s: float = 900.0
+    memory_bytes: int = 8 << 30
+
+
+@dataclass(frozen=True)
+class Call:
+    """One function call.
+
+    Attributes:
+        function: `module:name` of a function `(params: dict, folder: Path) -> JSON-able value`.
+        params: JSON-able parameters.
+        folder: where it writes its files.
+        label: how errors name it.
+        root: the user's project folder, when user code runs: becomes the working directory, and file reads are recorded.
+        ignore: folders whose files are not recorded.
+        threads: for OpenMP and friends.
+    """
+
+    function: str
+    params: Mapping[str, Any]
+    folder: Path
+    label: str = "step"
+    root: Path | None = None
+    ignore: tuple[Path, ...] = ()
+    threads: int = 1
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What came of a call: its value, and everything it depended on."""
+
+    value: Any
+    seconds: float
+    files: tuple[str, ...] = ()
+    folders: tuple[str, ...] = ()
+    packages: Mapping[str, str] = field(default_factory=dict)
+    sources: tuple[str, ...] = ()
+
+
+Watch = Callable[[str, int, int], None]
+
+
+def call(request: Call, limits: Limits = Limits(), log: Path | None = None, watch: Watch | None = None) -> Outcome:
+    """Run `request` in a child process and wait for it.
+
+    Args:
+        request: what to run.
+        limits: when to kill it.
+        log: file that everything the child prints is appended to.
+        watch: called with (text, done, total) whenever the child says how far it is.
+
+    Raises:
+        EdgepressError: what the function raised on purpose, unchanged.
+        IsolationError: it crashed, was killed by a signal, ran past its timeout or over its memory limit.
+    """
+    if _stopping.is_set():
+        raise KeyboardInterrupt
+    with tempfile.TemporaryDirectory(prefix="edgepress-") as scratch:
+        output = Path(scratch) / "output.txt"
+        started = time.monotonic()
+        try:
+            outcome = _run(request, limits, Path(scratch), output, watch)
+        finally:
+            if log is not None and output.exists():
+                _append(log, request.label, output)
+        return _outcome(request, outcome, output, time.monotonic() - started)
+
+
+def kill_all() -> None:
+    """End every running child at once, and let no new one start (Ctrl-C)."""
+    _stopping.set()
+    with _lock:
+        for process in list(_live):
+            _kill(process)
+
+
+def _run(request: Call, limits: Limits, scratch: Path, output: Path, watch: Watch | None) -> dict[str, Any] | str:
+    """The outcome the child wrote, or why there is none."""
+    read_fd, write_fd = os.pipe()
+    result = scratch / "result.json"
+    body = {
+        "function": request.function,
+        "params": request.params,
+        "folder": str(request.folder),
+        "root": str(request.root) if request.root else None,
+        "ignore": [str(p) for p in request.ignore],
+        "result": str(result),
+        "events_fd": write_fd,
+        "parent": os.getpid(),
+    }
+    (scratch / "request.json").write_text(json.dumps(body))
+    threads = str(request.threads)
+    environment = {**os.environ, **ENVIRONMENT, "OMP_NUM_THREADS": threads, "MKL_NUM_THREADS": threads, "OPENBLAS_NUM_THREADS": threads}
+    with output.open("wb") as sink:
+        process = subprocess.Popen(
+            [sys.executable, "-P", "-m", "edgepress.worker", str(scratch / "request.json")],
+            stdin=subprocess.DEVNULL,
+            stdout=sink,
+            stderr=subprocess.STDOUT,
+            cwd=request.root or scratch,
+            env=environment,
+            pass_fds=(write_fd,),
+            start_new_session=True,
+        )
+    os.close(write_fd)
+    with _lock:
+        _live.add(process)
+    try:
+        reason = _wait(process, limits, read_fd, watch)
+    finally:
+        _kill(process)
+        with _lock:
+            _live.discard(process)
+        os.close(read_fd)
+    if _stopping.is_set():
+        raise KeyboardInterrupt
+    if reason:
+        return reason
+    if not result.exists():
+        return _death(process.returncode)
+    loaded: dict[str, Any] = json.loads(result.read_text())
+    return loaded
+
+
+def _wait(process: subprocess.Popen[bytes], limits: Limits, events: int, watch: Watch | None) -> str | None:
+    """Until the child ends by itself (None) or has to be ended (why)."""
+    os.set_blocking(events, False)
+    pending = b""
+    deadline = time.monotonic() + limits.timeout_s
+    for turn in itertools.count():
+        if process.poll() is not None:
+            break
+        if _stopping.is_set():
+            return "interrupted"
+        if time.monotonic() > deadline:
+            return f"ran past its timeout of {limits.timeout_s:g} s"
+        used = resident_bytes(process.pid) if turn % _MEMORY_TURNS == 0 else 0
+        if used > limits.memory_bytes:
+            return f"used {used / 2**30:.1f} GiB of memory, its limit is {limits.memory_bytes / 2**30:.1f} GiB"
+        pending = _forward(events, pending, watch)
+        time.sleep(_POLL_S)
+    _forward(events, pending, watch)
+    return None
+
+
+def _forward(events: int, pending: bytes, watch: Watch | None) -> bytes:
+    """Hand complete progress lines to `watch`, keep the rest."""
+    try:
+        pending += os.read(events, 1 << 16)
+    except BlockingIOError:
+        return pending
+    *lines, rest = pending.split(b"\n")
+    if watch is not None and lines:
+        last = json.loads(lines[-1])
+        watch(last["text"], last["done"], last["total"])
+    return rest
+
+
+def resident_bytes(pid: int) -> int:
+    """Resident memory of a process and all its descendants, in bytes; 0 when it is gone."""
+    total = 0
+    try:
+        parent = psutil.Process(pid)
+        for process in [parent, *parent.children(recursive=True)]:
+            total += process.memory_info().rss
+    except psutil.Error:
+        return total
+    return total
+
+
+def _kill(process: subprocess.Popen[bytes]) -> None:
+    """End the child, its process group, and whatever it started outside of it."""
+    try:
+        parent = psutil.Process(process.pid)
+        for descendant in parent.children(recursive=True):
+            descendant.kill()
+        if process.poll() is None:
+            parent.kill()
+    except psutil.Error:
+        pass  # already gone
+    with contextlib.suppress(ProcessLookupError, PermissionError):  # the group ended with its leader
+        os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
+
+
+def _death(code: int) -> str:
+    if code < 0:
+        return f"was killed by {signal.Signals(-code).name}"
+    return f"ended with exit code {code} and no result"
+
+
+def _outcome(request: Call, outcome: dict[str, Any] | str, output: Path, seconds: float) -> Outcome:
+    tail = "Its last words: " + " / ".join(_last_lines(output)) if _last_lines(output) else ""
+    if isinstance(outcome, str):
+        raise errors.IsolationError(f"{request.label}: the process {outcome}", "", tail or "Nothing was printed.")
+    if "error" in outcome:
+        error = outcome["error"]
+        raise getattr(errors, error["kind"], errors.EdgepressError)(error["what"], error["why"], error["remedy"])
+    if "memory" in outcome:
+        raise errors.IsolationError(f"{request.label}: out of memory", "", "Free memory, or lower the batch.")
+    if "crash" in outcome:
+        crash = outcome["crash"]
+        raise errors.IsolationError(
+            f"{request.label}: {crash['kind']}: {crash['text'] or '(no message)'}", "", "The traceback is in log.txt."
+        )
+    return Outcome(
+        outcome["value"], seconds, tuple(outcome["files"]), tuple(outcome["folders"]), outcome["packages"], tuple(outcome["sources"])
+    )
+
+
+def _last_lines(output: Path) -> list[str]:
+    if not output.exists():
+        return []
+    with output.open("rb") as file:
+        file.seek(max(0, output.stat().st_size - 4000))
+        text = file.read().decode("utf-8", "replace")
+    lines = ["".join(c for c in line if c.isprintable()).strip() for line in text.splitlines()]
+    return [line[:200] for line in lines if line][-2:]
+
+
+def _append(log: Path, label: str, output: Path) -> None:
+    """Add at most the last megabyte of what a child printed to the log."""
+    with output.open("rb") as file:
+        file.seek(max(0, output.stat().st_size - (1 << 20)))
+        text = file.read().decode("utf-8", "replace")
+    if text.strip():
+        with _lock, log.open("a") as sink:
+            sink.write(f"\n== {label}\n{text.rstrip()}\n")

@@ -1,0 +1,196 @@
+"""Content-addressed results: what a step made, found again by everything it depended on.
+
+A step's *static key* covers its function, parameters and the digests of its inputs. What it depends on beyond that is known only
+after it ran: the files its code read, the folders it listed, the packages and edgepress modules it imported. These are recorded
+beside the result, and a later run is a hit when the record still matches (the scheme of ccache's direct mode).
+
+    objects/<key>/files/        what the step wrote
+    objects/<key>/record.json   value, digest, sha256 of every file, what it depended on
+    steps/<static key>/         one empty file per object that was ever made under this key
+
+An object appears by one rename, whole; reads verify the hashes. Two runs may share a store.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import shutil
+import tempfile
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+from edgepress.isolate import Outcome
+from edgepress.targets.errors import IntegrityError
+
+
+@dataclass(frozen=True)
+class Record:
+    """One stored result.
+
+    Attributes:
+        value: the JSON value the step returned.
+        digest: sha256 over the value and the files: what later steps depend on.
+        folder: where the files are.
+        files: relative path -> sha256 of each file in `folder`.
+        seconds: how long making it took.
+        depends: `{"files": {path: sha256}, "folders": {path: sha256}, "packages": {name: version}, "sources": {path: sha256}}`.
+    """
+
+    value: Any
+    digest: str
+    folder: Path
+    files: Mapping[str, str]
+    seconds: float
+    depends: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
+
+
+class Store:
+    """Results on disk, shared by every run that names the same folder."""
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+        self._hashes: dict[tuple[str, int, int], str] = {}
+        self._versions: dict[str, str] = {}
+
+    def find(self, static_key: str) -> tuple[Record | None, str]:
+        """Look a result up.
+
+        Returns:
+            The record and "", or None and why there is none.
+
+        A result whose bytes changed on disk is dropped, to be made again.
+        """
+        reason = "never run"
+        folder = self.root / "steps" / static_key
+        if not folder.is_dir():
+            return None, reason
+        for mark in sorted(folder.iterdir(), key=lambda p: p.stat().st_mtime_ns, reverse=True):
+            record = self._load(mark.name)
+            if record is None:
+                continue
+            if change := self._change(record.depends):
+                reason = change
+            elif damaged := self._damaged(record):
+                reason = f"stored file {damaged!r} was damaged"
+                self._drop(mark.name)
+            else:
+                return record, ""
+        return None, reason
+
+    def workspace(self) -> Path:
+        """A fresh folder on the store's file system; a step writes into its `files/`."""
+        (self.root / "tmp").mkdir(parents=True, exist_ok=True)
+        space = Path(tempfile.mkdtemp(dir=self.root / "tmp"))
+        (space / "files").mkdir()
+        return space
+
+    def put(self, static_key: str, outcome: Outcome, space: Path) -> Record:
+        """Keep what a step wrote into a workspace, which is consumed. Where another run was first, its result is returned."""
+        folder = space / "files"
+        files = {p.relative_to(folder).as_posix(): self.sha256(p) for p in sorted(folder.rglob("*")) if p.is_file()}
+        depends = {
+            "files": {path: self.sha256(Path(path)) for path in outcome.files},
+            "folders": {path: _listing(Path(path)) for path in outcome.folders},
+            "packages": dict(outcome.packages),
+            "sources": {path: self.sha256(Path(path)) for path in outcome.sources},
+        }
+        key = fingerprint({"static": static_key, "depends": depends})
+        digest = fingerprint({"value": outcome.value, "files": files})
+        data = {"value": outcome.value, "digest": digest, "files": files, "seconds": outcome.seconds, "depends": depends}
+        (space / "record.json").write_text(json.dumps(data))
+        (self.root / "objects").mkdir(parents=True, exist_ok=True)
+        try:
+            space.rename(self.root / "objects" / key)
+        except OSError:
+            if not (self.root / "objects" / key).is_dir():
+                raise
+            self.discard(space)
+        mark = self.root / "steps" / static_key / key
+        mark.parent.mkdir(parents=True, exist_ok=True)
+        mark.touch()
+        record = self._load(key)
+        if record is None:
+            raise IntegrityError(f"the store {str(self.root)!r} lost a result while it was written", "", "Run again.")
+        return record
+
+    def discard(self, space: Path) -> None:
+        """Remove a workspace whose step failed."""
+        shutil.rmtree(space, ignore_errors=True)
+
+    def sha256(self, path: Path) -> str:
+        """Hash of a file's bytes; asked twice for an unchanged file, it is read once per process."""
+        status = path.stat()
+        key = (str(path), status.st_mtime_ns, status.st_size)
+        if key not in self._hashes:
+            with path.open("rb") as file:
+                self._hashes[key] = hashlib.file_digest(file, "sha256").hexdigest()
+        return self._hashes[key]
+
+    def _load(self, key: str) -> Record | None:
+        try:
+            data = json.loads((self.root / "objects" / key / "record.json").read_text())
+        except (OSError, ValueError):
+            return None
+        return Record(**data, folder=self.root / "objects" / key / "files")
+
+    def _drop(self, key: str) -> None:
+        space = self.workspace()
+        with contextlib.suppress(OSError):  # another run dropped it first
+            (self.root / "objects" / key).rename(space / "dropped")
+        self.discard(space)
+
+    def _change(self, depends: Mapping[str, Mapping[str, str]]) -> str:
+        """The first recorded dependency that is not as it was, in words; "" when all are."""
+        for name, old in depends["packages"].items():
+            new = self._version(name)
+            if new != old:
+                return f"{name} is {new}, was {old}"
+        for path, old in depends["files"].items():
+            if not Path(path).is_file():
+                return f"{Path(path).name} is gone"
+            if self.sha256(Path(path)) != old:
+                return f"{Path(path).name} changed"
+        for path, old in depends["folders"].items():
+            if not Path(path).is_dir() or _listing(Path(path)) != old:
+                return f"the files in {Path(path).name}/ changed"
+        for path, old in depends["sources"].items():
+            if not Path(path).is_file() or self.sha256(Path(path)) != old:
+                return f"edgepress's own {Path(path).name} changed"
+        return ""
+
+    def _version(self, name: str) -> str:
+        if name not in self._versions:
+            try:
+                self._versions[name] = version(name)
+            except PackageNotFoundError:
+                self._versions[name] = "not installed"
+        return self._versions[name]
+
+    def _damaged(self, record: Record) -> str:
+        for name, digest in record.files.items():
+            path = record.folder / name
+            if not path.is_file() or self.sha256(path) != digest:
+                return name
+        return ""
+
+
+def fingerprint(value: Any) -> str:
+    """sha256 of a JSON-able value in canonical form.
+
+    Raises:
+        IntegrityError: the value holds NaN or an infinity, which JSON cannot carry.
+    """
+    try:
+        text = json.dumps(value, sort_keys=True, separators=(",", ":"), allow_nan=False)
+    except ValueError as error:
+        raise IntegrityError("a result holds a number that is not finite", str(error)) from error
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def _listing(folder: Path) -> str:
+    return hashlib.sha256("\n".join(sorted(p.name for p in folder.iterdir())).encode()).hexdigest()
