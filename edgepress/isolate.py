@@ -88,10 +88,11 @@ class Outcome:
     sources: tuple[str, ...] = ()
 
 
+DEFAULT_LIMITS = Limits()
 Watch = Callable[[str, int, int], None]
 
 
-def call(request: Call, limits: Limits = Limits(), log: Path | None = None, watch: Watch | None = None) -> Outcome:
+def call(request: Call, limits: Limits = DEFAULT_LIMITS, log: Path | None = None, watch: Watch | None = None) -> Outcome:
     """Run `request` in a child process and wait for it.
 
     Args:

@@ -3,14 +3,21 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from edgepress.targets.errors import EdgepressError, ExportError
 from edgepress.targets.nouns import Artifact, Scheme, Signature, Support, Target
 from edgepress.targets.rules import QuantRules, rules_for
+
+if TYPE_CHECKING:
+    from edgepress.compress.quantize import Rendered
+
+_BATCH = 32
 
 
 @dataclass(frozen=True)
@@ -38,6 +45,9 @@ class Exporter(ABC):
     """Turns one snapshot into the file of one target."""
 
     runtime: str
+
+    def __init__(self) -> None:
+        self._rendered: Rendered | None = None
 
     @property
     def rules(self) -> QuantRules:
@@ -81,6 +91,40 @@ class Exporter(ABC):
 
     @abstractmethod
     def _export_impl(self, request: ExportRequest, folder: Path) -> Artifact: ...
+
+    def rendered(self, request: ExportRequest) -> Rendered:
+        """The model quantized in PyTorch by this runtime's rules (schemes `static`, `static-matmul`, `weights`); rendered once."""
+        if self._rendered is None:
+            import torch
+
+            from edgepress.compress.quantize import Statistics, render
+
+            statistics = Statistics.load(request.statistics) if request.statistics else None
+            self._rendered = render(torch.export.load(request.program), statistics, self.rules, request.scheme)
+        return self._rendered
+
+    def compressed_outputs(self, request: ExportRequest, inputs: Sequence[np.ndarray]) -> tuple[list[np.ndarray], str]:
+        """What the model that was exported computes in PyTorch: the artifact is compared with it.
+
+        Args:
+            request: as given to `export`, which ran before.
+            inputs: positional inputs, each of shape (n, ...).
+
+        Returns:
+            Every output of shape (n, ...) in positional order, and which model that was.
+        """
+        import torch
+
+        if self._rendered is not None:
+            module, source = self._rendered.module, "quantized PyTorch model"
+        else:
+            module, source = torch.export.load(request.program).module(), "float PyTorch model"
+        pieces = []
+        with torch.no_grad():
+            for start in range(0, len(inputs[0]), _BATCH):
+                result = module(*(torch.from_numpy(np.array(x[start : start + _BATCH])) for x in inputs))
+                pieces.append([value.numpy() for value in torch.utils._pytree.tree_leaves(result)])
+        return [np.concatenate(column) for column in zip(*pieces, strict=True)], source
 
     def remedy(self, error: Exception) -> str:
         """What a user can do about a converter's exception; backends name the op where they can."""

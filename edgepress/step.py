@@ -1,0 +1,213 @@
+"""A step, its result, and the two ways of doing it: run what is missing, or only say what would run."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Protocol
+
+from edgepress import isolate
+from edgepress.isolate import Call, Limits
+from edgepress.machine import cores
+from edgepress.machine import fingerprint as machine_fingerprint
+from edgepress.store import Record, Store, fingerprint
+
+
+@dataclass(frozen=True)
+class Result:
+    """What a step made.
+
+    Attributes:
+        value: its JSON value; empty while `pending`.
+        folder: its files.
+        digest: what later steps depend on.
+        cached: found in the store.
+        seconds: how long making it took, whenever that was.
+        pending: only planned: an earlier step has to run first.
+    """
+
+    value: Mapping[str, Any]
+    folder: Path
+    digest: str
+    cached: bool
+    seconds: float
+    pending: bool = False
+
+
+@dataclass(frozen=True)
+class Step:
+    """One function call whose result can be stored.
+
+    Attributes:
+        name: how people see it, e.g. `export tflite`.
+        function: `module:name`, called as `(params, folder)`; `params["inputs"]` holds the folders of `inputs`.
+        params: JSON-able; part of the key.
+        inputs: results it reads; their digests are part of the key.
+        root: the user's project folder where user code runs.
+        files: files it depends on that no Python code opens.
+        machine: the result holds for this machine alone.
+        alone: nothing else may run meanwhile (timing).
+        threads: for OpenMP and friends.
+        limits: when to kill it.
+    """
+
+    name: str
+    function: str
+    params: Mapping[str, Any] = field(default_factory=dict)
+    inputs: Mapping[str, Result] = field(default_factory=dict)
+    root: Path | None = None
+    files: tuple[Path, ...] = ()
+    machine: bool = False
+    alone: bool = False
+    threads: int = 1
+    limits: Limits = field(default_factory=Limits)
+
+    def key(self) -> str:
+        """Everything known before it runs that its result depends on."""
+        return fingerprint(
+            {
+                "function": self.function,
+                "params": dict(self.params),
+                "inputs": {name: result.digest for name, result in self.inputs.items()},
+                "root": str(self.root),
+                "machine": machine_fingerprint() if self.machine else "",
+            }
+        )
+
+
+class Executor(Protocol):
+    """Does steps, or plans them."""
+
+    def do(self, step: Step) -> Result:
+        """The step's result."""
+        ...
+
+
+class Listener(Protocol):
+    """Sees what happens; called from several threads."""
+
+    def started(self, step: Step) -> None:
+        """A step that is not in the store begins."""
+
+    def moved(self, step: Step, text: str, done: int, total: int) -> None:
+        """A running step says how far it is."""
+
+    def ended(self, step: Step, result: Result | None) -> None:
+        """A step is done (also when it was cached), or failed (`None`)."""
+
+
+class Runner:
+    """Runs what the store does not have, several steps at a time.
+
+    Args:
+        store: where results are kept.
+        listener: told about every step.
+        log: everything children print.
+        jobs: how many steps may run at once.
+        fresh: run every step again, even where a result is stored.
+    """
+
+    def __init__(self, store: Store, listener: Listener, log: Path, jobs: int | None = None, fresh: bool = False) -> None:
+        self._store, self._listener, self._log, self._fresh = store, listener, log, fresh
+        self._slots = _Slots(jobs or cores())
+        self._locks: dict[str, threading.Lock] = {}
+        self._guard = threading.Lock()
+        self._made: set[str] = set()
+
+    def do(self, step: Step) -> Result:
+        """Find or make the step's result.
+
+        Raises:
+            EdgepressError: what the step raised, or how its process died.
+        """
+        key = step.key()
+        with self._guard:
+            lock = self._locks.setdefault(key, threading.Lock())
+        with lock:
+            record = None if self._fresh and key not in self._made else self._store.find(key)[0]
+            if record is not None:
+                result = _result(record, key not in self._made)
+                self._listener.ended(step, result)
+                return result
+            with self._slots.take(step.alone):
+                result = self._run(step, key)
+            self._made.add(key)
+            return result
+
+    def _run(self, step: Step, key: str) -> Result:
+        space = self._store.workspace()
+        folder = space / "files"
+        inputs = {name: str(result.folder) for name, result in step.inputs.items()}
+        ignore = (self._store.root, self._log.parent)
+        request = Call(step.function, {**step.params, "inputs": inputs}, folder, step.name, step.root, ignore, step.threads)
+        self._listener.started(step)
+        try:
+            outcome = isolate.call(request, step.limits, self._log, lambda *event: self._listener.moved(step, *event))
+            depends = tuple(sorted({*outcome.files, *map(str, step.files)}))
+            record = self._store.put(key, isolate.Outcome(**{**vars(outcome), "files": depends}), space)
+        except BaseException:
+            self._store.discard(space)
+            self._listener.ended(step, None)
+            raise
+        result = _result(record, False)
+        self._listener.ended(step, result)
+        return result
+
+
+@dataclass(frozen=True)
+class Planned:
+    """One line of `edgepress plan`: `why` is empty for a step that is stored."""
+
+    name: str
+    cached: bool
+    why: str
+    seconds: float
+
+
+class Planner:
+    """Looks every step up and runs none; what depends on a missing result is missing too."""
+
+    def __init__(self, store: Store) -> None:
+        self._store = store
+        self.steps: list[Planned] = []
+
+    def do(self, step: Step) -> Result:
+        """The stored result, or a pending one."""
+        waiting = [name for name, result in step.inputs.items() if result.pending]
+        record, why = (None, f"needs {', '.join(waiting)}") if waiting else self._store.find(step.key())
+        if not any(planned.name == step.name for planned in self.steps):
+            self.steps.append(Planned(step.name, record is not None, why, record.seconds if record else 0.0))
+        if record is None:
+            return Result({}, Path(), "", False, 0.0, pending=True)
+        return _result(record, True)
+
+
+def _result(record: Record, cached: bool) -> Result:
+    return Result(record.value, record.folder, record.digest, cached, record.seconds)
+
+
+class _Slots:
+    """At most `count` holders at once; a holder that asks to be alone waits for all others and holds off new ones."""
+
+    def __init__(self, count: int) -> None:
+        self._count, self._taken, self._waiting = max(1, count), 0, 0
+        self._changed = threading.Condition()
+
+    @contextmanager
+    def take(self, alone: bool) -> Iterator[None]:
+        need = self._count if alone else 1
+        with self._changed:
+            self._waiting += alone
+            while self._taken + need > self._count or (self._waiting and not alone):
+                self._changed.wait()
+            self._waiting -= alone
+            self._taken += need
+        try:
+            yield
+        finally:
+            with self._changed:
+                self._taken -= need
+                self._changed.notify_all()

@@ -1,0 +1,1 @@
+"""The child side of every step: plain functions `(params, folder) -> JSON-able value` that write their files into `folder`."""

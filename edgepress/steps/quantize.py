@@ -1,0 +1,33 @@
+"""Calibration: one pass over the calibration samples, whatever the number of targets."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from edgepress.targets.nouns import Signature
+from edgepress.targets.progress import track
+
+_BATCH = 32
+
+
+def calibrate(params: dict[str, Any], folder: Path) -> dict[str, Any]:
+    """Take activation statistics of the float program.
+
+    Args:
+        params: `observer`, `signature`, and the folders of the `model` and `data` steps in `inputs`.
+        folder: receives `statistics`.
+    """
+    import torch
+
+    from edgepress.compress.quantize import calibrate as take_statistics
+    from edgepress.steps.arrays import batches, load_inputs
+
+    signature = Signature.from_json(params["signature"])
+    program = torch.export.load(Path(params["inputs"]["model"]) / "model.pt2")
+    samples = load_inputs(Path(params["inputs"]["data"]) / "calibration", signature)
+    pieces = batches(samples, _BATCH)
+    tensors = (tuple(torch.from_numpy(piece[s.name].copy()) for s in signature.inputs) for piece in track(pieces, "calibrating"))
+    statistics = take_statistics(program, tensors, observer=params["observer"])
+    statistics.save(folder / "statistics")
+    return {"samples": len(next(iter(samples.values())))}
