@@ -1,0 +1,181 @@
+"""Core ML: an ML Program (.mlpackage) converted from the ExportedProgram by coremltools."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import logging
+import re
+import warnings
+from collections.abc import Iterator
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch.export import ExportedProgram
+
+from edgepress.exporters import coreml_ops, coreml_package
+from edgepress.exporters.base import Exporter, ExportRequest
+from edgepress.targets.errors import ExportError
+from edgepress.targets.nouns import Artifact, Scheme, Signature, Support, TensorSpec
+
+#: minimum_os -> the converter's name of the opset. macOS 12 shipped with iOS 15, and so on.
+OPSETS = {"iOS15": 15, "iOS16": 16, "iOS17": 17, "iOS18": 18, "macOS12": 15, "macOS13": 16, "macOS14": 17, "macOS15": 18}
+DEFAULT_MINIMUM_OS = "iOS18"
+PACKAGE = "model.mlpackage"
+
+#: kind of scheme -> (first opset that has the ops it is written in, those ops).
+_NEEDS = {
+    "static": (17, "quantize and dequantize of activations"),
+    "static-matmul": (17, "quantize and dequantize of activations"),
+    "weights": (16, "integer weights (constexpr_affine_dequantize)"),
+}
+_DTYPES = {"float32": np.float32, "float16": np.float32, "int64": np.int32, "int32": np.int32, "bool": np.int32, "int16": np.int32}
+
+
+class CoreMlExporter(Exporter):
+    """Writes `model.mlpackage`.
+
+    Batch: the package takes exactly `target.batch` samples (1 unless the recipe says otherwise). A flexible batch makes
+    coremltools compute every reshape at run time, which the Neural Engine does not execute, and it refuses Swin-like and
+    group-norm models altogether.
+
+    Precision: fp32 computes in float32; everything else, int8 included, computes in float16 between the integer ops,
+    because that is what the Neural Engine and the GPU run. Inputs and outputs stay float32 (integers: int32).
+    """
+
+    runtime = "coreml"
+
+    def supports(self) -> Support:
+        """coremltools is all that is needed; it converts on any system."""
+        try:
+            return Support(True, f"coremltools {version('coremltools')}")
+        except PackageNotFoundError:
+            return Support(False, missing="coremltools is not installed", install="pip install 'edgepress[coreml]'")
+
+    def remedy(self, error: Exception) -> str:
+        """Name the torch op the converter stopped at, where its message does."""
+        found = re.search(r"kind ([\w.:]+)|op named ['\"]?([\w.:]+)|op ['\"]([\w.:]+)['\"]", str(error))
+        if found:
+            op = next(group for group in found.groups() if group)
+            return f"coremltools {version('coremltools')} has no rule for the op {op!r}: write it with other ops in your model."
+        return super().remedy(error)
+
+    def _export_impl(self, request: ExportRequest, folder: Path) -> Artifact:
+        minimum_os = minimum_os_of(request.target.options.get("minimum_os", DEFAULT_MINIMUM_OS), request.target.name, request.scheme)
+        module, float_ops = _module(request, self)
+        batch = request.target.batch
+        examples = tuple(torch.from_numpy(np.resize(sample, (batch, *sample.shape[1:]))) for sample in request.samples)
+        signature = _signature(request.signature, examples, batch)
+        with _quiet():
+            coreml_ops.register()
+            program = coreml_ops.fixed_batch(module, examples)
+            model = _convert(program, signature, minimum_os, request.scheme)
+            _check_names(model, signature, request.target.name)
+            coreml_package.save(model, folder / PACKAGE)
+        facts = {
+            "minimum_os": minimum_os,
+            "specification_version": int(model.get_spec().specificationVersion),
+            "compute_precision": _compute(request.scheme),
+            "batch": batch,
+            "converter": f"coremltools {version('coremltools')}",
+            "runtime_minimum": minimum_os,
+        }
+        return Artifact(PACKAGE, request.target.name, request.scheme, signature, facts, float_ops)
+
+
+def minimum_os_of(option: Any, target: str, scheme: Scheme) -> str:
+    """Check the `minimum_os` option against what the scheme needs.
+
+    Raises:
+        ExportError: an unknown system, or one that is older than the ops of the scheme.
+    """
+    name = str(option)
+    if name not in OPSETS:
+        raise ExportError(f"target {target!r}: unknown minimum_os {name!r}", "", f"Use one of {', '.join(OPSETS)}.")
+    needed, ops = _NEEDS.get(scheme.kind, (15, ""))
+    if OPSETS[name] < needed:
+        family = name.rstrip("0123456789")
+        fitting = next(other for other, opset in OPSETS.items() if opset == needed and other.startswith(family))
+        raise ExportError(
+            f"target {target!r}: {scheme.label} cannot run on {name}",
+            f"{ops} came with {fitting}",
+            f"Set minimum_os: {fitting}, or choose another precision.",
+        )
+    return name
+
+
+def _compute(scheme: Scheme) -> str:
+    return "float32" if scheme.precision == "fp32" else "float16"
+
+
+def _module(request: ExportRequest, exporter: Exporter) -> tuple[torch.nn.Module, tuple[dict[str, Any], ...]]:
+    """The graph to convert: the float program, or its rendering in integers, and what stays float in it."""
+    program = torch.export.load(request.program)
+    if request.scheme.kind == "float":
+        return program.module(check_guards=False), ()
+    from edgepress.compress.quantize import Statistics, render
+
+    statistics = None if request.statistics is None else Statistics.load(request.statistics)
+    rendered = render(program, statistics, exporter.rules, request.scheme)
+    return rendered.module, tuple(rendered.float_ops)
+
+
+def _signature(wanted: Signature, examples: tuple[torch.Tensor, ...], batch: int) -> Signature:
+    """The promised names with the types and the batch of the package."""
+
+    def fixed(spec: TensorSpec) -> tuple[int | None, ...]:
+        return (batch, *spec.shape[1:])
+
+    inputs = tuple(
+        TensorSpec(spec.name, np.dtype(_DTYPES[spec.dtype]).name, tuple(example.shape))
+        for spec, example in zip(wanted.inputs, examples, strict=True)
+    )
+    outputs = tuple(TensorSpec(spec.name, np.dtype(_DTYPES[spec.dtype]).name, fixed(spec)) for spec in wanted.outputs)
+    return Signature(inputs, outputs)
+
+
+def _convert(program: ExportedProgram, signature: Signature, minimum_os: str, scheme: Scheme) -> Any:
+    import coremltools as ct
+
+    precision = ct.precision.FLOAT32 if _compute(scheme) == "float32" else ct.precision.FLOAT16
+    return ct.convert(
+        program,
+        convert_to="mlprogram",
+        inputs=[ct.TensorType(name=spec.name, shape=spec.shape, dtype=np.dtype(spec.dtype).type) for spec in signature.inputs],
+        outputs=[ct.TensorType(name=spec.name, dtype=np.dtype(spec.dtype).type) for spec in signature.outputs],
+        minimum_deployment_target=getattr(ct.target, f"iOS{OPSETS[minimum_os]}"),
+        compute_precision=precision,
+        skip_model_load=True,
+    )
+
+
+def _check_names(model: Any, signature: Signature, target: str) -> None:
+    description = model.get_spec().description
+    for kind, features, specs in (
+        ("inputs", description.input, signature.inputs),
+        ("outputs", description.output, signature.outputs),
+    ):
+        got, wanted = [feature.name for feature in features], [spec.name for spec in specs]
+        if got != wanted:
+            raise ExportError(
+                f"target {target!r}: coremltools named the {kind} {got}, the model's are {wanted}",
+                "Core ML feature names are identifiers",
+                "Rename them to letters, digits and underscores.",
+            )
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Keep the converter's progress bars and warnings off the terminal; its exceptions pass."""
+    log = logging.getLogger("coremltools")
+    level = log.level
+    log.setLevel(logging.ERROR)
+    try:
+        with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()), warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        log.setLevel(level)
