@@ -1,0 +1,5 @@
+"""`python -m edgepress`."""
+
+from edgepress.cli import main
+
+main()

@@ -1,0 +1,186 @@
+"""The command line: parses arguments, loads what a command needs and no more, turns errors into one line and an exit code.
+
+Exit codes: 0 pass, 1 a gate failed, 2 cannot judge (usage, recipe, missing runtime, internal error), 3 undecided.
+"""
+
+from __future__ import annotations
+
+import errno
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from edgepress.targets.errors import EdgepressError
+
+app = typer.Typer(
+    name="edgepress",
+    help="Compress a trained PyTorch checkpoint, put it on every device, and prove that it still works.",
+    no_args_is_help=True,
+    add_completion=False,
+    rich_markup_mode=None,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+ConfigArgument = Annotated[Path, typer.Argument(help="Recipe.", show_default=True)]
+RunArgument = Annotated[Path, typer.Argument(help="Folder a run wrote.")]
+JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON on stdout.")]
+OnlyOption = Annotated[list[str] | None, typer.Option("--only", metavar="TARGET", help="This target alone; may be repeated.")]
+DEFAULT_CONFIG = Path("edgepress.yaml")
+LATEST = Path("runs/latest")
+
+
+@app.callback()
+def _options(
+    debug: Annotated[bool, typer.Option("--debug", help="Show tracebacks.")] = False,
+    version: Annotated[bool, typer.Option("--version", help="Print the version and leave.")] = False,
+) -> None:
+    if version:
+        from edgepress import __version__
+
+        typer.echo(f"edgepress {__version__}")
+        raise typer.Exit
+
+
+@app.command(epilog="Example: edgepress init my-project --example digits")
+def init(
+    folder: Annotated[Path, typer.Argument(help="New project folder.")],
+    example: Annotated[str | None, typer.Option(help="Write a complete example: digits.")] = None,
+) -> None:
+    """Write a starter project: edgepress.yaml, model.py, data.py, and with --example a trained checkpoint."""
+    from edgepress.starter import write_starter
+
+    for path in write_starter(folder, example):
+        typer.echo(path)
+
+
+@app.command(epilog="Example: edgepress run edgepress.yaml --only onnxruntime --out runs/today")
+def run(
+    config: ConfigArgument = DEFAULT_CONFIG,
+    out: Annotated[
+        Path | None, typer.Option(help="Folder for the report and the bundle. Default: runs/<time>, linked as runs/latest.")
+    ] = None,
+    only: OnlyOption = None,
+    jobs: Annotated[int | None, typer.Option(min=1, help="Steps at a time. Default: one per core.")] = None,
+    fresh: Annotated[bool, typer.Option(help="Run every step again, whatever is stored.")] = False,
+    as_json: JsonOption = False,
+) -> None:
+    """Compress, export, validate and judge; write the report and a bundle per target."""
+    from edgepress.commands import run_recipe
+
+    raise typer.Exit(run_recipe(config, out, only or [], jobs, fresh, as_json))
+
+
+@app.command(epilog="Example: edgepress plan edgepress.yaml")
+def plan(config: ConfigArgument = DEFAULT_CONFIG, only: OnlyOption = None, as_json: JsonOption = False) -> None:
+    """Show the steps of a run, which are stored, and why the others are not. Runs nothing."""
+    from edgepress.commands import show_plan
+
+    show_plan(config, only or [], as_json)
+
+
+@app.command(epilog="Example: edgepress gate runs/latest --undecided pass --junit junit.xml")
+def gate(
+    run_dir: RunArgument = LATEST,
+    undecided: Annotated[str, typer.Option(help="What an undecided verdict does to the exit code: fail, warn or pass.")] = "warn",
+    junit: Annotated[Path | None, typer.Option(help="Also write a JUnit file here.")] = None,
+) -> None:
+    """Judge a run again by its report, without running anything: the verdict is the exit code."""
+    from edgepress.commands import judge_again
+
+    raise typer.Exit(judge_again(run_dir, undecided, junit))
+
+
+@app.command(epilog="Example: edgepress bench runs/new/bundle/tflite --against runs/old/bundle/tflite")
+def bench(
+    artifact: Annotated[Path, typer.Argument(help="A target's folder in a bundle.")],
+    against: Annotated[Path, typer.Option(help="The folder to compare with.")],
+    threads: Annotated[int, typer.Option(min=1, help="Threads of the runtime.")] = 1,
+    as_json: JsonOption = False,
+) -> None:
+    """Time two artifacts of one runtime in interleaved pairs and print the ratio with its interval."""
+    from edgepress.commands import time_pair
+
+    time_pair(artifact, against, threads, as_json)
+
+
+@app.command(epilog="Example: edgepress explain runs/latest tflite")
+def explain(run_dir: RunArgument, target: Annotated[str, typer.Argument(help="A target of the run.")]) -> None:
+    """Show where the accuracy went: float model, compressed PyTorch model, artifact; and what stayed in float."""
+    from edgepress.commands import show_explanation
+
+    show_explanation(run_dir, target)
+
+
+@app.command(epilog="Example: edgepress verify runs/latest/bundle")
+def verify(
+    bundle: Annotated[Path, typer.Argument(help="A bundle, or the run that holds one.")] = LATEST, as_json: JsonOption = False
+) -> None:
+    """Re-hash every file of a bundle and replay its golden samples in each runtime that is here."""
+    from edgepress.commands import verify_bundle
+
+    raise typer.Exit(verify_bundle(bundle, as_json))
+
+
+@app.command(epilog="Example: edgepress diff runs/yesterday runs/latest")
+def diff(run_a: RunArgument, run_b: RunArgument) -> None:
+    """Compare two runs target by target."""
+    from edgepress.commands import show_diff
+
+    show_diff(run_a, run_b)
+
+
+@app.command(epilog="Example: edgepress targets")
+def targets(as_json: JsonOption = False) -> None:
+    """List the catalog: device, runtime, file, precisions, and what is usable here."""
+    from edgepress.commands import show_targets
+
+    show_targets(as_json)
+
+
+@app.command(epilog="Example: edgepress doctor --install tflite-runtime")
+def doctor(
+    install: Annotated[str | None, typer.Option(help="Install a runtime that needs an environment of its own: tflite-runtime.")] = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Show versions, what works on this machine, and how to get the rest."""
+    from edgepress.commands import check_machine
+
+    check_machine(install, as_json)
+
+
+def main() -> None:
+    """Entry point of the `edgepress` command."""
+    debug = "--debug" in sys.argv[1:]
+    if debug:  # accepted anywhere on the line, as people type it
+        sys.argv.remove("--debug")
+    try:
+        app()
+    except EdgepressError as error:
+        if debug:
+            raise
+        _fail(str(error))
+    except KeyboardInterrupt:
+        _fail("Interrupted. Finished steps are stored; run the same command to go on.", 130)
+    except OSError as error:
+        if debug:
+            raise
+        full = error.errno in (errno.ENOSPC, errno.EDQUOT)
+        remedy = "Free space on that disk and run again; finished steps are stored." if full else "Check the path and its permissions."
+        _fail(f"{error.strerror or error}: {error.filename or 'while writing'}. {remedy}")
+    except Exception as error:  # a fault of our own: one line, with the way to the traceback
+        if debug:
+            raise
+        _fail(f"internal error: {type(error).__name__}: {error}. Run again with --debug and report what it shows.")
+
+
+def _fail(message: str, code: int = 2) -> None:
+    style = ("\033[31m", "\033[0m") if sys.stderr.isatty() else ("", "")
+    print(f"{style[0]}error:{style[1]} {message}", file=sys.stderr)
+    sys.exit(code)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,167 @@
+"""Runs a recipe: all targets side by side, measurements one after the other, then verdicts, bundle and report."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import time
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import suppress
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from edgepress import isolate
+from edgepress.config import Config, TargetPlan
+from edgepress.pipeline import Pipeline, Prepared, TargetRun
+from edgepress.step import Listener, Runner
+from edgepress.store import Store
+from edgepress.targets.errors import ConfigError, ProjectError
+
+_STALE_S = 24 * 3600.0
+
+
+@dataclass(frozen=True)
+class RunOptions:
+    """What the command line says about a run.
+
+    Attributes:
+        out: folder for report and bundle; None for `runs/<time>`.
+        jobs: steps at a time; None for one per core.
+        fresh: run every step again.
+    """
+
+    out: Path | None = None
+    jobs: int | None = None
+    fresh: bool = False
+
+
+@dataclass(frozen=True)
+class Finished:
+    """A finished run: where it is, and its report."""
+
+    run_dir: Path
+    report: dict[str, Any]
+
+
+def open_store(config: Config) -> Store:
+    """The store of a recipe: `EDGEPRESS_STORE`, else `.edgepress/store` beside it."""
+    root = Path(os.environ.get("EDGEPRESS_STORE") or config.path.parent / ".edgepress" / "store").absolute()
+    scratch = root / "tmp"
+    if scratch.is_dir():
+        for left in scratch.iterdir():  # what killed runs left behind
+            with suppress(FileNotFoundError):
+                if time.time() - left.stat().st_mtime > _STALE_S:
+                    shutil.rmtree(left, ignore_errors=True)
+    return Store(root)
+
+
+def run(config: Config, plans: Sequence[TargetPlan], options: RunOptions, listener: Listener) -> Finished:
+    """Do everything a recipe asks for.
+
+    Returns:
+        The run, whatever its verdict.
+
+    Raises:
+        EdgepressError: nothing can be judged: the user's side is wrong, or the output folder cannot be used.
+        KeyboardInterrupt: every child process has been ended.
+    """
+    from edgepress.assemble import assemble
+    from edgepress.bundle.write import write_bundle
+    from edgepress.report.write import write_report
+
+    started, clock = datetime.now(UTC), time.monotonic()
+    place = _place(options.out, started)
+    if not config.checkpoint.is_file():
+        raise ProjectError(f"checkpoint {str(config.checkpoint)!r} does not exist", "", "Check `model.checkpoint` in the recipe.")
+    store = open_store(config)
+    staging = place.with_name(f".{place.name}.{os.getpid()}.partial")
+    log = store.root.parent / f"log-{os.getpid()}.txt"
+    log.parent.mkdir(parents=True, exist_ok=True)
+    log.write_text(f"edgepress run {config.path}\nstarted {started.isoformat(timespec='seconds')}\n")
+    try:
+        runner = Runner(store, listener, log, options.jobs or config.run.jobs, options.fresh)
+        pipeline = Pipeline(config, plans, runner)
+        prepared, runs = _interruptible(lambda pool: _compress(pipeline, plans, pool), len(plans))
+        for target in runs:
+            _timed(target, lambda t=target: pipeline.measure(t, prepared))
+        staging.mkdir(parents=True)
+        report, artifacts = assemble(config, prepared, runs, started, time.monotonic() - clock)
+        write_bundle(staging, report, artifacts)
+        shutil.copyfile(log, staging / "log.txt")
+        write_report(staging, report)
+        _publish(staging, place)
+    except KeyboardInterrupt:
+        isolate.kill_all()
+        raise
+    finally:
+        shutil.rmtree(staging, ignore_errors=True)
+        log.replace(log.with_name("log.txt"))
+    if options.out is None:
+        _link_latest(place)
+    return Finished(place, report)
+
+
+def _compress(pipeline: Pipeline, plans: Sequence[TargetPlan], pool: ThreadPoolExecutor) -> tuple[Prepared, list[TargetRun]]:
+    prepared = pipeline.prepare()
+    futures: list[Future[TargetRun]] = [pool.submit(_timed_compress, pipeline, plan, prepared) for plan in plans]
+    return prepared, [future.result() for future in futures]
+
+
+def _timed_compress(pipeline: Pipeline, plan: TargetPlan, prepared: Prepared) -> TargetRun:
+    clock = time.monotonic()
+    run = pipeline.compress(plan, prepared)
+    run.seconds += time.monotonic() - clock
+    return run
+
+
+def _timed(run: TargetRun, action: Callable[[], None]) -> None:
+    clock = time.monotonic()
+    action()
+    run.seconds += time.monotonic() - clock
+
+
+def _interruptible(action: Callable[[ThreadPoolExecutor], Any], workers: int) -> Any:
+    """Run `action` with a thread pool; on Ctrl-C end all children first, so that the threads end too."""
+    pool = ThreadPoolExecutor(max(1, workers))
+    try:
+        return action(pool)
+    except KeyboardInterrupt:
+        isolate.kill_all()
+        raise
+    finally:
+        pool.shutdown(wait=True, cancel_futures=True)
+
+
+def _place(out: Path | None, started: datetime) -> Path:
+    """Where the run goes.
+
+    Raises:
+        ConfigError: the folder holds something that is not a run.
+    """
+    place = out.absolute() if out else Path("runs", started.strftime("%Y%m%d-%H%M%S")).absolute()
+    if place.is_file() or (place.is_dir() and any(place.iterdir()) and not (place / "report.json").is_file()):
+        raise ConfigError(f"--out {str(place)!r} is not a run and not empty", "it would be replaced", "Name a new folder.")
+    place.parent.mkdir(parents=True, exist_ok=True)
+    return place
+
+
+def _publish(staging: Path, place: Path) -> None:
+    """Put the finished run in its place; an older one there goes only once the new one is whole."""
+    old = place.with_name(f".{place.name}.{os.getpid()}.old")
+    if place.exists():
+        place.rename(old)
+    staging.rename(place)
+    shutil.rmtree(old, ignore_errors=True)
+
+
+def _link_latest(place: Path) -> None:
+    link = place.parent / "latest"
+    partial = place.parent / f".latest.{os.getpid()}"
+    partial.unlink(missing_ok=True)
+    partial.symlink_to(place.name)
+    if link.is_dir() and not link.is_symlink():
+        raise ConfigError(f"{str(link)!r} is a folder", "it should be a link to the newest run", "Rename it.")
+    partial.replace(link)

@@ -1,0 +1,70 @@
+"""What a person sees while a run goes on: every running step with its progress, every finished one as a line. On stderr."""
+
+from __future__ import annotations
+
+import threading
+from types import TracebackType
+
+from rich.console import Console
+from rich.progress import BarColumn, Progress, SpinnerColumn, TaskID, TaskProgressColumn, TextColumn, TimeElapsedColumn
+
+from edgepress.step import Result, Step
+
+
+class Live:
+    """A `Listener` that draws on a terminal and prints plain lines elsewhere.
+
+    Args:
+        console: where to draw; by default stderr.
+        quiet: print nothing at all.
+    """
+
+    def __init__(self, console: Console | None = None, quiet: bool = False) -> None:
+        self.console = console or Console(stderr=True, quiet=quiet, highlight=False)
+        self._progress = Progress(
+            SpinnerColumn(),
+            TextColumn("{task.description}"),
+            BarColumn(bar_width=20),
+            TaskProgressColumn(show_speed=False),
+            TimeElapsedColumn(),
+            console=self.console,
+            transient=True,
+            disable=not self.console.is_terminal or quiet,
+        )
+        self._tasks: dict[str, TaskID] = {}
+        self._cached = 0
+        self._lock = threading.Lock()
+
+    def __enter__(self) -> Live:
+        self._progress.start()
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None) -> None:
+        self._progress.stop()
+        if self._cached and kind is None:
+            self.console.print(f"[dim]{self._cached} steps unchanged, taken from the store[/dim]")
+
+    def started(self, step: Step) -> None:
+        """Show a running step."""
+        with self._lock:
+            self._tasks[step.name] = self._progress.add_task(step.name, total=None)
+
+    def moved(self, step: Step, text: str, done: int, total: int) -> None:
+        """Show how far it is."""
+        with self._lock:
+            task = self._tasks.get(step.name)
+            if task is not None:
+                self._progress.update(task, description=f"{step.name} [dim]{text}[/dim]", completed=done, total=total or None)
+
+    def ended(self, step: Step, result: Result | None) -> None:
+        """A finished step becomes a line; cached ones are only counted."""
+        with self._lock:
+            task = self._tasks.pop(step.name, None)
+            if task is not None:
+                self._progress.remove_task(task)
+            if result is None:
+                self.console.print(f"[red]failed[/red]  {step.name}")
+            elif result.cached:
+                self._cached += 1
+            else:
+                self.console.print(f"[green]done[/green]    {step.name} [dim]{result.seconds:.1f} s[/dim]")

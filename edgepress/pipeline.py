@@ -1,0 +1,256 @@
+"""The way of a model through edgepress, as steps: the same code runs them and plans them.
+
+data -> model -> reference -> calibrate -> per target: export -> execute -> score -> latency, memory
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from edgepress.config import Config, TargetPlan
+from edgepress.isolate import Limits
+from edgepress.machine import cores
+from edgepress.step import Executor, Result, Step
+from edgepress.targets.errors import EdgepressError
+from edgepress.targets.nouns import Scheme
+from edgepress.targets.rules import rules_for
+
+_PROJECT = "edgepress.compress.project.steps"
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """One scheme tried for a target.
+
+    Attributes:
+        scheme: what was tried.
+        export: result of its export, or None when it failed.
+        selection: its score on the selection share, where one was needed.
+        held: the drop on the selection share is within the recipe's `max_drop` (True where it was the only choice).
+        why: in words.
+    """
+
+    scheme: Scheme
+    export: Result | None
+    selection: Result | None
+    held: bool
+    why: str
+
+
+@dataclass
+class TargetRun:
+    """Everything one target went through."""
+
+    plan: TargetPlan
+    tried: list[Candidate] = field(default_factory=list)
+    chosen: Candidate | None = None
+    execution: Result | None = None
+    score: Result | None = None
+    latency: Result | None = None
+    latency_error: str | None = None
+    memory: Result | None = None
+    memory_error: str | None = None
+    second: dict[str, Any] | None = None
+    error: EdgepressError | None = None
+    seconds: float = 0.0
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """The float model and its data, ready for every target."""
+
+    data: Result
+    model: Result
+    reference: Result
+    calibration: Result | None
+    simulation: Result | None = None
+
+
+class Pipeline:
+    """Builds the steps of a recipe and hands them to an executor.
+
+    Args:
+        config: the recipe.
+        plans: its targets, or those that were asked for.
+        executor: runs or plans steps.
+    """
+
+    def __init__(self, config: Config, plans: Sequence[TargetPlan], executor: Executor) -> None:
+        self.config, self.plans, self._do = config, plans, executor.do
+        self._limits = Limits(config.run.timeout, int(config.run.memory))
+
+    def prepare(self) -> Prepared:
+        """The steps all targets share.
+
+        Raises:
+            EdgepressError: the user's model, checkpoint, data or metric cannot be used; no target can run then.
+        """
+        config = self.config
+        data = self._user("data", f"{_PROJECT}:collect", config.collect_params(), {})
+        model = self._user("model", f"{_PROJECT}:trace", config.trace_params(), {"data": data}, (config.checkpoint,))
+        reference = self._user("reference", f"{_PROJECT}:reference", {"metric": config.metric}, {"model": model, "data": data})
+        calibration = None
+        if any(scheme.kind.startswith("static") for plan in self.plans for scheme in self.schemes(plan)):
+            quantize = config.quantize
+            params = {"observer": quantize.observer if quantize else "histogram", "signature": self._signature(model)}
+            calibration = self._shared("calibrate", "edgepress.steps.quantize:calibrate", params, {"model": model, "data": data})
+        return Prepared(data, model, reference, calibration)
+
+    def schemes(self, plan: TargetPlan) -> list[Scheme]:
+        """How the target's precision may be carried out, in the order of trial."""
+        precision = plan.target.precision
+        if precision == "int8":
+            chosen = self.config.quantize.scheme if self.config.quantize else "auto"
+            kinds = rules_for(plan.target.runtime).ladder if chosen == "auto" else (chosen,)
+        else:
+            kinds = ("weights",) if precision == "int8-weights" else ("float",)
+        return [Scheme(precision, kind) for kind in kinds]
+
+    def compress(self, plan: TargetPlan, prepared: Prepared) -> TargetRun:
+        """Export, execute and score one target; try the next scheme while outputs do not hold."""
+        run = TargetRun(plan)
+        try:
+            self._choose(run, prepared)
+            if run.chosen is not None and run.chosen.export is not None:
+                export = run.chosen.export
+                run.execution = self._execute(plan, prepared, export, "validation", plan.target.runtime)
+                run.score = self._score(plan, prepared, run.execution, "validation")
+                run.second = self._second(plan, prepared, export)
+        except EdgepressError as error:
+            run.error = error
+        return run
+
+    def measure(self, run: TargetRun, prepared: Prepared) -> None:
+        """Latency beside the float model in the same runtime, and peak memory; each alone on the machine."""
+        if run.error is not None or run.chosen is None or run.chosen.export is None:
+            return
+        plan, export = run.plan, run.chosen.export
+        name, common = plan.target.name, self._measured(plan, prepared, export)
+        try:
+            float_export = self._export(plan, prepared, Scheme("fp32", "float"), "fp32 ")
+            inputs = {"export": export, "float_export": float_export, "data": prepared.data}
+            params = {**common, "reference": float_export.value.get("artifact")}
+            run.latency = self._machine(f"latency {name}", "edgepress.steps.measure:latency", params, inputs, plan.target.threads)
+        except EdgepressError as error:
+            run.latency_error = str(error)
+        try:
+            inputs = {"export": export, "data": prepared.data}
+            run.memory = self._machine(f"memory {name}", "edgepress.steps.measure:memory", common, inputs, plan.target.threads)
+        except EdgepressError as error:
+            run.memory_error = str(error)
+
+    def _choose(self, run: TargetRun, prepared: Prepared) -> None:
+        """Walk the ladder: the first scheme that holds, else the one that lost least."""
+        schemes = self.schemes(run.plan)
+        last: EdgepressError | None = None
+        for scheme in schemes:
+            try:
+                candidate = self._try(run.plan, prepared, scheme, only=len(schemes) == 1)
+            except EdgepressError as error:
+                last = error
+                run.tried.append(Candidate(scheme, None, None, False, str(error)))
+                continue
+            run.tried.append(candidate)
+            if candidate.held:
+                run.chosen = candidate
+                return
+        made = [c for c in run.tried if c.export is not None and c.selection is not None]
+        if not made:
+            raise last or EdgepressError(f"target {run.plan.target.name!r} has no scheme to try")
+        run.chosen = min(made, key=lambda c: float(c.selection.value["drop"]) if c.selection else 0.0)
+
+    def _try(self, plan: TargetPlan, prepared: Prepared, scheme: Scheme, only: bool) -> Candidate:
+        export = self._export(plan, prepared, scheme)
+        if only:
+            return Candidate(scheme, export, None, True, "the only scheme for this precision")
+        execution = self._execute(plan, prepared, export, "selection", plan.target.runtime, scheme.label)
+        score = self._score(plan, prepared, execution, "selection", scheme.label)
+        if score.pending:
+            return Candidate(scheme, export, score, True, "")
+        limit = self.config.quantize.max_drop if self.config.quantize else 0.5
+        drop, unit = float(score.value["drop"]), score.value["unit"]
+        held = drop <= limit
+        sign = "within" if held else "over"
+        why = f"drop of {drop:+.2f} {unit} on {score.value['samples']} training samples kept apart, {sign} {limit:g} {unit}"
+        return Candidate(scheme, export, score, held, why)
+
+    def _export(self, plan: TargetPlan, prepared: Prepared, scheme: Scheme, prefix: str = "") -> Result:
+        target = plan.target.to_json() | ({"precision": scheme.precision} if prefix else {})
+        target |= {"threads": 1, "batch": 1}  # measured with, not exported with
+        params = {"target": target, "scheme": vars(scheme), "signature": self._signature(prepared.model)}
+        inputs = {"model": prepared.model, "data": prepared.data}
+        if scheme.kind.startswith("static") and prepared.calibration is not None:
+            inputs["calibration"] = prepared.calibration
+        return self._shared(f"export {plan.target.name} {scheme.label}", "edgepress.steps.export:export", params, inputs)
+
+    def _execute(self, plan: TargetPlan, prepared: Prepared, export: Result, share: str, runtime: str, label: str = "") -> Result:
+        name = plan.target.name if runtime == plan.target.runtime else f"{plan.target.name} in {runtime}"
+        params = {
+            "runtime": runtime,
+            "artifact": export.value.get("artifact"),
+            "signature": self._signature(prepared.model),
+            "share": share,
+            "threads": cores(),
+        }
+        title = f"run {name} {label}".rstrip() + (" (selection)" if share == "selection" else "")
+        step = Step(
+            title,
+            "edgepress.steps.execute:execute",
+            params,
+            {"export": export, "data": prepared.data},
+            machine=True,
+            threads=cores(),
+            limits=self._limits,
+        )
+        return self._do(step)
+
+    def _score(self, plan: TargetPlan, prepared: Prepared, execution: Result, share: str, label: str = "") -> Result:
+        params = {"metric": self.config.metric, "share": share, "confidence": plan.confidence, "signature": self._signature(prepared.model)}
+        inputs = {"execution": execution, "reference": prepared.reference, "data": prepared.data}
+        name = f"score {plan.target.name} {label}".rstrip() + (" (selection)" if share == "selection" else "")
+        return self._user(name, "edgepress.steps.score:score", params, inputs)
+
+    def _second(self, plan: TargetPlan, prepared: Prepared, export: Result) -> dict[str, Any] | None:
+        """What a second runtime of the same file says, where the catalog names one that is installed."""
+        from edgepress.validators.runtimes import RUNTIMES
+
+        second = plan.second_runtime
+        if second is None:
+            return None
+        support = RUNTIMES.get(second)().supports()
+        if not support.usable:
+            return {"runtime": second, "error": f"{support.missing}. Run: {support.install}"}
+        try:
+            execution = self._execute(plan, prepared, export, "validation", second)
+            score = self._score(plan, prepared, execution, "validation", f"in {second}")
+        except EdgepressError as error:
+            return {"runtime": second, "error": str(error)}
+        return {"runtime": second, "execution": execution, "score": score}
+
+    def _measured(self, plan: TargetPlan, prepared: Prepared, export: Result) -> dict[str, Any]:
+        return {
+            "runtime": plan.target.runtime,
+            "artifact": export.value.get("artifact"),
+            "signature": self._signature(prepared.model),
+            "threads": plan.target.threads,
+            "batch": plan.target.batch,
+        }
+
+    def _signature(self, model: Result) -> Any:
+        return model.value.get("signature")
+
+    def _user(
+        self, name: str, function: str, params: Mapping[str, Any], inputs: Mapping[str, Result], files: tuple[Any, ...] = ()
+    ) -> Result:
+        """A step that runs the user's code."""
+        return self._do(Step(name, function, params, inputs, self.config.root, files, threads=cores(), limits=self._limits))
+
+    def _shared(self, name: str, function: str, params: Mapping[str, Any], inputs: Mapping[str, Result]) -> Result:
+        """A step whose result holds on every machine."""
+        return self._do(Step(name, function, params, inputs, threads=cores(), limits=self._limits))
+
+    def _machine(self, name: str, function: str, params: Mapping[str, Any], inputs: Mapping[str, Result], threads: int) -> Result:
+        """A measurement: for this machine, with nothing else running."""
+        return self._do(Step(name, function, params, inputs, machine=True, alone=True, threads=threads, limits=self._limits))

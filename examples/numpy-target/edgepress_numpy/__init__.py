@@ -1,0 +1,1 @@
+"""A target that executes convolutional networks with NumPy: the smallest complete backend, and the test double."""
