@@ -18,6 +18,7 @@ class CatalogEntry:
         file: what is shipped, e.g. `.onnx`.
         precision: used where the recipe names none.
         options: names of the options its exporter reads, each with its meaning.
+        patterns: regular expressions that a value of an option (every item, of a list) matches as a whole.
     """
 
     name: str
@@ -26,9 +27,17 @@ class CatalogEntry:
     file: str
     precision: str = "int8"
     options: tuple[tuple[str, str], ...] = ()
+    patterns: tuple[tuple[str, str], ...] = ()
 
 
-ONNXRUNTIME = CatalogEntry("onnxruntime", "onnxruntime", "x86-64 or Arm CPU", ".onnx", options=(("opset", "ONNX opset, 18 to 23"),))
+ONNXRUNTIME = CatalogEntry(
+    "onnxruntime",
+    "onnxruntime",
+    "x86-64 or Arm CPU",
+    ".onnx",
+    options=(("opset", "ONNX opset, 18 to 23"),),
+    patterns=(("opset", "18|19|20|21|22|23"),),
+)
 OPENVINO = CatalogEntry("openvino", "openvino", "Intel or AMD x86-64 CPU", ".xml + .bin")
 TENSORRT = CatalogEntry(
     "tensorrt",
@@ -36,9 +45,24 @@ TENSORRT = CatalogEntry(
     "NVIDIA GPU",
     ".engine + .onnx",
     options=(("compute_capability", "list of SM versions to build for, e.g. ['8.6', '8.9']"),),
+    patterns=(("compute_capability", r"\d{1,2}\.\d"),),
 )
-COREML = CatalogEntry("coreml", "coreml", "Apple device", ".mlpackage", options=(("minimum_os", "iOS15 … iOS18, macOS12 … macOS15"),))
-TFLITE = CatalogEntry("tflite", "litert", "Android or embedded Linux CPU", ".tflite", options=(("io", "float or int8 inputs and outputs"),))
+COREML = CatalogEntry(
+    "coreml",
+    "coreml",
+    "Apple device",
+    ".mlpackage",
+    options=(("minimum_os", "iOS15 … iOS18, macOS12 … macOS15"),),
+    patterns=(("minimum_os", "iOS1[5678]|macOS1[2345]"),),
+)
+TFLITE = CatalogEntry(
+    "tflite",
+    "litert",
+    "Android or embedded Linux CPU",
+    ".tflite",
+    options=(("io", "float or int8 inputs and outputs"),),
+    patterns=(("io", "float|int8"),),
+)
 
 CATALOG = Registry(
     "edgepress.targets",

@@ -1,0 +1,192 @@
+"""edgepress.yaml: load it strictly, and turn it into the targets of a run. Imports neither torch nor any runtime."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from edgepress.config_check import build
+from edgepress.config_models import BASELINE_GATES, DataConfig, GatesConfig, ModelConfig, QuantizeConfig, RunConfig, TopLevel, keys_of
+from edgepress.config_targets import TargetEntry, read_steps, read_targets
+from edgepress.config_yaml import Place, Source, read
+from edgepress.targets.nouns import Target
+from edgepress.targets.rules import rules_for
+
+
+@dataclass(frozen=True)
+class GateLimit:
+    """One threshold.
+
+    Attributes:
+        name: `accuracy_drop`, `latency_ratio`, `size`, `peak_memory`, `latency_p50` … `latency_p99`; thresholds against the
+            accepted release are prefixed: `baseline.accuracy_drop`, `baseline.latency_ratio`, `baseline.size`, `baseline.peak_memory`.
+        limit: in `unit`.
+        unit: `pp`, `ratio`, `bytes` or `ms`.
+        confidence: of the interval it is judged on; None for exact facts.
+        machine: fingerprint of the machine an absolute latency holds for, where the recipe names one.
+    """
+
+    name: str
+    limit: float
+    unit: str
+    confidence: float | None = 0.95
+    machine: str | None = None
+
+
+@dataclass(frozen=True)
+class TargetPlan:
+    """A target, how it is judged, and which of its metrics may stay unmeasured (`accuracy`, `latency`, `peak_memory`)."""
+
+    target: Target
+    gates: tuple[GateLimit, ...]
+    accepted: frozenset[str]
+
+
+@dataclass(frozen=True)
+class Config:
+    """A checked edgepress.yaml.
+
+    Attributes:
+        path: the file, absolute.
+        root: folder of the user's modules and of relative paths, absolute.
+        source: the file with its lines, for messages about what only shows later.
+        quantize: the quantize step, or None: every target stays fp32.
+        targets: entries of `targets:`; `recipe` makes nouns of them.
+    """
+
+    path: Path
+    root: Path
+    source: Source
+    project: str
+    model: ModelConfig
+    data: DataConfig
+    metric: str
+    quantize: QuantizeConfig | None
+    targets: tuple[TargetEntry, ...]
+    gates: GatesConfig
+    run: RunConfig
+    seed: int
+
+    @property
+    def checkpoint(self) -> Path:
+        """The checkpoint's absolute path."""
+        return self.root / self.model.checkpoint
+
+    def collect_params(self) -> dict[str, Any]:
+        """JSON-able parameters of `compress.project.steps:collect`."""
+        calibration = self.data.calibration
+        return {
+            "root": str(self.root),
+            "train": self.data.train,
+            "validation": self.data.validation,
+            "calibration": calibration.model_dump(),
+            "exact": sorted(calibration.model_fields_set & {"samples", "selection"}),
+            "model_inputs": self._inputs(),
+            "seed": self.seed,
+        }
+
+    def trace_params(self) -> dict[str, Any]:
+        """JSON-able parameters of `compress.project.steps:trace`."""
+        return {
+            "root": str(self.root),
+            "factory": self.model.factory,
+            "args": self.model.args,
+            "checkpoint": self.model.checkpoint,
+            "model_inputs": self._inputs(),
+            "model_outputs": list(self.model.outputs) if self.model.outputs is not None else None,
+            "dynamic_batch": self.model.dynamic_batch,
+            "metric": self.metric,
+            "seed": self.seed,
+        }
+
+    def _inputs(self) -> list[dict[str, str | None]] | None:
+        return [item.model_dump() for item in self.model.inputs] if self.model.inputs is not None else None
+
+
+def load(path: str | Path) -> Config:
+    """Read and check a recipe.
+
+    Raises:
+        ConfigError: anything wrong with the file; the message names file, line, value and what to write.
+    """
+    path = Path(path)
+    source = read(path)
+    top = build(TopLevel, source.data, source, ())
+    quantize = read_steps(top.compress, source)
+    root = path.absolute().parent / Path(top.root or "").expanduser()
+    if not root.is_dir():
+        raise source.error(("root",), f"{str(top.root)!r} is not a folder", f"Resolved to {root}.")
+    return Config(
+        path=path.absolute(),
+        root=root.resolve(),
+        source=source,
+        project=top.project,
+        model=top.model,
+        data=top.data,
+        metric=top.metric,
+        quantize=quantize,
+        targets=read_targets(top.targets, source),
+        gates=top.gates,
+        run=top.run,
+        seed=top.seed,
+    )
+
+
+def recipe(config: Config) -> tuple[TargetPlan, ...]:
+    """The targets of a run with their gates.
+
+    The precision is the target's own, else the quantize step's, else fp32 where the recipe has no quantize step.
+
+    Raises:
+        ConfigError: a target's runtime does not have the precision or the scheme asked for.
+    """
+    return tuple(_plan(config, entry) for entry in config.targets)
+
+
+def _plan(config: Config, entry: TargetEntry) -> TargetPlan:
+    own, step = entry.overrides, config.quantize
+    rules = rules_for(entry.entry.runtime)
+    precision = own.precision or (step.precision if step else "fp32")
+    if precision not in rules.precisions:
+        place: Place = (*entry.place, "precision") if own.precision else entry.place
+        raise config.source.error(
+            place,
+            f"target {entry.name!r} has no {precision}",
+            f"Its runtime has {', '.join(rules.precisions)}; write e.g. `- {entry.name}: {{precision: {rules.precisions[0]}}}`.",
+        )
+    if step and precision == "int8" and step.scheme != "auto" and step.scheme not in rules.ladder:
+        raise config.source.error(
+            entry.place, f"target {entry.name!r} has no scheme {step.scheme!r}", f"Its runtime has {', '.join(rules.ladder)}; or use auto."
+        )
+    target = Target(
+        name=entry.name,
+        runtime=entry.entry.runtime,
+        device=own.device or entry.entry.device,
+        precision=precision,
+        options=entry.options,
+        threads=own.threads or config.run.threads,
+        batch=own.batch or config.run.batch,
+    )
+    accepted = frozenset(name for name, word in own.unmeasured.model_dump().items() if word == "accept")
+    return TargetPlan(target, _gates(config.gates, entry), accepted)
+
+
+def _gates(defaults: GatesConfig, entry: TargetEntry) -> tuple[GateLimit, ...]:
+    limits: list[GateLimit] = []
+    for name in keys_of(GatesConfig):
+        gate = getattr(entry.overrides.gates, name) or getattr(defaults, name)
+        if gate is None or name in entry.gates_off:
+            continue
+        if name == "against_baseline":
+            values = {key: getattr(gate, key) for key in BASELINE_GATES}
+            limits += [GateLimit(f"baseline.{k}", v, BASELINE_GATES[k].base or "ratio") for k, v in values.items() if v is not None]
+        else:
+            limits.append(_limit(name, gate))
+    return tuple(limits)
+
+
+def _limit(name: str, gate: Any) -> GateLimit:
+    unit = {"accuracy_drop": "pp", "latency_ratio": "ratio", "size": "bytes", "peak_memory": "bytes"}.get(name, "ms")
+    scale = 1000.0 if unit == "ms" else 1.0
+    return GateLimit(name, gate.max * scale, unit, getattr(gate, "confidence", None), getattr(gate, "machine", None))
