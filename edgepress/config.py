@@ -36,11 +36,21 @@ class GateLimit:
 
 @dataclass(frozen=True)
 class TargetPlan:
-    """A target, how it is judged, and which of its metrics may stay unmeasured (`accuracy`, `latency`, `peak_memory`)."""
+    """A target and how it is judged.
+
+    Attributes:
+        target: what to export for.
+        gates: its thresholds.
+        accepted: metrics that may stay unmeasured: `accuracy`, `latency`, `peak_memory`.
+        confidence: of the interval of its accuracy drop.
+        second_runtime: a further runtime of the same file, where the catalog names one.
+    """
 
     target: Target
     gates: tuple[GateLimit, ...]
     accepted: frozenset[str]
+    confidence: float = 0.95
+    second_runtime: str | None = None
 
 
 @dataclass(frozen=True)
@@ -169,7 +179,9 @@ def _plan(config: Config, entry: TargetEntry) -> TargetPlan:
         batch=own.batch or config.run.batch,
     )
     accepted = frozenset(name for name, word in own.unmeasured.model_dump().items() if word == "accept")
-    return TargetPlan(target, _gates(config.gates, entry), accepted)
+    gates = _gates(config.gates, entry)
+    confidence = next((gate.confidence for gate in gates if gate.name == "accuracy_drop" and gate.confidence), 0.95)
+    return TargetPlan(target, gates, accepted, confidence, entry.entry.second_runtime)
 
 
 def _gates(defaults: GatesConfig, entry: TargetEntry) -> tuple[GateLimit, ...]:

@@ -85,12 +85,16 @@ class DataConfig(Strict):
 
 
 class QuantizeConfig(Strict):
-    """The quantize step."""
+    """The quantize step.
+
+    `scheme: auto` ships, per target, the first scheme that loses at most `max_drop` on training samples held apart.
+    """
 
     precision: Precision = "int8"
     method: Literal["ptq", "qat"] = "ptq"
     observer: Observer = "histogram"
     scheme: Literal["auto", "static", "static-matmul", "dynamic", "weights"] = "auto"
+    max_drop: Points = 0.5
 
 
 class FinetuneConfig(Strict):

@@ -18,6 +18,7 @@ class CatalogEntry:
         file: what is shipped, e.g. `.onnx`.
         precision: used where the recipe names none.
         options: names of the options its exporter reads, each with its meaning.
+        second_runtime: a further runtime that reads the same file, used where it is installed.
         patterns: regular expressions that a value of an option (every item, of a list) matches as a whole.
     """
 
@@ -28,6 +29,7 @@ class CatalogEntry:
     precision: str = "int8"
     options: tuple[tuple[str, str], ...] = ()
     patterns: tuple[tuple[str, str], ...] = ()
+    second_runtime: str | None = None
 
 
 ONNXRUNTIME = CatalogEntry(
@@ -62,6 +64,7 @@ TFLITE = CatalogEntry(
     ".tflite",
     options=(("io", "float or int8 inputs and outputs"),),
     patterns=(("io", "float|int8"),),
+    second_runtime="tflite-runtime",
 )
 
 CATALOG = Registry(

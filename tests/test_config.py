@@ -86,7 +86,7 @@ def test_the_recipe_of_the_interface_loads_with_all_its_parts(tmp_path: Path) ->
     plans = planned(tmp_path, INTERFACE)
     assert list(plans) == ["onnxruntime", "openvino", "tensorrt", "coreml", "tflite"]
     assert {plan.target.precision for plan in plans.values()} == {"int8"}
-    assert plans["tflite"].target.runtime == "litert"
+    assert plans["tflite"].target.runtime == "litert" and plans["tflite"].second_runtime == "tflite-runtime"
     assert plans["tensorrt"].target.options == {"compute_capability": ("8.6", "8.9")}
     assert plans["coreml"].target.options == {"minimum_os": "iOS18"}
     assert plans["coreml"].accepted == {"latency"} and plans["openvino"].accepted == frozenset()
@@ -384,5 +384,5 @@ def test_what_is_written_is_what_is_loaded(tmp_path: Path, quantize: dict[str, s
     document = {**yaml.safe_load(MINIMAL), "compress": [{"quantize": quantize}], "run": {"threads": threads}, "seed": seed}
     config = loaded(tmp_path, yaml.safe_dump(document))
     assert isinstance(config.quantize, QuantizeConfig)
-    assert config.quantize.model_dump() == {**quantize, "method": "ptq"}
+    assert config.quantize.model_dump() == {**quantize, "method": "ptq", "max_drop": 0.5}
     assert (config.run.threads, config.seed) == (threads, seed)
