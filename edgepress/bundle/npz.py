@@ -21,7 +21,7 @@ def save_npz(path: Path, arrays: Mapping[str, np.ndarray]) -> None:
     with zipfile.ZipFile(path, "w", zipfile.ZIP_STORED) as archive:
         for name in sorted(arrays):
             buffer = io.BytesIO()
-            np.save(buffer, np.ascontiguousarray(arrays[name]), allow_pickle=False)
+            np.save(buffer, np.asarray(arrays[name], order="C"), allow_pickle=False)
             entry = zipfile.ZipInfo(f"{name}.npy", _EPOCH)
             entry.create_system = 3
             entry.external_attr = 0o644 << 16

@@ -1,0 +1,34 @@
+"""report.html: one file that holds everything it shows; no script, no font, no link to anywhere."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from edgepress.report import numbers, pictures
+from edgepress.report.present import WORDS, drop_unit, headline, scheme_label, unmeasured, views
+
+
+def render_html(report: Mapping[str, Any]) -> str:
+    """The report as one HTML page (UTF-8)."""
+    from jinja2 import Environment, PackageLoader, StrictUndefined
+
+    environment = Environment(
+        loader=PackageLoader("edgepress.report", "templates"),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        auto_reload=False,
+    )
+    environment.globals.update(n=numbers, geometry=pictures, words=WORDS, scheme_label=scheme_label, unmeasured=unmeasured)
+    environment.filters["minus"] = lambda text: str(text).replace("-", "\u2212") if str(text).lstrip("-")[:1].isdigit() else str(text)
+    rows = views(report)
+    return environment.get_template("report.html").render(
+        report=report,
+        rows=rows,
+        headline=headline(report),
+        unit=drop_unit(report),
+        panels=pictures.pictures(report, rows),
+        command=report.get("command") or "edgepress run",
+    )

@@ -1,0 +1,94 @@
+"""Numbers as people read them: three significant digits, one unit, a plain hyphen for minus."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+
+from edgepress.quantities import DURATION, SIZE, human
+
+NONE = "-"
+_LIMIT = re.compile(r"([-+]?\d*\.?\d+(?:[eE][-+]?\d+)?)\s*([a-zA-Zµ%]*)")
+
+
+def size(value: float | None) -> str:
+    """Bytes: `1.23 MB`."""
+    return NONE if value is None else human(value, SIZE)
+
+
+def milliseconds(value: float | None) -> str:
+    """Milliseconds to three significant digits: `0.412 ms`, `12.3 ms`, `1234 ms`."""
+    if value is None:
+        return NONE
+    places = 0 if value >= 99.95 else 1 if value >= 9.995 else 2 if value >= 0.9995 else 3
+    return f"{value:.{places}f} ms"
+
+
+def seconds(value: float) -> str:
+    """How long something took: `0.4 s`, `12 s`, `3 min 5 s`."""
+    if value < 10:
+        return f"{value:.1f} s"
+    if value < 60:
+        return f"{value:.0f} s"
+    minutes, rest = divmod(round(value), 60)
+    return f"{minutes} min {rest} s"
+
+
+def drop(value: float | None, unit: str = "pp") -> str:
+    """A loss against the original; `+` is worse."""
+    if value is None:
+        return NONE
+    text = f"{value:+.2f}" if unit == "pp" else f"{value:+.3g}"
+    return f"{_unsigned_zero(text)} {unit}".strip()
+
+
+def ratio(value: float | None) -> str:
+    """Against the reference: `0.31x`."""
+    return NONE if value is None else f"{value:.2f}x" if value >= 0.095 else f"{value:.2g}x"
+
+
+def percent(value: float | None, places: int = 0) -> str:
+    """A share of 0..1."""
+    return NONE if value is None else f"{value * 100:.{places}f} %"
+
+
+def metric(value: float | None, unit: str = "pp") -> str:
+    """A metric's value: a percentage where its drops are percentage points."""
+    if value is None:
+        return NONE
+    return percent(value, 2) if unit == "pp" else f"{value:.4g}"
+
+
+def count(value: float | None) -> str:
+    """`1.23 M`, `456 k`, `78`."""
+    if value is None:
+        return NONE
+    for limit, letter in ((1e9, "G"), (1e6, "M"), (1e4, "k")):
+        if abs(value) >= limit:
+            scaled = value / (1e3 if letter == "k" else limit)
+            return f"{scaled:.0f} {letter}" if scaled >= 99.5 else f"{scaled:.2f} {letter}"
+    return f"{value:g}"
+
+
+def interval(bounds: Sequence[float] | None, places: int = 2) -> str:
+    """`-0.05 to 0.30`."""
+    if bounds is None:
+        return ""
+    low, high = (_unsigned_zero(f"{bound:.{places}f}") for bound in bounds)
+    return f"{low} to {high}"
+
+
+def limit(text: str) -> float | None:
+    """The number in a gate's limit, in pp, plain ratio, bytes or seconds; None where there is none."""
+    match = _LIMIT.search(text)
+    if match is None:
+        return None
+    value, unit = float(match[1]), match[2]
+    for dimension in (SIZE, DURATION):
+        if unit in dimension.units:
+            return value * dimension.units[unit]
+    return value * 0.01 if unit == "%" else value
+
+
+def _unsigned_zero(text: str) -> str:
+    return re.sub(r"^[-+](0(?:\.0*)?)$", r"\1", text)

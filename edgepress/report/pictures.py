@@ -1,0 +1,180 @@
+"""Where everything goes in the pictures of the page: one dot or bar per target, its interval, its gate's limit."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from edgepress.report import numbers
+from edgepress.report.present import Json, TargetView, drop_unit
+
+#: Geometry in SVG user units.
+WIDTH, LEFT, RIGHT, TOP, ROW = 420.0, 104.0, 330.0, 22.0, 28.0
+_LABEL_LETTERS = 15
+
+
+@dataclass(frozen=True)
+class Mark:
+    """One target in a picture; positions are in user units, None where there is nothing to draw; coloured by the gate it shows."""
+
+    label: str
+    verdict: str
+    y: float
+    x: float | None
+    low: float | None
+    high: float | None
+    limit: float | None
+    text: str
+
+
+@dataclass(frozen=True)
+class Picture:
+    """One panel.
+
+    Attributes:
+        bars: bars from zero instead of dots with intervals.
+        reference: x of the line that stands for the original, with its caption.
+        ticks: (x, text) along the axis.
+        alt: everything the picture shows, in words.
+    """
+
+    title: str
+    caption: str
+    bars: bool
+    marks: tuple[Mark, ...]
+    ticks: tuple[tuple[float, str], ...]
+    zero: float
+    reference: float | None
+    reference_text: str
+    height: float
+    alt: str
+
+
+@dataclass(frozen=True)
+class _Fact:
+    """What one panel says of one target, in the panel's unit."""
+
+    row: TargetView
+    value: float | None
+    interval: Sequence[float] | None
+    gate: Json | None
+    text: str
+
+    @property
+    def limit(self) -> float | None:
+        return numbers.limit(self.gate["limit"]) if self.gate else None
+
+
+@dataclass(frozen=True)
+class _Panel:
+    title: str
+    caption: str
+    bars: bool
+    tick: Callable[[float], str]
+    reference: float | None = None
+    reference_text: str = ""
+    end: float | None = None
+
+
+def pictures(report: Json, rows: Sequence[TargetView]) -> list[Picture]:
+    """The panels that have anything to show."""
+    unit = drop_unit(report)
+    fp32 = float(report["reference"]["size_bytes"])
+    panels = [
+        (
+            _Panel("Metric drop", f"{unit} against the fp32 original, with its interval. Left is better.", False, _tick, 0.0, "no drop"),
+            _drops,
+        ),
+        (
+            _Panel("Latency ratio", "Paired with fp32 in the same runtime, with its interval. Left is faster.", False, _tick, 1.0, "fp32"),
+            _ratios,
+        ),
+        (_Panel("Size", "Of the artifact on disk.", True, numbers.size, fp32, "fp32"), _sizes),
+        (_Panel("Integer arithmetic", "Share of multiply-accumulates that ran in integers.", True, numbers.percent, end=1.0), _shares),
+    ]
+    drawn = [(panel, [facts(row, unit) for row in rows]) for panel, facts in panels]
+    return [_picture(panel, facts) for panel, facts in drawn if any(fact.value is not None for fact in facts)]
+
+
+def _drops(row: TargetView, unit: str) -> _Fact:
+    metric = row.data["metric"]
+    gate = row.gate("accuracy_drop", "metric_drop")
+    if not metric:
+        return _Fact(row, None, None, gate, "not measured")
+    return _Fact(row, metric["drop"], metric["interval"], gate, numbers.drop(metric["drop"], unit))
+
+
+def _ratios(row: TargetView, _: str) -> _Fact:
+    ratio = row.data["latency_ratio"]
+    gate = row.gate("latency_ratio")
+    if not ratio:
+        return _Fact(row, None, None, gate, "not measured")
+    return _Fact(row, ratio["value"], ratio["interval"], gate, numbers.ratio(ratio["value"]))
+
+
+def _sizes(row: TargetView, _: str) -> _Fact:
+    artifact = row.data["artifact"]
+    gate = row.gate("size")
+    if not artifact:
+        return _Fact(row, None, None, gate, "no artifact")
+    return _Fact(row, float(artifact["size_bytes"]), None, gate, numbers.size(artifact["size_bytes"]))
+
+
+def _shares(row: TargetView, _: str) -> _Fact:
+    share = row.integer_share
+    return _Fact(row, share, None, None, "not known" if share is None else numbers.percent(share))
+
+
+def _picture(panel: _Panel, facts: Sequence[_Fact]) -> Picture:
+    low, high = _domain(panel, facts)
+    steps = _ticks(low, high)
+    low, high = min(low, steps[0]), max(high, steps[-1])
+
+    def place(value: float | None) -> float | None:
+        return None if value is None else round(LEFT + (value - low) / (high - low) * (RIGHT - LEFT), 1)
+
+    marks = []
+    for index, fact in enumerate(facts):
+        bounds = fact.interval or (None, None)
+        y = TOP + ROW * (index + 0.5)
+        name = fact.row.name
+        label = name if len(name) <= _LABEL_LETTERS else name[: _LABEL_LETTERS - 1] + "…"
+        ends = (place(bounds[0]), place(bounds[1]))
+        marks.append(Mark(label, fact.gate["verdict"] if fact.gate else "plain", y, place(fact.value), *ends, place(fact.limit), fact.text))
+    zero = place(max(low, 0.0))
+    ticks = tuple((place(step) or LEFT, panel.tick(step)) for step in steps)
+    height = TOP + ROW * len(facts) + 26
+    alt = f"{panel.title}. {panel.caption} " + " ".join(map(_words, facts))
+    return Picture(
+        panel.title, panel.caption, panel.bars, tuple(marks), ticks, zero or LEFT, place(panel.reference), panel.reference_text, height, alt
+    )
+
+
+def _words(fact: _Fact) -> str:
+    text = f"{fact.row.name}: {fact.text}"
+    return text + (f", interval {numbers.interval(fact.interval)}." if fact.interval else ".")
+
+
+def _domain(panel: _Panel, facts: Sequence[_Fact]) -> tuple[float, float]:
+    """Everything drawn, and zero."""
+    values = [0.0, panel.end, panel.reference]
+    for fact in facts:
+        values += [fact.value, fact.limit, *(fact.interval or ())]
+    known = [value for value in values if value is not None]
+    low, high = min(known), max(known)
+    return (low, high) if high > low else (low, low + 1.0)
+
+
+def _ticks(low: float, high: float) -> list[float]:
+    """Three to five round numbers from at or under `low` to `high`."""
+    raw = (high - low) / 3
+    power = 10.0 ** math.floor(math.log10(raw))
+    step = next(power * factor for factor in (1, 2, 2.5, 5, 10) if power * factor >= raw * 0.999)
+    first = math.floor(low / step + 1e-9)
+    last = math.ceil(high / step - 1e-9)
+    return [round(index * step, 12) for index in range(first, last + 1)]
+
+
+def _tick(value: float) -> str:
+    return f"{value:g}"

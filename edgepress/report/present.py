@@ -1,0 +1,163 @@
+"""A report as sentences and rows: what every rendering (page, terminal, Markdown, JUnit) has in common."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+Json = Mapping[str, Any]
+
+#: From worst to best; a run's verdict is its worst gate.
+RANK = ("error", "fail", "undecided", "accepted", "pass")
+WORDS = {
+    "pass": "passed",
+    "fail": "failed",
+    "undecided": "could not be decided",
+    "accepted": "not measured, accepted by the recipe",
+    "error": "could not be judged",
+}
+
+
+@dataclass(frozen=True)
+class TargetView:
+    """One target of a report, with what is derived from it.
+
+    Attributes:
+        data: the entry of `targets`.
+        verdict: the worst of its gates, `error` where it failed or is unsupported.
+        size_ratio: artifact size over the fp32 original's, None without an artifact.
+        integer_share: share (0..1) of multiply-accumulates in integers, None where the runtime does not say.
+    """
+
+    data: Json
+    verdict: str
+    size_ratio: float | None
+    integer_share: float | None
+
+    @property
+    def name(self) -> str:
+        """The target's name."""
+        return str(self.data["name"])
+
+    @property
+    def scheme(self) -> str:
+        """What was shipped, e.g. `int8 static`; the precision asked for where nothing was."""
+        return str((self.data.get("scheme") or {}).get("label") or self.data["precision"])
+
+    @property
+    def executed_by(self) -> str:
+        """What computed the outputs, or that nothing did."""
+        return str(self.data["executed_by"] or "not executed")
+
+    def gates(self, *verdicts: str) -> list[Json]:
+        """Its gates, those with one of `verdicts` if any are given."""
+        return [gate for gate in self.data["gates"] if not verdicts or gate["verdict"] in verdicts]
+
+    def gate(self, *names: str) -> Json | None:
+        """The first of its gates that has one of these names."""
+        return next((gate for name in names for gate in self.data["gates"] if gate["name"] == name), None)
+
+
+def views(report: Json) -> list[TargetView]:
+    """Every target, in the order of the recipe."""
+    return [_view(target, report["reference"]["size_bytes"]) for target in report["targets"]]
+
+
+def target_verdict(target: Json) -> str:
+    """The worst of a target's gates; `error` where it failed or is unsupported."""
+    if target["status"] in ("failed", "unsupported"):
+        return "error"
+    verdicts = {gate["verdict"] for gate in target["gates"]}
+    return next((verdict for verdict in RANK if verdict in verdicts), "pass")
+
+
+def drop_unit(report: Json) -> str:
+    """The unit of every `drop` in this report."""
+    return str(report["reference"]["metric"].get("drop_unit", "pp"))
+
+
+def headline(report: Json) -> str:
+    """Why the verdict is what it is, in one sentence."""
+    rows = views(report)
+    verdict = report["verdict"]
+    if verdict == "error":
+        return _error_sentence(rows)
+    if verdict == "pass":
+        return _pass_sentence(rows)
+    found = [(row, gate) for row in rows for gate in row.gates(verdict)]
+    if not found:
+        return f"The run's verdict is {verdict}."
+    row, gate = found[0]
+    more = f" {_count(len(found) - 1, 'more gate')} {_word(len(found) - 1, 'does', 'do')} the same." if len(found) > 1 else ""
+    how = "is over the limit" if verdict == "fail" else "cannot be decided"
+    return f"{row.name}: {gate['name']} {how}: {gate['observed']}, limit {gate['limit']}.{more}"
+
+
+def problems(report: Json) -> Iterator[tuple[TargetView, str, str, str | None]]:
+    """(target, verdict, what is wrong, next step) of everything that is no pass, the worst first."""
+    rows = views(report)
+    for verdict in ("error", "fail", "undecided", "accepted"):
+        for row in rows:
+            if verdict == "error" and row.data["error"]:
+                yield row, "error", str(row.data["error"]), None
+            for gate in row.gates(verdict):
+                yield row, verdict, gate_sentence(gate), gate["next_step"]
+
+
+def gate_sentence(gate: Json) -> str:
+    """`accuracy_drop 1.40 pp, limit 1.0pp`."""
+    return f"{gate['name']} {gate['observed']}, limit {gate['limit']}"
+
+
+def scheme_label(value: str | Json) -> str:
+    """The label of a scheme given as text or as `{"label", "kind"}`."""
+    return value if isinstance(value, str) else str(value["label"])
+
+
+def unmeasured(target: Json) -> list[tuple[str, str]]:
+    """(what, why) of everything this machine could not measure for a target."""
+    found = target.get("unmeasured") or {}
+    if isinstance(found, Mapping):
+        return [(str(name), str(why)) for name, why in found.items()]
+    return [(str(item.get("name", item)), str(item.get("why", ""))) if isinstance(item, Mapping) else (str(item), "") for item in found]
+
+
+def _view(target: Json, reference_bytes: int) -> TargetView:
+    artifact = target["artifact"]
+    share = target.get("integer_share_of_macs")
+    kernels = target["kernels"] or {}
+    if share is None and kernels.get("float_share_of_macs") is not None:
+        share = 1 - kernels["float_share_of_macs"]
+    ratio = artifact["size_bytes"] / reference_bytes if artifact and reference_bytes else None
+    return TargetView(target, target_verdict(target), ratio, share)
+
+
+def _error_sentence(rows: Sequence[TargetView]) -> str:
+    lost = [row for row in rows if row.verdict == "error"]
+    if not lost:
+        return "The run could not be judged."
+    first = lost[0]
+    gates = first.gates("error")
+    why = first.data["error"] or (gates and gate_sentence(gates[0])) or first.data["status"]
+    more = f" {_count(len(lost) - 1, 'more target')} could not be judged." if len(lost) > 1 else ""
+    text = str(why).rstrip(".")
+    text = text[:1].upper() + text[1:] if first.name in text else f"{first.name} could not be judged: {text}"
+    return f"{text}.{more}"
+
+
+def _pass_sentence(rows: Sequence[TargetView]) -> str:
+    gates = sum(len(row.gates("pass")) for row in rows)
+    accepted = [f"{row.name} {gate['name']}" for row in rows for gate in row.gates("accepted")]
+    text = f"{_count(len(rows), 'target')} {_word(len(rows), 'holds', 'hold')} {_count(gates, 'gate')}."
+    if accepted:
+        text += f" Not measured on this machine, and accepted by the recipe: {', '.join(accepted)}."
+    return text
+
+
+def _count(number: int, noun: str) -> str:
+    return f"{number} {noun}{'' if number == 1 else 's'}"
+
+
+def _word(number: int, one: str, many: str) -> str:
+    return one if number == 1 else many

@@ -1,0 +1,64 @@
+"""summary.md: the verdict and one table, for the summary page of a CI job or a pull request comment."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from typing import Any
+
+from edgepress.report import numbers
+from edgepress.report.present import TargetView, drop_unit, headline, problems, views
+
+_HEADS = ("Target", "Verdict", "Scheme", "Metric", "Drop", "Latency", "Size", "int8 MACs", "Executed by")
+_SPECIAL = re.compile(r"([\\`*_{}\[\]<>#|~])")
+
+
+def render_summary(report: Mapping[str, Any]) -> str:
+    """The report as GitHub-flavoured Markdown."""
+    reference = report["reference"]
+    unit = drop_unit(report)
+    lines = [
+        f"## {escape(report['project'])}: {report['verdict'].upper()}",
+        "",
+        escape(headline(report)),
+        "",
+        "| " + " | ".join(_HEADS) + " |",
+        "|" + "|".join(" --- " for _ in _HEADS) + "|",
+        *("| " + " | ".join(map(escape, _cells(row, unit))) + " |" for row in views(report)),
+        "",
+        escape(
+            f"Reference: fp32, {reference['metric']['name']} {numbers.metric(reference['metric']['value'], unit)} on "
+            f"{reference['metric']['samples']} samples, {numbers.count(reference['parameters'])} parameters, "
+            f"{numbers.size(reference['size_bytes'])}."
+        ),
+    ]
+    found = [(row, verdict, what, step) for row, verdict, what, step in problems(report)]
+    if found:
+        lines += ["", "### To look at", ""]
+    for row, verdict, what, step in found:
+        lines.append(f"- **{escape(row.name)}** {verdict}: {escape(what)}" + (f". Next: {escape(step)}" if step else ""))
+    return "\n".join(lines) + "\n"
+
+
+def escape(text: str) -> str:
+    """Text that Markdown shows as it is, on one line."""
+    return _SPECIAL.sub(r"\\\1", " ".join(text.split())).replace("\\<", "&lt;").replace("\\>", "&gt;")
+
+
+def _cells(row: TargetView, unit: str) -> list[str]:
+    data = row.data
+    metric, ratio = data["metric"], data["latency_ratio"]
+    drop = f"{numbers.drop(metric['drop'], unit)} ({numbers.interval(metric['interval'])})" if metric else numbers.NONE
+    latency = f"{numbers.ratio(ratio['value'])} ({numbers.interval(ratio['interval'])})" if ratio else numbers.NONE
+    size = numbers.size(data["artifact"]["size_bytes"]) if data["artifact"] else numbers.NONE
+    return [
+        row.name,
+        row.verdict,
+        row.scheme,
+        numbers.metric(metric["value"], unit) if metric else numbers.NONE,
+        drop,
+        latency,
+        f"{size} ({numbers.ratio(row.size_ratio)})" if row.size_ratio is not None else size,
+        numbers.percent(row.integer_share),
+        row.executed_by,
+    ]
