@@ -27,6 +27,9 @@ class QuantRules:
         placement: op kinds that are quantized under the `static` scheme.
         quantize_outputs: Q/DQ on every op boundary (outputs too), not on the inputs of heavy ops alone.
         softmax_output: fixed (scale, zero point) of a softmax output, or None where the range is calibrated.
+        float_output: heavy op kinds whose integer kernel can write float; their output is rounded only where an integer op reads it.
+        shared: op kinds whose inputs and output have one scale and zero point.
+        decompose_attention: write fused attention as matmul, softmax, matmul, so that its matmuls run in integers.
         fold_weights: store integer weights in the graph; False keeps float weights with a quantize node before use.
         ladder: kinds of scheme tried for `int8`, in this order; the first that holds is shipped.
         precisions: precisions the runtime has.
@@ -46,11 +49,14 @@ class QuantRules:
     per_channel: frozenset[str] = frozenset({"conv", "conv_transpose", "linear"})
     quantize_outputs: bool = True
     softmax_output: tuple[float, int] | None = None
+    float_output: frozenset[str] = frozenset()
+    shared: frozenset[str] = frozenset({"shape", "max_pool", "cat"})
+    decompose_attention: bool = True
     fold_weights: bool = True
     multiple: int = 8
 
     def __post_init__(self) -> None:
-        unknown = (self.placement | self.per_channel) - OP_KINDS
+        unknown = (self.placement | self.per_channel | self.float_output | self.shared) - OP_KINDS
         if unknown:
             raise ConfigError(
                 f"QuantRules of {self.runtime!r} name unknown op kinds {sorted(unknown)}", remedy=f"Known: {sorted(OP_KINDS)}."

@@ -1,0 +1,106 @@
+"""A histogram of bounded size whose range doubles without error, so that one pass over any number of samples is enough."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field
+
+import numpy as np
+import torch
+
+#: Bins on each side of zero.
+BINS = 2048
+#: Smallest exponent of a range: values below 2**-100 share the bins next to zero.
+LOWEST_EXPONENT = -100
+#: Weight of a new batch in the moving average of its extremes (torch's MovingAverageMinMaxObserver uses the same).
+MOVING_WEIGHT = 0.01
+
+
+@dataclass
+class Histogram:
+    """Extremes and counts of everything one tensor held.
+
+    The range is always (-2**exponent, 2**exponent), cut into 2 * `BINS` bins of equal width; bin `BINS` starts at zero. Bin edges are
+    powers of two times an integer and a range that is too small is doubled by adding neighbouring bins, so the counts depend neither
+    on the order nor on the batching of the values.
+
+    Attributes:
+        counts: int64, shape (2 * BINS,).
+        exponent: None until the first value arrives.
+        minimum, maximum: finite extremes.
+        moving_minimum, moving_maximum: exponential moving averages over batches.
+        zeros: how many values are exactly zero (a ReLU makes many; quantization represents them without error).
+        infinities: how many values are -inf (additive masks); they are in no bin.
+        total: how many finite values are in the bins.
+    """
+
+    counts: np.ndarray = field(default_factory=lambda: np.zeros(2 * BINS, dtype=np.int64))
+    exponent: int | None = None
+    minimum: float = math.inf
+    maximum: float = -math.inf
+    moving_minimum: float = 0.0
+    moving_maximum: float = 0.0
+    zeros: int = 0
+    infinities: int = 0
+    total: int = 0
+
+    def update(self, tensor: torch.Tensor) -> None:
+        """Add every value of a float tensor of any shape.
+
+        Raises:
+            ValueError: a value is NaN or +inf.
+        """
+        values = tensor.detach()
+        if values.dtype not in (torch.float32, torch.float64):
+            values = values.float()
+        values = values.reshape(-1)
+        if not values.numel():
+            return
+        low, high = (float(v) for v in torch.aminmax(values))
+        if math.isnan(low) or high == math.inf:
+            raise ValueError("NaN" if math.isnan(low) else "+inf")
+        if low == -math.inf:
+            finite = values[values != -math.inf]
+            self.infinities += values.numel() - finite.numel()
+            if not finite.numel():
+                return
+            values, low = finite, float(finite.min())
+        self._extremes(low, high)
+        self._cover(max(-low, high))
+        assert self.exponent is not None
+        scale = 2.0 ** (BINS.bit_length() - 1 - self.exponent)
+        places = (values * scale).floor_().to(torch.int32).add_(BINS)
+        self.counts += torch.bincount(places, minlength=2 * BINS).numpy()
+        self.zeros += values.numel() - int(torch.count_nonzero(values))
+        self.total += values.numel()
+
+    def _extremes(self, low: float, high: float) -> None:
+        if self.total == 0:
+            self.moving_minimum, self.moving_maximum = low, high
+        else:
+            self.moving_minimum += MOVING_WEIGHT * (low - self.moving_minimum)
+            self.moving_maximum += MOVING_WEIGHT * (high - self.moving_maximum)
+        self.minimum, self.maximum = min(self.minimum, low), max(self.maximum, high)
+
+    def _cover(self, magnitude: float) -> None:
+        """Double the range until it holds `magnitude`."""
+        needed = max(math.frexp(magnitude)[1], LOWEST_EXPONENT) if magnitude > 0 else LOWEST_EXPONENT
+        if self.exponent is None:
+            self.exponent = needed
+        while self.exponent < needed:
+            merged = self.counts.reshape(-1, 2).sum(axis=1)
+            self.counts = np.zeros_like(self.counts)
+            self.counts[BINS // 2 : BINS // 2 + BINS] = merged
+            self.exponent += 1
+
+    @property
+    def width(self) -> float:
+        """Width of one bin, in units of the tensor."""
+        return math.ldexp(1.0 / BINS, self.exponent if self.exponent is not None else 0)
+
+    @property
+    def largest(self) -> float:
+        """The largest magnitude that was seen; infinite where -inf was seen; 0 where nothing was."""
+        if self.infinities:
+            return math.inf
+        return max(-self.minimum, self.maximum, 0.0) if self.total else 0.0

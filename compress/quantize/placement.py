@@ -1,0 +1,173 @@
+"""Which ops compute in integers: decided from the rules, the scheme and what surrounds an op; the reasons of the others are kept."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+
+import torch
+from torch.fx import GraphModule, Node
+
+from edgepress.compress.quantize.graph import ACTIVATIONS, HEAVY, PIECES, constant, is_float, kind_of, op_name, value_of
+from edgepress.compress.quantize.masks import LARGEST, masked_nodes
+from edgepress.targets.rules import QuantRules
+
+_FUSES = HEAVY | {"add", "mul"}
+_WEIGHTED = frozenset({"conv", "conv_transpose", "linear"})
+
+
+@dataclass(frozen=True)
+class Placement:
+    """What is quantized.
+
+    Attributes:
+        kinds: every quantized node, in graph order, with its kind.
+        tails: quantized node -> the node whose output it writes: itself, or the activation fused into it.
+        outputs: tails whose output is rounded to integers.
+        reasons: every other node -> why it stays float.
+    """
+
+    kinds: Mapping[Node, str]
+    tails: Mapping[Node, Node]
+    outputs: frozenset[Node]
+    reasons: Mapping[Node, str]
+
+
+def data_inputs(node: Node, kind: str) -> list[Node]:
+    """The activations (or constants in their place) a quantized op reads; weights and biases are not among them."""
+    if kind in _WEIGHTED:
+        return [node.args[0]]
+    if kind == "cat":
+        return [item for item in node.args[0] if isinstance(item, Node)]
+    if kind in ("matmul", "add", "mul"):
+        return list(dict.fromkeys(item for item in node.args[:2] if isinstance(item, Node)))
+    return [node.args[0]]
+
+
+def place(module: GraphModule, rules: QuantRules, scheme: str, largest: Callable[[Node], float]) -> Placement:
+    """Choose what computes in integers.
+
+    Ops with weights or two factors always do where the rules place them. Sums, products, pools and the like do only between
+    integer neighbours: a residual sum between two layer norms would be rounded for nothing, and that loses accuracy.
+
+    Args:
+        module: canonical graph.
+        rules: the runtime's.
+        scheme: `static` or `static-matmul`.
+        largest: largest magnitude of a float tensor in calibration.
+    """
+    return _Placing(module, rules, scheme, largest).result()
+
+
+class _Placing:
+    def __init__(self, module: GraphModule, rules: QuantRules, scheme: str, largest: Callable[[Node], float]) -> None:
+        self.module, self.rules, self.largest = module, rules, largest
+        self.placed = rules.placement & (HEAVY | {"shape"}) if scheme == "static-matmul" else rules.placement
+        self.masked = masked_nodes(module)
+        self.kinds: dict[Node, str] = {}
+        self.reasons: dict[Node, str] = {}
+        self.heads: dict[Node, Node] = {}
+
+    def result(self) -> Placement:
+        self._candidates()
+        self._settle()
+        tails = {node: self._tail(node) for node in self.kinds}
+        outputs = frozenset(tails[node] for node, kind in self.kinds.items() if self._rounds_output(node, kind))
+        return Placement(dict(self.kinds), tails, outputs, dict(self.reasons))
+
+    def _candidates(self) -> None:
+        for node in self.module.graph.nodes:
+            if node.op != "call_function" or node in self.heads:
+                continue
+            kind = kind_of(node)
+            reason = self._obstacle(node, kind)
+            if kind is None or reason:
+                self.reasons[node] = reason or "no integer kernel is known for it"
+                continue
+            self.kinds[node] = kind
+            tail = self._tail(node)
+            if tail is not node:
+                self.heads[tail] = node
+
+    def _obstacle(self, node: Node, kind: str | None) -> str | None:
+        """Why a node cannot be quantized whatever surrounds it."""
+        if kind is None:
+            return self.masked.get(node)
+        if kind not in self.placed:
+            return f"this scheme leaves {kind} in float"
+        if node in self.masked and kind != "shape":
+            return self.masked[node]
+        inputs = data_inputs(node, kind)
+        if op_name(node) not in PIECES and not _single(node):
+            return "does not compute in float32"
+        if not all(_single(item) or op_name(item) in PIECES for item in inputs):
+            return "mixes float32 with another type"
+        if kind in _WEIGHTED and constant(self.module, node.args[1]) is None:
+            return "its weight is computed at run time"
+        for item in (*inputs, self._tail(node)):
+            if is_float(item) and not self.largest(item) <= LARGEST:
+                return f"reaches {self.largest(item):.3g} in calibration (more than {LARGEST:g}): 8 bits cannot hold such a range"
+        return None
+
+    def _tail(self, node: Node) -> Node:
+        """The activation that a kernel applies before rounding, or the node itself."""
+        users = list(node.users)
+        fuses = kind_of(node) in _FUSES and len(users) == 1 and op_name(users[0]) in ACTIVATIONS and kind_of(users[0]) == "shape"
+        return users[0] if fuses else node
+
+    def _settle(self) -> None:
+        """Take light ops out until each one left has an integer producer and an integer consumer (greatest fixed point)."""
+        changed = True
+        while changed:
+            lonely = [node for node, kind in self.kinds.items() if kind not in HEAVY and not self._surrounded(node, kind)]
+            for node in lonely:
+                del self.kinds[node]
+                self.reasons[node] = "its neighbours compute in float: rounding it would cost accuracy and save nothing"
+            changed = bool(lonely)
+
+    def _surrounded(self, node: Node, kind: str) -> bool:
+        produced = [self._makes_integers(item) for item in data_inputs(node, kind) if item.op != "get_attr"]
+        if not any(produced):
+            return False
+        users = list(self._tail(node).users)
+        return any(self._reads_integers(user, self._tail(node)) or (user.op == "output" and all(produced)) for user in users)
+
+    def _makes_integers(self, node: Node) -> bool:
+        return self.heads.get(node, node) in self.kinds
+
+    def _reads_integers(self, user: Node, tensor: Node) -> bool:
+        return user in self.kinds and tensor in data_inputs(user, self.kinds[user])
+
+    def _rounds_output(self, node: Node, kind: str) -> bool:
+        if not is_float(node):
+            return False
+        tail = self._tail(node)
+        if kind in HEAVY and (kind in self.rules.float_output or not self.rules.quantize_outputs):
+            return any(self._reads_integers(user, tail) for user in tail.users)
+        return True
+
+
+def _single(node: Node) -> bool:
+    value = value_of(node)
+    return isinstance(value, torch.Tensor) and value.dtype == torch.float32
+
+
+def summary(reasons: Mapping[Node, str]) -> tuple[dict[str, object], ...]:
+    """Ops left in float, counted by op and reason; ops that only move values or count in integers are one line or none."""
+    counts: dict[tuple[str, str], int] = {}
+    for node, reason in reasons.items():
+        key = _line(node, reason)
+        if key is not None:
+            counts[key] = counts.get(key, 0) + 1
+    return tuple({"op": op, "count": count, "reason": reason} for (op, reason), count in sorted(counts.items()))
+
+
+def _line(node: Node, reason: str) -> tuple[str, str] | None:
+    value = value_of(node)
+    values: Iterable[object] = value if isinstance(value, list | tuple) else (value,)
+    tensors = [item for item in values if isinstance(item, torch.Tensor)]
+    if not tensors or kind_of(node) == "shape":
+        return None
+    if not any(item.is_floating_point() for item in tensors):
+        return "integer and boolean ops", "indices, shapes and masks are not activations"
+    return f"aten.{op_name(node)}", reason

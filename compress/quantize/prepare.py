@@ -1,0 +1,194 @@
+"""From an exported program to the canonical float graph: batch norms folded, dropout and guards gone, no op that writes in place.
+
+The same program always gives the same node names, so statistics keyed by node name fit every later rendering.
+"""
+
+from __future__ import annotations
+
+import operator
+from typing import Any
+
+import torch
+from torch.fx import GraphModule, Node
+
+from edgepress.compress.quantize.attention import decompose_attention as _decompose_attention
+from edgepress.compress.quantize.attention import fold_attention_scales
+from edgepress.compress.quantize.graph import attribute, constant, is_float, op_name, set_attribute, value_of
+
+aten = torch.ops.aten
+_DROPOUT = frozenset(["dropout", "feature_dropout", "alpha_dropout", "feature_alpha_dropout", "native_dropout"])
+_NOTHING = frozenset(["alias", "detach", "lift_fresh_copy"])
+_CHECKS = frozenset(["_assert_tensor_metadata", "_assert_scalar", "_assert_async", "sym_constrain_range", "sym_constrain_range_for_size"])
+_FOLDABLE = frozenset(["conv1d", "conv2d", "conv3d", "linear", "conv_transpose1d", "conv_transpose2d", "conv_transpose3d"])
+
+
+def float_module(program: torch.export.ExportedProgram) -> GraphModule:
+    """The float model as exporters want it: functional, batch norms folded, inference only.
+
+    Args:
+        program: in eval mode; its inputs and outputs are kept, a dynamic batch included.
+
+    Returns:
+        A module with the same inputs and outputs; outputs equal up to float rounding of the folded batch norms.
+    """
+    module: GraphModule = _functional(program).module(check_guards=False)
+    _drop_inference_noise(module)
+    _fold_batch_norms(module)
+    return _finish(module)
+
+
+def canonical_module(program: torch.export.ExportedProgram, decompose_attention: bool = True) -> GraphModule:
+    """The float graph that statistics and placement speak of.
+
+    Args:
+        program: see `float_module`.
+        decompose_attention: write `scaled_dot_product_attention` as matmul, softmax, matmul. The last matmul keeps the name of the
+            fused op, so statistics taken on the decomposed graph also fit the fused one.
+    """
+    module = float_module(program)
+    _divisions_to_products(module)
+    fold_attention_scales(module)
+    if decompose_attention:
+        _decompose_attention(module)
+    return _finish(module)
+
+
+def _finish(module: GraphModule) -> GraphModule:
+    module.graph.eliminate_dead_code()
+    for node in list(module.graph.nodes):
+        if node.op == "get_attr" and not node.users:
+            module.graph.erase_node(node)
+    module.delete_all_unused_submodules()
+    _drop_unused_tensors(module)
+    module.graph.lint()
+    module.recompile()
+    return module
+
+
+def _drop_unused_tensors(module: GraphModule) -> None:
+    """Weights that folding replaced would otherwise be stored with the artifact."""
+    used = {str(node.target) for node in module.graph.nodes if node.op == "get_attr"}
+    for owner_name, owner in list(module.named_modules()):
+        prefix = f"{owner_name}." if owner_name else ""
+        for store in (owner._parameters, owner._buffers):
+            for name in [name for name in store if prefix + name not in used]:
+                del store[name]
+
+
+def _functional(program: torch.export.ExportedProgram) -> torch.export.ExportedProgram:
+    """Ops that write in place make a quantize node read a value that changes later; torch rewrites them."""
+    writes = any(
+        isinstance(node.target, torch._ops.OpOverload) and node.target._schema.is_mutable
+        for node in program.graph.nodes
+        if node.op == "call_function" and op_name(node) not in ("batch_norm",)
+    )
+    return program.run_decompositions({}) if writes else program
+
+
+def _drop_inference_noise(module: GraphModule) -> None:
+    """Dropout in eval mode, shape guards, metadata assertions and casts to the same type do nothing."""
+    for node in list(module.graph.nodes):
+        name = op_name(node)
+        if node.op == "call_module" or name in _CHECKS:
+            if not node.users:
+                module.graph.erase_node(node)
+        elif name in _NOTHING or (name in _DROPOUT and name != "native_dropout") or _same_type(node, name):
+            node.replace_all_uses_with(node.args[0])
+            module.graph.erase_node(node)
+
+
+def _same_type(node: Node, name: str) -> bool:
+    """A cast that changes neither type nor device."""
+    if name not in ("to", "_to_copy", "type_as") or not node.args or not isinstance(node.args[0], Node):
+        return False
+    before, after = value_of(node.args[0]), value_of(node)
+    return (
+        isinstance(before, torch.Tensor)
+        and isinstance(after, torch.Tensor)
+        and before.dtype == after.dtype
+        and before.device == after.device
+    )
+
+
+def _divisions_to_products(module: GraphModule) -> None:
+    """x / c is x * (1 / c): one kind of op less to place (attention scores are often divided)."""
+    for node in module.graph.nodes:
+        if node.target is aten.div.Tensor and is_float(node) and isinstance(node.args[1], float | int) and node.args[1] and not node.kwargs:
+            node.target = aten.mul.Tensor
+            node.args = (node.args[0], 1.0 / node.args[1])
+
+
+def _fold_batch_norms(module: GraphModule) -> None:
+    """conv / linear / transposed conv followed by an eval-mode batch norm becomes one op (Jacob et al. 2018, section 3.2)."""
+    for node in list(module.graph.nodes):
+        name = op_name(node)
+        if name not in ("batch_norm", "_native_batch_norm_legit_no_training") or node.args[0].op != "call_function":
+            continue
+        if name == "batch_norm" and node.args[5]:
+            continue
+        head = node.args[0]
+        result = node if name == "batch_norm" else _only_first(node)
+        if op_name(head) in _FOLDABLE and len(head.users) == 1 and result is not None and _fold(module, head, node):
+            result.replace_all_uses_with(head)
+            head.meta["val"] = value_of(result) if isinstance(value_of(result), torch.Tensor) else value_of(head)
+            module.graph.erase_node(result)
+            if result is not node:
+                module.graph.erase_node(node)
+
+
+def _only_first(node: Node) -> Node | None:
+    """The single user of a batch norm that returns a tuple, when it takes the normalised tensor."""
+    users = list(node.users)
+    return users[0] if len(users) == 1 and users[0].target is operator.getitem and users[0].args[1] == 0 else None
+
+
+def _fold(module: GraphModule, head: Node, norm: Node) -> bool:
+    """Scale the weight of `head` by gamma / sqrt(variance + epsilon) per output channel and shift its bias, in float64."""
+    weight = constant(module, head.args[1])
+    bias_node = head.args[2] if len(head.args) > 2 else None
+    bias = constant(module, bias_node)
+    mean, variance = constant(module, norm.args[3]), constant(module, norm.args[4])
+    if weight is None or mean is None or variance is None or (bias_node is not None and bias is None):
+        return False
+    gamma, beta = constant(module, norm.args[1]), constant(module, norm.args[2])
+    epsilon = norm.args[7] if op_name(norm) == "batch_norm" else norm.args[6]
+    scale = (gamma.double() if gamma is not None else 1.0) / torch.sqrt(variance.double() + epsilon)
+    shift = (beta.double() if beta is not None else 0.0) - mean.double() * scale
+    if bias is not None:
+        shift = shift + bias.double() * scale
+    replace_weight(module, head, _scaled(head, weight, scale).to(weight.dtype), shift.to(weight.dtype))
+    return True
+
+
+def _scaled(head: Node, weight: torch.Tensor, scale: torch.Tensor) -> torch.Tensor:
+    """Multiply the output channels of a weight: dimension 0, or (groups, 1) of a transposed convolution's (in, out / groups)."""
+    wide = weight.double()
+    if not op_name(head).startswith("conv_transpose"):
+        return wide * scale.reshape(-1, *[1] * (wide.dim() - 1))
+    groups = head.args[6] if len(head.args) > 6 else head.kwargs.get("groups", 1)
+    split = wide.reshape(groups, -1, *wide.shape[1:])
+    return (split * scale.reshape(groups, 1, -1, *[1] * (wide.dim() - 2))).reshape(wide.shape)
+
+
+def replace_weight(module: GraphModule, head: Node, weight: torch.Tensor, bias: torch.Tensor | None) -> None:
+    """Give `head` a weight and bias of its own; a weight that other nodes share is left to them."""
+    name = str(head.args[1].target) if len(head.args[1].users) == 1 else f"{head.name}.weight"
+    stem = name.removesuffix(".weight").replace(".", "_") if not name.endswith(".weight") else name.removesuffix(".weight")
+    arguments: list[Any] = list(head.args)
+    arguments[1] = _constant_node(module, head, name, weight)
+    if bias is not None:
+        bias_node = head.args[2] if len(head.args) > 2 else None
+        bias_name = str(bias_node.target) if bias_node is not None and len(bias_node.users) == 1 else f"{stem}.bias"
+        arguments[2:3] = [_constant_node(module, head, bias_name, bias)]
+    head.args = tuple(arguments)
+
+
+def _constant_node(module: GraphModule, head: Node, name: str, tensor: torch.Tensor) -> Node:
+    taken = any(node.op == "get_attr" and node.target == name and set(node.users) - {head} for node in module.graph.nodes)
+    name = f"{head.name}_{name.rsplit('.', 1)[-1]}" if taken else name
+    set_attribute(module, name, tensor)
+    with module.graph.inserting_before(head):
+        node = module.graph.create_node("get_attr", name, name=name.replace(".", "_"))
+    mode = getattr(value_of(head), "fake_mode", None)
+    node.meta["val"] = mode.from_tensor(attribute(module, name), static_shapes=True) if mode else tensor
+    return node

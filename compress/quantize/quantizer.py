@@ -1,0 +1,88 @@
+"""A torchao PT2E quantizer that knows no runtime: what it annotates comes from rules, a placement and fixed parameters."""
+
+from __future__ import annotations
+
+import torch
+from torch.fx import GraphModule, Node
+from torchao.quantization.pt2e import MinMaxObserver, PerChannelMinMaxObserver
+from torchao.quantization.pt2e.quantizer import (
+    FixedQParamsQuantizationSpec,
+    QuantizationAnnotation,
+    QuantizationSpec,
+    QuantizationSpecBase,
+    Quantizer,
+)
+
+from edgepress.compress.quantize.graph import constant, kind_of
+from edgepress.compress.quantize.placement import Placement, data_inputs
+from edgepress.compress.quantize.sharing import SMALLEST_SCALE, TensorParameters
+from edgepress.targets.rules import QuantRules
+
+_KEY = "quantization_annotation"
+#: Dimension of a weight that counts output channels.
+_OUTPUT_AXIS = {"conv": 0, "linear": 0, "conv_transpose": 1}
+
+
+class RulesQuantizer(Quantizer):  # type: ignore[misc]
+    """Annotates weights, and activations where a placement is given.
+
+    Args:
+        rules: the runtime's dtypes, bounds and per-channel kinds.
+        placement: which ops compute in integers; None quantizes weights alone.
+        parameters: scale and zero point of every activation; None with a placement of None.
+    """
+
+    def __init__(self, rules: QuantRules, placement: Placement | None = None, parameters: TensorParameters | None = None) -> None:
+        super().__init__()
+        self._rules, self._placement, self._parameters = rules, placement, parameters
+
+    def annotate(self, model: GraphModule) -> GraphModule:
+        """Write a quantization annotation to every node that takes or makes integers."""
+        if self._placement is None or self._parameters is None:
+            for node in model.graph.nodes:
+                weight = self._weight(model, node)
+                if weight:
+                    _write(node, weight, None)
+            return model
+        for node, kind in self._placement.kinds.items():
+            inputs = {item: self._activation(item) for item in data_inputs(node, kind)}
+            tail = self._placement.tails[node]
+            output = self._activation(tail) if tail in self._placement.outputs else None
+            _write(node, {**inputs, **self._weight(model, node)}, output if tail is node else None)
+            if tail is not node:
+                _write(tail, {}, output)
+        return model
+
+    def validate(self, model: GraphModule) -> None:
+        """Nothing to check: the placement already did."""
+
+    def _activation(self, node: Node) -> FixedQParamsQuantizationSpec:
+        assert self._parameters is not None
+        parameters, rules = self._parameters.of(node), self._rules
+        return FixedQParamsQuantizationSpec(
+            dtype=getattr(torch, rules.activation_dtype),
+            scale=parameters.scale,
+            zero_point=parameters.zero_point,
+            quant_min=rules.activation_min,
+            quant_max=rules.activation_max,
+            qscheme=torch.per_tensor_symmetric if rules.activation_symmetric else torch.per_tensor_affine,
+        )
+
+    def _weight(self, model: GraphModule, node: Node) -> dict[Node, QuantizationSpecBase]:
+        kind = kind_of(node)
+        if kind not in _OUTPUT_AXIS or constant(model, node.args[1]) is None:
+            return {}
+        channels = kind in self._rules.per_channel
+        spec = QuantizationSpec(
+            dtype=torch.int8,
+            observer_or_fake_quant_ctr=(PerChannelMinMaxObserver if channels else MinMaxObserver).with_args(eps=SMALLEST_SCALE),
+            quant_min=self._rules.weight_min,
+            quant_max=self._rules.weight_max,
+            qscheme=torch.per_channel_symmetric if channels else torch.per_tensor_symmetric,
+            ch_axis=_OUTPUT_AXIS[kind] if channels else None,
+        )
+        return {node.args[1]: spec}
+
+
+def _write(node: Node, inputs: dict[Node, QuantizationSpecBase], output: QuantizationSpecBase | None) -> None:
+    node.meta[_KEY] = QuantizationAnnotation(input_qspec_map=inputs, output_qspec=output, _annotated=True)

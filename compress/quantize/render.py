@@ -1,0 +1,122 @@
+"""One calibrated model, rendered in the integers of one runtime."""
+
+from __future__ import annotations
+
+import math
+import warnings
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch.fx import GraphModule, Node
+from torchao.quantization.pt2e.quantize_pt2e import convert_pt2e, prepare_pt2e
+
+from edgepress.compress.quantize.graph import HEAVY, constant, kind_of
+from edgepress.compress.quantize.placement import place, summary
+from edgepress.compress.quantize.prepare import canonical_module, float_module
+from edgepress.compress.quantize.quantizer import RulesQuantizer
+from edgepress.compress.quantize.sharing import TensorParameters
+from edgepress.compress.quantize.statistics import Statistics, root_of
+from edgepress.targets.errors import QuantizationError
+from edgepress.targets.nouns import Scheme
+from edgepress.targets.rules import QuantRules
+
+_STATIC = ("static", "static-matmul")
+
+
+@dataclass(frozen=True)
+class Rendered:
+    """A quantized model.
+
+    Attributes:
+        module: same inputs and outputs as the float program, dynamic batch kept, with `quantized_decomposed` nodes of the runtime's dtype.
+        float_ops: what stays float: `({"op": str, "count": int, "reason": str}, …)`.
+    """
+
+    module: GraphModule
+    float_ops: tuple[Mapping[str, Any], ...]
+
+
+def render(program: torch.export.ExportedProgram, statistics: Statistics | None, rules: QuantRules, scheme: Scheme) -> Rendered:
+    """Quantize a float program for one runtime.
+
+    Args:
+        program: float, eval mode.
+        statistics: from `calibrate` on the same program; not needed for `weights`.
+        rules: what the runtime executes in integers.
+        scheme: kind `static`, `static-matmul` (convolutions, linear layers and matrix products alone) or `weights`.
+
+    Returns:
+        The same model for the same arguments, bit for bit.
+
+    Raises:
+        QuantizationError: another scheme, no statistics or those of another model, or nothing to quantize.
+    """
+    if scheme.kind == "weights":
+        return _render_weights(program, rules)
+    if scheme.kind not in _STATIC:
+        raise QuantizationError(
+            f"scheme {scheme.label!r} has no calibrated rendering", remedy=f"Use one of {', '.join((*_STATIC, 'weights'))}."
+        )
+    if statistics is None:
+        raise QuantizationError(f"scheme {scheme.label!r} needs calibration statistics", remedy="Calibrate first.")
+    module = canonical_module(program, rules.decompose_attention)
+    _check_fit(module, statistics)
+
+    def largest(node: Node) -> float:
+        tensor = constant(module, node)
+        if tensor is not None:
+            return float(tensor.abs().max()) if tensor.numel() else 0.0
+        histogram = statistics.histograms.get(root_of(node).name)
+        return math.inf if histogram is None else histogram.largest
+
+    placement = place(module, rules, scheme.kind, largest)
+    if not any(kind in HEAVY for kind in placement.kinds.values()):
+        raise _nothing(placement.reasons)
+    parameters = TensorParameters(module, placement, rules, statistics)
+    reasons = summary(placement.reasons)
+    return Rendered(_converted(module, RulesQuantizer(rules, placement, parameters), rules), reasons)
+
+
+def _render_weights(program: torch.export.ExportedProgram, rules: QuantRules) -> Rendered:
+    module = float_module(program)
+    reasons = {node: "float arithmetic; only weights are integers" for node in module.graph.nodes if node.op == "call_function"}
+    if not any(kind_of(node) in HEAVY - {"matmul"} and constant(module, node.args[1]) is not None for node in reasons):
+        raise _nothing(reasons)
+    lines = summary(reasons)
+    return Rendered(_converted(module, RulesQuantizer(rules), rules), lines)
+
+
+def _converted(module: GraphModule, quantizer: RulesQuantizer, rules: QuantRules) -> GraphModule:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        prepared = prepare_pt2e(module, quantizer)
+        with torch.no_grad():
+            for node in prepared.graph.nodes:  # activations have fixed parameters: only weights are left to observe
+                if node.op == "call_module" and constant(prepared, node.args[0]) is not None:
+                    prepared.get_submodule(str(node.target))(constant(prepared, node.args[0]))
+        converted: GraphModule = convert_pt2e(prepared, fold_quantize=rules.fold_weights)
+    return converted
+
+
+def _check_fit(module: GraphModule, statistics: Statistics) -> None:
+    """Statistics of another model have other node names."""
+    from edgepress.compress.quantize.statistics import recorded
+
+    missing = [node.name for node in module.graph.nodes if recorded(node) and node.name not in statistics.histograms]
+    if missing:
+        raise QuantizationError(
+            f"the statistics do not belong to this model: no tensor {missing[0]!r} in them",
+            f"{len(missing)} are missing",
+            "Calibrate this model.",
+        )
+
+
+def _nothing(reasons: Mapping[Node, str]) -> QuantizationError:
+    ops = ", ".join(sorted({str(line["op"]) for line in summary(reasons)})[:6]) or "none"
+    return QuantizationError(
+        "the model has nothing to quantize",
+        f"it has no convolution, linear layer or matrix product with an integer kernel; its ops: {ops}",
+        "Ask for precision fp32 or fp16.",
+    )

@@ -1,0 +1,96 @@
+"""Scales and zero points: tensors that must share them are grouped, their ranges merged, and each group gets one pair."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from torch.fx import GraphModule, Node
+
+from edgepress.compress.quantize.graph import PIECES, constant, op_name
+from edgepress.compress.quantize.observers import Range
+from edgepress.compress.quantize.placement import Placement, data_inputs
+from edgepress.compress.quantize.statistics import Statistics, root_of
+from edgepress.targets.rules import QuantRules
+
+#: Smallest scale: still a number in float16, which some runtimes keep scales in.
+SMALLEST_SCALE = 2.0**-16
+
+
+@dataclass(frozen=True)
+class QParams:
+    """real = (integer - zero_point) * scale."""
+
+    scale: float
+    zero_point: int
+
+
+def qparams(interval: Range, rules: QuantRules) -> QParams:
+    """Scale (a float32 number) and zero point that cover an interval containing zero; zero itself is an integer.
+
+    The zero point is counted from `activation_min`, so that int8 and uint8 renderings of one range differ by the shift of 128 alone
+    (Jacob et al. 2018, section 2.1).
+    """
+    low, high = interval
+    lowest, highest = rules.activation_min, rules.activation_max
+    if rules.activation_symmetric:
+        zero = (lowest + highest + 1) // 2
+        scale = max(-low, high) / min(highest - zero, zero - lowest)
+    else:
+        scale = (high - low) / (highest - lowest)
+    scale = float(np.float32(max(scale, SMALLEST_SCALE)))
+    if not rules.activation_symmetric:
+        zero = lowest + min(max(round(-low / scale), 0), highest - lowest)
+    return QParams(scale, zero)
+
+
+class TensorParameters:
+    """The quantization parameters of every tensor that a quantized op reads or writes."""
+
+    def __init__(self, module: GraphModule, placement: Placement, rules: QuantRules, statistics: Statistics) -> None:
+        self._module, self._rules, self._statistics = module, rules, statistics
+        self._parent: dict[Node, Node] = {}
+        self._fixed: set[Node] = set()
+        for node, kind in placement.kinds.items():
+            tail = placement.tails[node]
+            inputs = data_inputs(node, kind)
+            for item in (*inputs, tail):
+                self._parent.setdefault(item, item)
+            if kind in rules.shared:
+                for item in inputs:
+                    self._union(item, tail)
+            if kind == "softmax" and rules.softmax_output is not None:
+                self._fixed.add(tail)
+        self._groups = self._resolve()
+
+    def of(self, node: Node) -> QParams:
+        """Scale and zero point of the tensor a node makes."""
+        return self._groups[self._find(node)]
+
+    def _find(self, node: Node) -> Node:
+        while self._parent[node] is not node:
+            self._parent[node] = self._parent[self._parent[node]]
+            node = self._parent[node]
+        return node
+
+    def _union(self, first: Node, second: Node) -> None:
+        self._parent[self._find(second)] = self._find(first)
+
+    def _resolve(self) -> dict[Node, QParams]:
+        members: dict[Node, list[Node]] = {}
+        for node in self._parent:
+            members.setdefault(self._find(node), []).append(node)
+        return {root: self._group(nodes) for root, nodes in members.items()}
+
+    def _group(self, nodes: list[Node]) -> QParams:
+        ranges = [self._range(node) for node in nodes if op_name(node) not in PIECES]
+        low, high = min(r[0] for r in ranges), max(r[1] for r in ranges)
+        if self._rules.softmax_output is not None and high <= 1.0 and any(node in self._fixed for node in nodes):
+            return QParams(float(np.float32(self._rules.softmax_output[0])), self._rules.softmax_output[1])
+        return qparams((low, high), self._rules)
+
+    def _range(self, node: Node) -> Range:
+        tensor = constant(self._module, node)
+        if tensor is not None:
+            return min(float(tensor.min()), 0.0), max(float(tensor.max()), 0.0)
+        return self._statistics.range_of(root_of(node).name, self._rules.activation_symmetric)

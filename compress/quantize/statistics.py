@@ -1,0 +1,145 @@
+"""Calibration: one pass over samples, and what every float tensor of the graph held."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch.fx import GraphModule, Interpreter, Node
+
+from edgepress.compress.quantize.graph import SAME_VALUES, is_float, layer_of, op_name
+from edgepress.compress.quantize.histogram import BINS, Histogram
+from edgepress.compress.quantize.observers import OBSERVERS, Range, choose_range
+from edgepress.compress.quantize.prepare import canonical_module
+from edgepress.targets.errors import QuantizationError
+
+_NUMBERS = ("minimum", "maximum", "moving_minimum", "moving_maximum")
+_COUNTS = ("zeros", "infinities", "total")
+_EMPTY = -(2**31)
+
+
+@dataclass(frozen=True)
+class Statistics:
+    """What calibration saw, by node name of the canonical graph (attention written out).
+
+    Attributes:
+        observer: how ranges are chosen from the histograms, a key of `observers.OBSERVERS`.
+        samples: how many samples were seen.
+        histograms: node name -> histogram. A tensor that holds the values of another one in another shape has none of its own.
+    """
+
+    observer: str
+    samples: int
+    histograms: Mapping[str, Histogram]
+
+    def range_of(self, name: str, symmetric: bool) -> Range:
+        """The range (low, high) that integers should cover for the tensor `name`, zero included."""
+        return choose_range(self.histograms[name], self.observer, symmetric)
+
+    def save(self, path: Path) -> None:
+        """Write one safetensors file; the same statistics give the same bytes."""
+        from safetensors.numpy import save_file
+
+        names = sorted(self.histograms)
+        rows = [self.histograms[name] for name in names]
+        tensors = {
+            "counts": np.stack([row.counts for row in rows]) if rows else np.zeros((0, 2 * BINS), dtype=np.int64),
+            "exponents": np.array([_EMPTY if row.exponent is None else row.exponent for row in rows], dtype=np.int64),
+            "numbers": np.array([[getattr(row, key) for key in _NUMBERS] for row in rows], dtype=np.float64),
+            "totals": np.array([[getattr(row, key) for key in _COUNTS] for row in rows], dtype=np.int64),
+        }
+        header = json.dumps({"observer": self.observer, "samples": self.samples, "names": names}, sort_keys=True)
+        save_file(tensors, str(path), metadata={"edgepress.statistics": header})
+
+    @staticmethod
+    def load(path: Path) -> Statistics:
+        """The inverse of `save`.
+
+        Raises:
+            QuantizationError: the file is not one that `save` wrote.
+        """
+        from safetensors import SafetensorError, safe_open
+
+        try:
+            with safe_open(str(path), framework="numpy") as file:
+                header = json.loads(file.metadata()["edgepress.statistics"])
+                tensors = {key: file.get_tensor(key) for key in ("counts", "exponents", "numbers", "totals")}
+        except (OSError, SafetensorError, KeyError, TypeError) as error:
+            raise QuantizationError(f"{path} holds no calibration statistics", str(error), "Calibrate again.") from error
+        histograms = {name: _row(tensors, index) for index, name in enumerate(header["names"])}
+        return Statistics(header["observer"], header["samples"], histograms)
+
+
+def _row(tensors: Mapping[str, np.ndarray], index: int) -> Histogram:
+    exponent = int(tensors["exponents"][index])
+    numbers = dict(zip(_NUMBERS, (float(v) for v in tensors["numbers"][index]), strict=True))
+    totals = dict(zip(_COUNTS, (int(v) for v in tensors["totals"][index]), strict=True))
+    return Histogram(tensors["counts"][index], None if exponent == _EMPTY else exponent, **numbers, **totals)  # type: ignore[arg-type]
+
+
+def calibrate(program: torch.export.ExportedProgram, batches: Iterable[Sequence[Any]], observer: str = "histogram") -> Statistics:
+    """Run samples through the float model once and keep extremes and a histogram of every float tensor.
+
+    Args:
+        program: float, eval mode.
+        batches: tuples of positional inputs (torch tensors or numpy arrays), dimension 0 is the batch.
+        observer: see `observers.OBSERVERS`.
+
+    Returns:
+        Statistics of a size that does not depend on the number of samples.
+
+    Raises:
+        QuantizationError: no samples, unknown observer, or an activation that is NaN or infinite (the layer is named).
+    """
+    if observer not in OBSERVERS:
+        raise QuantizationError(f"unknown observer {observer!r}", remedy=f"Use one of {', '.join(OBSERVERS)}.")
+    recorder = _Recorder(canonical_module(program))
+    samples = 0
+    with torch.no_grad():
+        for batch in batches:
+            inputs = [item if isinstance(item, torch.Tensor) else torch.from_numpy(np.asarray(item)) for item in batch]
+            recorder.run(*inputs)
+            samples += len(inputs[0])
+    if not samples:
+        raise QuantizationError("calibration got no samples", remedy="Set data.calibration.samples to 1 or more.")
+    return Statistics(observer, samples, recorder.histograms)
+
+
+class _Recorder(Interpreter):  # type: ignore[misc]
+    """Runs a graph and adds every float tensor to its histogram; values are freed after their last use."""
+
+    def __init__(self, module: GraphModule) -> None:
+        super().__init__(module)
+        self.histograms: dict[str, Histogram] = {node.name: Histogram() for node in module.graph.nodes if recorded(node)}
+
+    def run_node(self, node: Node) -> Any:
+        """Run one node and record its output."""
+        result = super().run_node(node)
+        histogram = self.histograms.get(node.name)
+        if histogram is not None:
+            try:
+                histogram.update(result)
+            except ValueError as error:
+                raise QuantizationError(
+                    f"layer {layer_of(node)!r} ({op_name(node)}) produced {error} during calibration",
+                    "the float model itself yields it on calibration samples",
+                    "Check the checkpoint and the preprocessing in data.py.",
+                ) from error
+        return result
+
+
+def recorded(node: Node) -> bool:
+    """Does a tensor have statistics of its own? Constants are measured when used; a reshape holds its input's values."""
+    return node.op in ("placeholder", "call_function") and is_float(node) and op_name(node) not in SAME_VALUES
+
+
+def root_of(node: Node) -> Node:
+    """The tensor whose values a node holds in another shape, itself where it makes new ones."""
+    while node.op == "call_function" and op_name(node) in SAME_VALUES:
+        node = node.args[0]
+    return node
