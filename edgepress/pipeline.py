@@ -13,10 +13,13 @@ from edgepress.config import Config, TargetPlan
 from edgepress.isolate import Limits
 from edgepress.machine import cores
 from edgepress.step import Executor, Result, Step
+from edgepress.targets.catalog import CATALOG
 from edgepress.targets.errors import EdgepressError
 from edgepress.targets.nouns import Scheme
 from edgepress.targets.rules import rules_for
+from edgepress.validators.runtimes import RUNTIMES
 
+_CONFIDENCE = 0.95
 _PROJECT = "edgepress.compress.project.steps"
 
 
@@ -52,6 +55,7 @@ class TargetRun:
     latency_error: str | None = None
     memory: Result | None = None
     memory_error: str | None = None
+    unmeasurable: str | None = None
     second: dict[str, Any] | None = None
     error: EdgepressError | None = None
     seconds: float = 0.0
@@ -127,19 +131,35 @@ class Pipeline:
         if run.error is not None or run.chosen is None or run.chosen.export is None:
             return
         plan, export = run.plan, run.chosen.export
-        name, common = plan.target.name, self._measured(plan, prepared, export)
+        run.unmeasurable = RUNTIMES.get(plan.target.runtime)().timing_unavailable()
+        if run.unmeasurable is not None:
+            return
+        common = self._measured(plan, prepared, export)
         try:
-            float_export = self._export(plan, prepared, Scheme("fp32", "float"), "fp32 ")
-            inputs = {"export": export, "float_export": float_export, "data": prepared.data}
-            params = {**common, "reference": float_export.value.get("artifact")}
-            run.latency = self._machine(f"latency {name}", "edgepress.steps.measure:latency", params, inputs, plan.target.threads)
+            run.latency = self._latency(plan, prepared, export, common)
         except EdgepressError as error:
             run.latency_error = str(error)
         try:
             inputs = {"export": export, "data": prepared.data}
-            run.memory = self._machine(f"memory {name}", "edgepress.steps.measure:memory", common, inputs, plan.target.threads)
+            run.memory = self._machine(f"memory {plan.target.name}", "edgepress.steps.measure:memory", common, inputs, plan.target.threads)
         except EdgepressError as error:
             run.memory_error = str(error)
+
+    def _latency(self, plan: TargetPlan, prepared: Prepared, export: Result, common: Mapping[str, Any]) -> Result:
+        """One window of pairs; where it leaves the recipe's limit undecided, a second one that goes on until it is decided."""
+        gate = next((gate for gate in plan.gates if gate.name == "latency_ratio"), None)
+        float_export = self._export(plan, prepared, Scheme("fp32", "float"), baseline=True)
+        inputs = {"export": export, "float_export": float_export, "data": prepared.data}
+        confidence = gate.confidence if gate else _CONFIDENCE
+        params = {**common, "reference": float_export.value.get("artifact"), "confidence": confidence}
+        name, function = f"latency {plan.target.name}", "edgepress.steps.measure:latency"
+        first = self._machine(name, function, params, inputs, plan.target.threads)
+        if gate is None or first.pending:
+            return first
+        low, high = first.value["latency_ratio"]["interval"]
+        if not low <= gate.limit <= high:
+            return first
+        return self._machine(f"{name}, more pairs", function, {**params, "limit": gate.limit}, inputs, plan.target.threads)
 
     def _choose(self, run: TargetRun, prepared: Prepared) -> None:
         """Walk the ladder: the first scheme that holds, else the one that lost least."""
@@ -176,14 +196,18 @@ class Pipeline:
         why = f"drop of {drop:+.2f} {unit} on {score.value['samples']} training samples kept apart, {sign} {limit:g} {unit}"
         return Candidate(scheme, export, score, held, why)
 
-    def _export(self, plan: TargetPlan, prepared: Prepared, scheme: Scheme, prefix: str = "") -> Result:
-        target = plan.target.to_json() | ({"precision": scheme.precision} if prefix else {})
-        target |= {"threads": 1, "batch": 1}  # measured with, not exported with
+    def _export(self, plan: TargetPlan, prepared: Prepared, scheme: Scheme, baseline: bool = False) -> Result:
+        target = plan.target.to_json() | {"precision": scheme.precision, "threads": 1}  # threads are measured with, not exported with
         params = {"target": target, "scheme": vars(scheme), "signature": self._signature(prepared.model)}
         inputs = {"model": prepared.model, "data": prepared.data}
         if scheme.kind.startswith("static") and prepared.calibration is not None:
             inputs["calibration"] = prepared.calibration
-        return self._shared(f"export {plan.target.name} {scheme.label}", "edgepress.steps.export:export", params, inputs)
+        return self._shared(
+            f"export {plan.target.name} {scheme.label}" + (" (for comparison)" if baseline else ""),
+            "edgepress.steps.export:export",
+            params,
+            inputs,
+        )
 
     def _execute(self, plan: TargetPlan, prepared: Prepared, export: Result, share: str, runtime: str, label: str = "") -> Result:
         name = plan.target.name if runtime == plan.target.runtime else f"{plan.target.name} in {runtime}"
@@ -207,16 +231,21 @@ class Pipeline:
         return self._do(step)
 
     def _score(self, plan: TargetPlan, prepared: Prepared, execution: Result, share: str, label: str = "") -> Result:
-        params = {"metric": self.config.metric, "share": share, "confidence": plan.confidence, "signature": self._signature(prepared.model)}
+        gate = next((gate for gate in plan.gates if gate.name == "accuracy_drop"), None)
+        params = {
+            "metric": self.config.metric,
+            "root": str(self.config.root),
+            "share": share,
+            "confidence": gate.confidence if gate else _CONFIDENCE,
+            "signature": self._signature(prepared.model),
+        }
         inputs = {"execution": execution, "reference": prepared.reference, "data": prepared.data}
         name = f"score {plan.target.name} {label}".rstrip() + (" (selection)" if share == "selection" else "")
         return self._user(name, "edgepress.steps.score:score", params, inputs)
 
     def _second(self, plan: TargetPlan, prepared: Prepared, export: Result) -> dict[str, Any] | None:
         """What a second runtime of the same file says, where the catalog names one that is installed."""
-        from edgepress.validators.runtimes import RUNTIMES
-
-        second = plan.second_runtime
+        second = CATALOG.get(plan.target.name.partition(":")[0]).second_runtime
         if second is None:
             return None
         support = RUNTIMES.get(second)().supports()

@@ -1,0 +1,79 @@
+"""Latency and peak memory of one artifact, each in a process of its own with nothing else running."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from edgepress.targets.nouns import Artifact, Signature
+from edgepress.targets.progress import progress
+
+_SAMPLES = 8
+#: Enough pairs for a p99 (662) where the model is fast enough; a slow model gets what fits into the time.
+_FIRST = {"min_pairs": 664, "max_pairs": 664, "seconds": 10.0}
+_MORE = {"min_pairs": 64, "max_pairs": 4000, "seconds": 45.0}
+_PERCENTILES = (50, 90, 95, 99)
+
+
+def latency(params: dict[str, Any], folder: Path) -> dict[str, Any]:
+    """Time an artifact against the float model in the same runtime, in interleaved pairs.
+
+    Args:
+        params: `runtime`, `artifact`, `reference` (the float artifact), `signature`, `threads`, `batch`, `confidence`; `limit` where
+            the first window left the gate undecided: pairs are then added until it is decided or time is up. `inputs`
+            names the folders of `export`, `float_export` and `data`.
+        folder: receives `times_ms.npy` of shape (2, pairs): candidate, reference.
+    """
+    from edgepress.validators.latency import LatencyPlan, compare_latency
+    from edgepress.validators.percentiles import latency_summary, percentile_interval, percentile_ms
+    from edgepress.validators.runtimes import RUNTIMES
+
+    inputs = {name: Path(path) for name, path in params["inputs"].items()}
+    samples = _batch(inputs["data"], params)
+    runtime = RUNTIMES.get(params["runtime"])()
+    candidate = Artifact.from_json(params["artifact"])
+    reference = Artifact.from_json(params["reference"])
+    limit = params.get("limit")
+    plan = LatencyPlan(**(_FIRST if limit is None else _MORE))
+    progress("timing against the float model")
+    with (
+        runtime.open(candidate, inputs["export"] / "artifact", params["threads"]) as new,
+        runtime.open(reference, inputs["float_export"] / "artifact", params["threads"]) as old,
+    ):
+        found = compare_latency(new.bind(samples), old.bind(samples), limit=limit, confidence=params["confidence"], plan=plan)
+        name = f"fp32 in {old.executed_by}"
+    times = found.candidate_ms
+    np.save(folder / "times_ms.npy", np.stack([times, found.reference_ms]))
+    percentiles = {}
+    for percent in _PERCENTILES:
+        value = percentile_ms(times, percent / 100)
+        if value is not None:
+            percentiles[str(percent)] = [value, *percentile_interval(times, percent / 100)]
+    return {
+        "latency_ms": latency_summary(times, params["threads"], params["batch"]),
+        "latency_ratio": found.to_json(name),
+        "pairs": found.pairs,
+        "how": found.evidence(name).how,
+        "percentiles": percentiles,
+    }
+
+
+def memory(params: dict[str, Any], folder: Path) -> dict[str, Any]:
+    """Peak memory of this process, which loads and runs one artifact and does nothing else."""
+    from edgepress.validators.memory import peak_memory
+
+    inputs = {name: Path(path) for name, path in params["inputs"].items()}
+    samples = _batch(inputs["data"], params)
+    peak = peak_memory(inputs["export"] / "artifact", params["artifact"], params["runtime"], samples, params["threads"], params["batch"])
+    return peak.to_json()
+
+
+def _batch(data: Path, params: dict[str, Any]) -> dict[str, np.ndarray]:
+    """One batch of real samples, repeated where the data has fewer."""
+    from edgepress.steps.arrays import load_inputs
+
+    found = load_inputs(data / "validation", Signature.from_json(params["signature"]), max(_SAMPLES, params["batch"]))
+    rows = np.arange(params["batch"]) % len(next(iter(found.values())))
+    return {name: np.ascontiguousarray(value[rows]) for name, value in found.items()}
