@@ -116,11 +116,12 @@ def scheme_label(value: str | Json) -> str:
 
 
 def unmeasured(target: Json) -> list[tuple[str, str]]:
-    """(what, why) of everything this machine could not measure for a target."""
+    """(what, why) of what this machine cannot measure, or the recipe accepts unmeasured, for a target."""
     found = target.get("unmeasured") or {}
     if isinstance(found, Mapping):
         return [(str(name), str(why)) for name, why in found.items()]
-    return [(str(item.get("name", item)), str(item.get("why", ""))) if isinstance(item, Mapping) else (str(item), "") for item in found]
+    accepted = {gate["name"] for gate in target["gates"] if gate["verdict"] == "accepted"}
+    return [(str(name), "accepted by the recipe") for name in found] if accepted else []
 
 
 def _view(target: Json, reference_bytes: int) -> TargetView:

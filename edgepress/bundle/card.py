@@ -1,0 +1,88 @@
+"""README.md of a bundle: the model card, with the numbers that were measured."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from edgepress.report import numbers
+from edgepress.report.present import drop_unit, headline
+from edgepress.report.summary import escape
+
+Json = Mapping[str, Any]
+
+
+def render_card(report: Json, entries: Sequence[Json]) -> str:
+    """The model card as Markdown; nothing in it depends on when or how fast the run was."""
+    reference, unit = report["reference"], drop_unit(report)
+    lines = [
+        f"# {escape(report['project'])}",
+        "",
+        f"Verdict of the run: **{report['verdict']}**. {escape(headline(report))}",
+        "",
+        "## What is here",
+        "",
+        "| Target | For | Scheme | Size | Drop (interval) | Latency ratio (interval) | Verdict |",
+        "| --- | --- | --- | --- | --- | --- | --- |",
+        *(_row(item, unit) for item in entries),
+        "",
+        f"Drops are against the fp32 original ({escape(reference['metric']['name'])} "
+        f"{numbers.metric(reference['metric']['value'], unit)} on {reference['metric']['samples']} samples), paired on the same samples; "
+        "above zero is worse. A latency ratio is against the fp32 model in the same runtime; below one is faster. Figures hold for the "
+        "machine and the data they were taken on.",
+        "",
+    ]
+    for item in entries:
+        lines += _section(item)
+    lines += _using()
+    return "\n".join(lines) + "\n"
+
+
+def _row(item: Json, unit: str) -> str:
+    metric, ratio = item["metric"], item["latency_ratio"]
+    cells = [
+        f"{item['target']}",
+        item["device"],
+        item["scheme"]["label"],
+        numbers.size(item["size_bytes"]),
+        f"{numbers.drop(metric['drop'], unit)} ({numbers.interval(metric['interval'])})" if metric else "not measured",
+        f"{numbers.ratio(ratio['value'])} ({numbers.interval(ratio['interval'])})" if ratio else "not measured",
+        item["verdict"],
+    ]
+    return "| " + " | ".join(escape(cell) for cell in cells) + " |"
+
+
+def _section(item: Json) -> list[str]:
+    lines = [f"## {escape(item['target'])}", "", f"- Artifact: {escape(item['folder'] + '/' + item['path'])}, sha256 {item['sha256']}"]
+    lines += [f"- Also here: {escape(item['folder'] + '/' + name)}" for name in item["extra"]]
+    for direction in ("inputs", "outputs"):
+        for spec in item[direction]:
+            shape = ", ".join("N" if size is None else str(size) for size in spec["shape"])
+            lines.append(escape(f"- {direction[:-1].capitalize()} {spec['name']}: {spec['dtype']} [{shape}]"))
+    lines.append(f"- Outputs were computed by: {escape(item['executed_by'] or 'nothing; the artifact was not executed')}")
+    for name, value in sorted(item["facts"].items()):
+        lines.append(f"- {escape(name.replace('_', ' ').capitalize())}: {escape(_text(value))}")
+    preprocessing = item["preprocessing"] or "none inside the artifact; feed what the project's data code yields"
+    lines.append(f"- Preprocessing: {escape(_text(preprocessing))}")
+    for gate in item["verdicts"]:
+        step = f" Next: {gate['next_step']}" if gate["next_step"] else ""
+        lines.append(escape(f"- Gate {gate['name']}: {gate['verdict']}, {gate['observed']}, limit {gate['limit']}.{step}"))
+    return [*lines, ""]
+
+
+def _text(value: object) -> str:
+    return ", ".join(map(str, value)) if isinstance(value, list | tuple) else str(value)
+
+
+def _using() -> list[str]:
+    return [
+        "## Using it",
+        "",
+        "`python <target>/run.py` loads the artifact with its runtime and numpy alone, runs the golden samples and compares.",
+        "",
+        "`sha256sum --check SHA256SUMS` finds a changed file; `edgepress verify .` also replays the golden samples",
+        "in every runtime that is here.",
+        "",
+        "`bundle.json` says what each artifact was made from and how it was judged, `sbom.cdx.json` (CycloneDX 1.6) lists",
+        "packages and hashes, `provenance.intoto.jsonl` is an unsigned in-toto statement over every file.",
+    ]

@@ -1,0 +1,75 @@
+"""bundle.json: one entry per artifact, everything a device team asks before they load it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from importlib.metadata import version
+from typing import TYPE_CHECKING, Any
+
+from edgepress.report.present import target_verdict
+from edgepress.targets.nouns import Artifact, Scheme, Signature
+
+if TYPE_CHECKING:
+    from edgepress.bundle.write import Shipment
+
+SCHEMA = "edgepress/bundle/v1"
+
+
+def manifest(report: Mapping[str, Any], entries: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """The content of bundle.json."""
+    return {
+        "schema": SCHEMA,
+        "project": report["project"],
+        "edgepress": version("edgepress"),
+        "verdict": report["verdict"],
+        "reference": report["reference"],
+        "artifacts": list(entries),
+    }
+
+
+def entry(shipment: Shipment, target: Mapping[str, Any], folder: str, files: Mapping[str, str]) -> dict[str, Any]:
+    """One artifact.
+
+    Args:
+        shipment: what was shipped.
+        target: its entry in the report.
+        folder: its folder in the bundle.
+        files: every file of that folder with its sha256.
+    """
+    artifact = shipment.artifact
+    data = artifact.to_json()
+    return {
+        "target": shipment.target,
+        "runtime": shipment.runtime,
+        "device": target["device"],
+        "precision": target["precision"],
+        "scheme": {"label": artifact.scheme.label, "kind": artifact.scheme.kind, "precision": artifact.scheme.precision},
+        "folder": folder,
+        "path": artifact.path,
+        "extra": sorted(artifact.extra),
+        "sha256": target["artifact"]["sha256"],
+        "size_bytes": target["artifact"]["size_bytes"],
+        "files": dict(files),
+        "parents": dict(shipment.parents),
+        "inputs": data["signature"]["inputs"],
+        "outputs": data["signature"]["outputs"],
+        "preprocessing": shipment.preprocessing,
+        "runtime_minimum": artifact.facts.get("runtime_minimum"),
+        "facts": dict(artifact.facts),
+        "float_ops": [dict(op) for op in artifact.float_ops],
+        "executed_by": target["executed_by"],
+        "metric": target["metric"],
+        "latency_ms": target["latency_ms"],
+        "latency_ratio": target["latency_ratio"],
+        "peak_memory_bytes": target["peak_memory_bytes"],
+        "verdict": target_verdict(target),
+        "verdicts": list(target["gates"]),
+        "golden": "golden.json",
+    }
+
+
+def artifact_of(data: Mapping[str, Any]) -> Artifact:
+    """The artifact an entry describes; its paths are relative to the entry's folder."""
+    scheme = Scheme(data["scheme"]["precision"], data["scheme"]["kind"])
+    signature = Signature.from_json({"inputs": data["inputs"], "outputs": data["outputs"]})
+    return Artifact(data["path"], data["target"], scheme, signature, data["facts"], tuple(data.get("float_ops", ())), tuple(data["extra"]))
