@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -44,6 +44,7 @@ class Step:
         name: the layer's name in the package.
         arguments: by parameter name: constants, `Ref`s, or lists of both.
         outputs: (name, MIL type, shape) of each result.
+        sources: by parameter name, the names of the values it takes, constants included.
         release: names that no later step needs.
     """
 
@@ -51,6 +52,7 @@ class Step:
     name: str
     arguments: Mapping[str, Any]
     outputs: tuple[Feature, ...]
+    sources: Mapping[str, tuple[str, ...]]
     release: tuple[str, ...] = ()
 
 
@@ -64,6 +66,12 @@ class MilProgram:
     Args:
         package: the .mlpackage folder.
 
+    Attributes:
+        inputs, outputs: of the function, in order.
+        steps: the ops that depend on inputs, in order.
+        constants: everything else, by name.
+        made_by: for each constant that an op computed, the op type: `constexpr_blockwise_shift_scale`, ...
+
     Raises:
         ExecutionError: an op the executor does not know; op and layer are named.
     """
@@ -73,6 +81,7 @@ class MilProgram:
         self.inputs = tuple(_feature(var) for var in function.inputs.values())
         self.outputs = tuple(_feature(var) for var in function.outputs)
         self.constants: dict[str, Any] = {}
+        self.made_by: dict[str, str] = {}
         self.steps = self._compile(function)
         largest = max((_elements(out.shape) for step in self.steps for out in step.outputs), default=1)
         self._samples = max(1, min(_MOST_SAMPLES, _LARGEST // max(1, largest)))
@@ -135,12 +144,14 @@ class MilProgram:
                     "Run this package on a Mac, or rewrite the layer it comes from.",
                 )
             arguments = {name: self._argument(var) for name, var in op.inputs.items() if var is not None}
-            step = Step(known[op.op_type], op.name, arguments, tuple(_feature(var) for var in op.outputs))
+            sources = {name: _names(var) for name, var in op.inputs.items() if var is not None}
+            step = Step(known[op.op_type], op.name, arguments, tuple(_feature(var) for var in op.outputs), sources)
             if any(_refs(argument) for argument in arguments.values()):
                 steps.append(step)
             else:
                 for out, value in zip(step.outputs, self._evaluate(step, {}), strict=True):
                     self.constants[out.name] = value
+                    self.made_by[out.name] = op.op_type
         return _with_releases(steps, {f.name for f in self.outputs})
 
     def _argument(self, var: Any) -> Any:
@@ -176,7 +187,7 @@ def _load(package: Path) -> Any:
 def _feature(var: Any) -> Feature:
     from coremltools.converters.mil.mil import types
 
-    shape = tuple(size if isinstance(size, int) else -1 for size in (int(s) if _is_number(s) else s for s in var.shape or ()))
+    shape = tuple(int(size) if _is_number(size) else -1 for size in var.shape or ())
     name = types.builtin_to_string(var.dtype)
     return Feature(var.name, name if name in HELD else "fp32", shape)
 
@@ -194,6 +205,10 @@ def _elements(shape: tuple[int, ...]) -> int:
     for size in shape:
         count *= max(1, size)
     return count
+
+
+def _names(var: Any) -> tuple[str, ...]:
+    return tuple(item.name for item in var) if isinstance(var, list | tuple) else (var.name,)
 
 
 def _resolve(argument: Any, values: Mapping[str, Any]) -> Any:
@@ -219,6 +234,6 @@ def _with_releases(steps: list[Step], kept: set[str]) -> tuple[Step, ...]:
     for step in reversed(steps):
         names = {name for argument in step.arguments.values() for name in _refs(argument)}
         names |= {out.name for out in step.outputs}
-        result.append(Step(step.op, step.name, step.arguments, step.outputs, tuple(sorted(names - seen))))
+        result.append(replace(step, release=tuple(sorted(names - seen))))
         seen |= names
     return tuple(reversed(result))
