@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import torch
 from torch import nn
 from torch.export import ExportedProgram
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils.flop_counter import FlopCounterMode
 
 from edgepress.compress.project.checkpoint import check_finite, fill, read_program, read_state_dict
 from edgepress.compress.project.usercode import call_user, load_callable
@@ -56,3 +60,18 @@ def load_model(spec: ModelSpec, root: Path) -> nn.Module | ExportedProgram:
 def count_parameters(model: nn.Module | ExportedProgram) -> int:
     """Number of trained values, buffers left out."""
     return sum(parameter.numel() for parameter in model.parameters())
+
+
+def count_macs(program: ExportedProgram, arrays: Sequence[np.ndarray], batch: int = 1) -> int:
+    """Multiply-accumulates of convolutions and matrix products (attention included) for one sample.
+
+    Args:
+        program: positional inputs.
+        arrays: real samples, one array of shape (n >= batch, ...) per input.
+        batch: a size the program takes.
+    """
+    inputs = [torch.from_numpy(np.array(np.resize(a[:batch], (batch, *a.shape[1:])))) for a in arrays]
+    counter = FlopCounterMode(display=False)
+    with torch.no_grad(), sdpa_kernel(SDPBackend.MATH), counter:
+        program.module()(*inputs)
+    return int(counter.get_total_flops()) // 2 // batch

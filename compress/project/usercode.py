@@ -147,7 +147,7 @@ def _no_such_name(spec: str, part: str, found: Any, module: ModuleType) -> Proje
     own = [n for n in public if getattr(getattr(found, n), "__module__", None) == module.__name__] or public
     near = get_close_matches(part, own, 1, 0.5)
     hint = f"Did you mean {near[0]!r}? " if near else ""
-    where = Path(module.__file__).name if getattr(module, "__file__", None) else module.__name__
+    where = Path(module.__file__).name if module.__file__ else module.__name__
     return ProjectError(
         f"{spec!r} was not found", f"{where} has no {part!r}", f"{hint}Callables there: {', '.join(sorted(own)[:12]) or 'none'}."
     )

@@ -1,0 +1,132 @@
+"""The three steps that run the user's code, as functions `(params, folder) -> JSON`; each runs in a process of its own.
+
+collect    folder/<share>/input_0.npy … labels.npy     for the shares validation, calibration, selection
+trace      folder/model.pt2, folder/signature.json
+reference  folder/<share>/output_0.npy …               for the shares validation and selection
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from edgepress.compress.project.collect import Shares, collect_data
+from edgepress.targets.nouns import Signature
+
+_TRACE_SAMPLES = 4
+#: torchmetrics names whose integer labels are class numbers.
+CLASSIFICATION = frozenset(
+    {"accuracy", "top5", "precision", "recall", "f1_score", "fbeta_score", "specificity", "auroc", "average_precision", "calibration_error"}
+    | {"cohen_kappa", "matthews_corrcoef", "jaccard_index", "hinge_loss", "stat_scores", "confusion_matrix", "hamming_distance"}
+)
+
+
+def collect(params: dict[str, Any], folder: Path) -> dict[str, Any]:
+    """Read the datasets.
+
+    Args:
+        params: `root`, `train`, `validation`, `calibration` (`samples`, `selection`, `seed`), `exact` (which of `samples`, `selection`
+            the user set), `model_inputs` (dtype overrides, or None), `seed`.
+        folder: receives the shares.
+
+    Returns:
+        `counts` per share, `inputs`, `labels`, `train_samples`.
+    """
+    draws = params["calibration"]
+    exact = frozenset({"samples": "calibration"}.get(name, name) for name in params["exact"])
+    shares = Shares(draws["samples"], draws["selection"], draws["seed"], exact)
+    casts = [item["dtype"] for item in params["model_inputs"] or ()]
+    datasets = {"train": params["train"], "validation": params["validation"]}
+    return collect_data(Path(params["root"]), datasets, shares, casts, folder, params["seed"])
+
+
+def trace(params: dict[str, Any], folder: Path) -> dict[str, Any]:
+    """Build the model and trace it.
+
+    Args:
+        params: `root`, `factory`, `args`, `checkpoint`, `model_inputs`, `model_outputs`, `dynamic_batch`, `metric`, `seed`, and
+            `inputs` with the folder of `data`.
+        folder: receives `model.pt2` and `signature.json`.
+
+    Returns:
+        `signature`, `parameters`, `macs` per sample, `size_bytes` of the checkpoint.
+    """
+    import torch
+
+    from edgepress.compress.project.model import ModelSpec, count_macs, count_parameters, load_model
+    from edgepress.compress.project.reference import load_share
+    from edgepress.compress.project.trace import TraceOptions, trace_model
+    from edgepress.compress.project.usercode import seed_everything
+
+    root = Path(params["root"])
+    seed_everything(params["seed"])
+    model = load_model(ModelSpec(params["checkpoint"], params["factory"], params["args"]), root)
+    arrays, labels = load_share(Path(params["inputs"]["data"]) / "validation")
+    names = [item["name"] for item in params["model_inputs"]] if params["model_inputs"] else None
+    options = TraceOptions(names, params["model_outputs"], params["dynamic_batch"])
+    few = [np.array(a[:_TRACE_SAMPLES]) for a in arrays]
+    traced = trace_model(model, few, root, options)
+    check_labels(labels, traced.signature, params["metric"])
+    folder.mkdir(parents=True, exist_ok=True)
+    torch.export.save(traced.program, folder / "model.pt2")
+    signature = traced.signature.to_json()
+    (folder / "signature.json").write_text(json.dumps(signature, indent=2, sort_keys=True) + "\n")
+    return {
+        "signature": signature,
+        "parameters": count_parameters(model),
+        "macs": count_macs(traced.program, few, traced.signature.inputs[0].shape[0] or 1),
+        "size_bytes": (root / params["checkpoint"]).stat().st_size,
+    }
+
+
+def reference(params: dict[str, Any], folder: Path) -> dict[str, Any]:
+    """Run the float program on the validation and selection shares.
+
+    Args:
+        params: `metric`, and `inputs` with the folders of `model` and `data`.
+        folder: receives `<share>/output_0.npy …`.
+
+    Returns:
+        `counts` per share.
+    """
+    import torch
+
+    from edgepress.compress.project.reference import load_share, reference_outputs
+
+    model, data = Path(params["inputs"]["model"]), Path(params["inputs"]["data"])
+    program = torch.export.load(model / "model.pt2")
+    signature = Signature.from_json(json.loads((model / "signature.json").read_text()))
+    counts = {}
+    for share in ("validation", "selection"):
+        arrays, labels = load_share(data / share)
+        check_labels(labels, signature, params["metric"])
+        outputs = reference_outputs(program, arrays, fixed=signature.inputs[0].shape[0])
+        (folder / share).mkdir(parents=True)
+        for i, output in enumerate(outputs):
+            np.save(folder / share / f"output_{i}.npy", output, allow_pickle=False)
+        counts[share] = len(labels)
+    return {"counts": counts}
+
+
+def check_labels(labels: np.ndarray, signature: Signature, metric: str) -> None:
+    """Class numbers lie within the classes of the first output, where the metric is one of classification.
+
+    Raises:
+        ProjectError: a label is out of range; its sample, value and the number of classes are named.
+    """
+    from edgepress.targets.errors import ProjectError
+
+    shape = signature.outputs[0].shape
+    if metric not in CLASSIFICATION or labels.ndim != 1 or labels.dtype.kind != "i" or len(shape) != 2 or shape[1] in (None, 1):
+        return
+    wrong = (labels != -100) & ((labels < 0) | (labels >= shape[1]))
+    if wrong.any():
+        first = int(np.argmax(wrong))
+        raise ProjectError(
+            f"label {int(labels[first])} of sample {first} is out of range",
+            f"the model has {shape[1]} classes, labels 0 to {(shape[1] or 0) - 1}; {int(wrong.sum())} of {len(labels)} labels are outside",
+            "Map the labels to class numbers in your data code.",
+        )
