@@ -32,9 +32,9 @@ def target(name: str, **more: Any) -> dict[str, Any]:
         "kernels": {"int8": 31, "fp16": 0, "fp32": 1, "unknown": 0, "float_share_of_macs": 0.0, "source": "optimized graph"},
         "integer_share_of_macs": 1.0,
         "gates": [
-            gate("accuracy_drop", "1.0pp", "0.12 pp", interval=[-0.05, 0.31]),
-            gate("latency_ratio", "0.8", "0.312", interval=[0.305, 0.322]),
-            gate("size", "2MB", "312 kB"),
+            gate("accuracy_drop", "at most 1.00 pp", "0.12 pp (-0.05 pp to 0.31 pp) on 10,000 validation samples", interval=[-0.05, 0.31]),
+            gate("latency_ratio", "at most 0.800", "0.312 (0.305 to 0.322) on 240 latency pairs", interval=[0.305, 0.322]),
+            gate("size", "at most 2.00 MB", "312.00 kB"),
         ],
         "tried": [
             {"scheme": {"label": "int8 static", "kind": "static"}, "drop_on_selection": 0.1, "held": True, "why": "within the margin"}
@@ -63,8 +63,8 @@ def not_executable(name: str, verdict: str) -> dict[str, Any]:
         peak_memory_bytes=None,
         unmeasured={"latency": why},
         gates=[
-            gate("accuracy_drop", "1.0pp", "0.12 pp", interval=[-0.05, 0.31]),
-            gate("latency_ratio", "0.8", "not measured", verdict, next_step="Run `edgepress bench` on the device."),
+            gate("accuracy_drop", "at most 1.00 pp", "0.12 pp (-0.05 pp to 0.31 pp) on 10,000 validation samples", interval=[-0.05, 0.31]),
+            gate("latency_ratio", "at most 0.800", "not measured", verdict, next_step="Run `edgepress bench` on the device."),
         ],
     )
 
@@ -77,10 +77,15 @@ def failing(name: str) -> dict[str, Any]:
         integer_share_of_macs=0.94,
         gates=[
             gate(
-                "accuracy_drop", "1.0pp", "1.69 pp", "fail", interval=[1.31, 2.08], next_step="Run `edgepress explain` to see which layers."
+                "accuracy_drop",
+                "at most 1.00 pp",
+                "1.69 pp (1.31 pp to 2.08 pp) on 10,000 validation samples",
+                "fail",
+                interval=[1.31, 2.08],
+                next_step="Run `edgepress explain` to see which layers.",
             ),
-            gate("latency_ratio", "0.8", "0.312", interval=[0.305, 0.322]),
-            gate("size", "2MB", "312 kB"),
+            gate("latency_ratio", "at most 0.800", "0.312 (0.305 to 0.322) on 240 latency pairs", interval=[0.305, 0.322]),
+            gate("size", "at most 2.00 MB", "312.00 kB"),
         ],
         tried=[
             {

@@ -54,13 +54,13 @@ def _row(item: Json, unit: str) -> str:
 
 def _section(item: Json) -> list[str]:
     lines = [f"## {escape(item['target'])}", "", f"- Artifact: {escape(item['folder'] + '/' + item['path'])}, sha256 {item['sha256']}"]
-    lines += [f"- Also here: {escape(item['folder'] + '/' + name)}" for name in item["extra"]]
+    lines += [f"- Also here: {escape(item['folder'] + '/' + name)}" for name in sorted(item["artifact"]["extra"])]
     for direction in ("inputs", "outputs"):
         for spec in item[direction]:
             shape = ", ".join("N" if size is None else str(size) for size in spec["shape"])
             lines.append(escape(f"- {direction[:-1].capitalize()} {spec['name']}: {spec['dtype']} [{shape}]"))
     lines.append(f"- Outputs were computed by: {escape(item['executed_by'] or 'nothing; the artifact was not executed')}")
-    for name, value in sorted(item["facts"].items()):
+    for name, value in sorted(item["artifact"]["facts"].items()):
         lines.append(f"- {escape(name.replace('_', ' ').capitalize())}: {escape(_text(value))}")
     preprocessing = item["preprocessing"] or "none inside the artifact; feed what the project's data code yields"
     lines.append(f"- Preprocessing: {escape(_text(preprocessing))}")

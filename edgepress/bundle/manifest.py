@@ -7,7 +7,7 @@ from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
 
 from edgepress.report.present import target_verdict
-from edgepress.targets.nouns import Artifact, Scheme, Signature
+from edgepress.targets.nouns import Artifact
 
 if TYPE_CHECKING:
     from edgepress.bundle.write import Shipment
@@ -43,10 +43,9 @@ def entry(shipment: Shipment, target: Mapping[str, Any], folder: str, files: Map
         "runtime": shipment.runtime,
         "device": target["device"],
         "precision": target["precision"],
-        "scheme": {"label": artifact.scheme.label, "kind": artifact.scheme.kind, "precision": artifact.scheme.precision},
+        "scheme": {"label": artifact.scheme.label, "kind": artifact.scheme.kind},
         "folder": folder,
         "path": artifact.path,
-        "extra": sorted(artifact.extra),
         "sha256": target["artifact"]["sha256"],
         "size_bytes": target["artifact"]["size_bytes"],
         "files": dict(files),
@@ -55,8 +54,7 @@ def entry(shipment: Shipment, target: Mapping[str, Any], folder: str, files: Map
         "outputs": data["signature"]["outputs"],
         "preprocessing": shipment.preprocessing,
         "runtime_minimum": artifact.facts.get("runtime_minimum"),
-        "facts": dict(artifact.facts),
-        "float_ops": [dict(op) for op in artifact.float_ops],
+        "artifact": data,
         "executed_by": target["executed_by"],
         "metric": target["metric"],
         "latency_ms": target["latency_ms"],
@@ -70,6 +68,4 @@ def entry(shipment: Shipment, target: Mapping[str, Any], folder: str, files: Map
 
 def artifact_of(data: Mapping[str, Any]) -> Artifact:
     """The artifact an entry describes; its paths are relative to the entry's folder."""
-    scheme = Scheme(data["scheme"]["precision"], data["scheme"]["kind"])
-    signature = Signature.from_json({"inputs": data["inputs"], "outputs": data["outputs"]})
-    return Artifact(data["path"], data["target"], scheme, signature, data["facts"], tuple(data.get("float_ops", ())), tuple(data["extra"]))
+    return Artifact.from_json(data["artifact"])

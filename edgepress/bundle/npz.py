@@ -1,4 +1,4 @@
-"""NumPy archives whose bytes depend on their arrays alone: names sorted, no clock."""
+"""NumPy archives whose bytes depend on their arrays and the order of their names alone: no clock."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ _EPOCH = (1980, 1, 1, 0, 0, 0)  # the earliest time a zip entry can carry
 
 
 def save_npz(path: Path, arrays: Mapping[str, np.ndarray]) -> None:
-    """Write `arrays` so that `numpy.load(path)` returns them; equal arrays give equal bytes.
+    """Write `arrays` so that `numpy.load(path)` returns them, in their order; equal arrays give equal bytes.
 
     Raises:
         ValueError: an array holds Python objects.
     """
     with zipfile.ZipFile(path, "w", zipfile.ZIP_STORED) as archive:
-        for name in sorted(arrays):
+        for name in arrays:
             buffer = io.BytesIO()
             np.save(buffer, np.asarray(arrays[name], order="C"), allow_pickle=False)
             entry = zipfile.ZipInfo(f"{name}.npy", _EPOCH)

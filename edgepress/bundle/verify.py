@@ -51,12 +51,7 @@ class Replay:
 
 @dataclass(frozen=True)
 class Verification:
-    """What was found.
-
-    Attributes:
-        exit_code: 0 every file is intact and every replay that could be made matches; 1 a file or a replay does not; 2 files are intact
-            and there are artifacts, but none of their runtimes is here.
-    """
+    """What was found in a bundle with `files` files."""
 
     bundle: str
     files: int
@@ -65,6 +60,7 @@ class Verification:
 
     @property
     def exit_code(self) -> int:
+        """0 all files are intact and every replay that could be made matches; 1 a file or a replay does not; 2 no runtime is here."""
         outcomes = {replay.outcome for replay in self.replays}
         if self.damage or outcomes & {"mismatch", "failed", "damaged"}:
             return 1
@@ -200,8 +196,10 @@ def _replayed(bundle: Path, entry: Mapping[str, Any], damaged: set[str], replaye
         install = f" Run: {value['install']}" if value["install"] else ""
         return Replay(target, runtime, "not here", f"{value['missing'] or 'its runtime is not installed'}.{install}")
     outcome = "match" if value["match"] else "mismatch"
-    detail = f"largest deviation {value['max_abs_error']:.3g}, allowed {value['allowed']:.3g}, on {value['samples']} samples"
-    return Replay(target, runtime, outcome, value["problem"] or detail, value["executed_by"], value["max_abs_error"])
+    detail = value["problem"]
+    if detail is None:
+        detail = f"largest deviation {value['max_abs_error']:.3g}, allowed {value['allowed']:.3g}, on {value['samples']} samples"
+    return Replay(target, runtime, outcome, detail, value["executed_by"], value["max_abs_error"])
 
 
 def replay_isolated(entry: Mapping[str, Any], folder: Path) -> dict[str, Any]:

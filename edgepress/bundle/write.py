@@ -11,11 +11,11 @@ import os
 import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 from edgepress.bundle import card, manifest, provenance, sbom, sums
-from edgepress.bundle.digest import digest, tree
+from edgepress.bundle.digest import digest, size_bytes, tree
 from edgepress.bundle.golden import golden
 from edgepress.bundle.scripts import run_script
 from edgepress.targets.errors import IntegrityError
@@ -51,7 +51,7 @@ def folders(targets: Sequence[str]) -> dict[str, str]:
     """Target name -> its folder in the bundle: the name up to the first colon; where an earlier target has that one, the whole name.
 
     Args:
-        targets: every target of the run, shipped or not, in the order of the report.
+        targets: in the order of the report.
     """
     taken: dict[str, str] = {}
     for target in targets:
@@ -61,12 +61,23 @@ def folders(targets: Sequence[str]) -> dict[str, str]:
     return taken
 
 
+def shipped_artifacts(shipments: Sequence[Shipment]) -> dict[str, dict[str, Any]]:
+    """Target name -> the `artifact` entry of report.json: `{"path", "sha256", "size_bytes"}`, path relative to RUN_DIR."""
+    places = folders([shipment.target for shipment in shipments])
+    entries: dict[str, dict[str, Any]] = {}
+    for shipment in shipments:
+        path = shipment.source / shipment.artifact.path
+        place = PurePosixPath(BUNDLE, places[shipment.target], shipment.artifact.path)
+        entries[shipment.target] = {"path": str(place), "sha256": digest(path), "size_bytes": size_bytes(path)}
+    return entries
+
+
 def write_bundle(run_dir: Path, report: Mapping[str, Any], shipments: Sequence[Shipment]) -> str:
     """Write the bundle of a run; targets that have no shipment have no folder.
 
     Args:
         run_dir: receives `bundle/`; an older one is replaced.
-        report: the report dictionary; its clock readings and durations are not used.
+        report: the report dictionary, its `artifact` entries from `shipped_artifacts`; its clock readings and durations are not used.
         shipments: one per target whose artifact exists.
 
     Returns:
@@ -95,15 +106,15 @@ def to_json(value: object) -> str:
 
 
 def _fill(bundle: Path, report: Mapping[str, Any], shipments: Sequence[Shipment]) -> None:
-    places = folders([target["name"] for target in report["targets"]])
     targets = {target["name"]: target for target in report["targets"]}
     entries = []
     for shipment in shipments:
-        folder = bundle / places[shipment.target]
         target = targets[shipment.target]
+        place = PurePosixPath(target["artifact"]["path"]).parts[1]
+        folder = bundle / place
         _ship(folder, shipment, target)
         _check(folder / shipment.artifact.path, target)
-        entries.append(manifest.entry(shipment, target, places[shipment.target], tree(folder)))
+        entries.append(manifest.entry(shipment, target, place, tree(folder)))
     _write(bundle / "bundle.json", to_json(manifest.manifest(report, entries)))
     _write(bundle / "README.md", card.render_card(report, entries))
     _write(bundle / "sbom.cdx.json", to_json(sbom.sbom(report, entries)))

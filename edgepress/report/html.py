@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -22,7 +23,7 @@ def render_html(report: Mapping[str, Any]) -> str:
         auto_reload=False,
     )
     environment.globals.update(n=numbers, geometry=pictures, words=WORDS, scheme_label=scheme_label, unmeasured=unmeasured)
-    environment.filters["minus"] = lambda text: str(text).replace("-", "\u2212") if str(text).lstrip("-")[:1].isdigit() else str(text)
+    environment.filters["minus"] = _minus
     rows = views(report)
     return environment.get_template("report.html").render(
         report=report,
@@ -32,3 +33,8 @@ def render_html(report: Mapping[str, Any]) -> str:
         panels=pictures.pictures(report, rows),
         command=report.get("command") or "edgepress run",
     )
+
+
+def _minus(text: object) -> str:
+    """A hyphen in front of a number becomes a minus sign."""
+    return re.sub(r"(?<![\w.])-(?=\d)", "\u2212", str(text))

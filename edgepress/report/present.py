@@ -89,9 +89,10 @@ def headline(report: Json) -> str:
     if not found:
         return f"The run's verdict is {verdict}."
     row, gate = found[0]
-    more = f" {_count(len(found) - 1, 'more gate')} {_word(len(found) - 1, 'does', 'do')} the same." if len(found) > 1 else ""
-    how = "is over the limit" if verdict == "fail" else "cannot be decided"
-    return f"{row.name}: {gate['name']} {how}: {gate['observed']}, limit {gate['limit']}.{more}"
+    others = len(found) - 1
+    what = "failed" if verdict == "fail" else "undecided"
+    more = f" {_count(others, 'more gate')} {_word(others, 'is', 'are')} {what}." if others else ""
+    return f"{row.name}: {gate_sentence(gate)}.{more}"
 
 
 def problems(report: Json) -> Iterator[tuple[TargetView, str, str, str | None]]:
@@ -106,8 +107,8 @@ def problems(report: Json) -> Iterator[tuple[TargetView, str, str, str | None]]:
 
 
 def gate_sentence(gate: Json) -> str:
-    """`accuracy_drop 1.40 pp, limit 1.0pp`."""
-    return f"{gate['name']} {gate['observed']}, limit {gate['limit']}"
+    """`accuracy_drop is 1.40 pp, limit: at most 1.00 pp`."""
+    return f"{gate['name']} is {gate['observed']}, limit: {gate['limit']}"
 
 
 def scheme_label(value: str | Json) -> str:

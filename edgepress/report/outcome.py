@@ -1,0 +1,81 @@
+"""What is printed in the terminal after a run: the verdict table, what to look at, the verdict. On stdout, coloured only on a terminal."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from edgepress.report import numbers
+from edgepress.report.present import TargetView, drop_unit, headline, problems, views
+from edgepress.report.terminal import STYLES, bullet, plain, stdout, table, tidy, verdict_text
+
+Json = Mapping[str, Any]
+_ROOMY = 110
+
+
+def print_run(report: Json, run_dir: Path, console: Console | None = None) -> None:
+    """The table, the gates that did not pass with their next steps, the verdict, and where the report is."""
+    out = console or stdout()
+    out.print(_run_table(report, roomy=out.width >= _ROOMY))
+    if out.width < _ROOMY:
+        _executors(out, views(report))
+    for row, verdict, what, step in problems(report):
+        if verdict == "accepted":
+            step = None  # the recipe knows
+        out.print(bullet(verdict, f"{row.name}: {what}", step))
+    out.print()
+    out.print(
+        plain(f"{report['verdict'].upper()}", f"bold {STYLES[report['verdict']]}").append(f"  {tidy(headline(report))}", "not bold default")
+    )
+    out.print(plain("report  ", "dim").append(tidy(str(run_dir / "report.html")), "default"), soft_wrap=True)
+
+
+def _run_table(report: Json, roomy: bool) -> Table:
+    """Eight columns; on a narrow terminal six, with the scheme under the target's name and what executed it below the table."""
+    names = ("target", "verdict", "scheme", "drop", "vs_fp32", "size", "int8_MACs", "executed_by")
+    left = ("target", "verdict", "scheme", "executed_by")
+    shown = [name for name in names if roomy or name not in ("scheme", "executed_by")]
+    made = table(**{name: "left" if name in left else "right" for name in shown})
+    for row in views(report):
+        cells = _cells(row, drop_unit(report), roomy)
+        made.add_row(*(cells[name] for name in shown))
+    return made
+
+
+def _cells(row: TargetView, unit: str, roomy: bool) -> dict[str, Text]:
+    metric, ratio, artifact = row.data["metric"], row.data["latency_ratio"], row.data["artifact"]
+    none = plain(numbers.NONE)
+    return {
+        "target": plain(row.name, "bold") if roomy else plain(row.name, "bold").append(f"\n{tidy(row.scheme)}", "not bold dim"),
+        "verdict": verdict_text(row.verdict),
+        "scheme": plain(row.scheme),
+        "drop": _two(numbers.drop(metric["drop"], unit), numbers.interval(metric["interval"])) if metric else none,
+        "vs_fp32": _two(numbers.ratio(ratio["value"]), numbers.interval(ratio["interval"])) if ratio else none,
+        "size": _two(numbers.size(artifact["size_bytes"]), numbers.ratio(row.size_ratio)) if artifact else none,
+        "int8_MACs": plain(numbers.percent(row.integer_share)),
+        "executed_by": plain(row.executed_by),
+    }
+
+
+def _two(value: str, below: str) -> Text:
+    """A value, and in a second line what it is to be read with."""
+    return plain(value).append(f"\n{below}", "dim")
+
+
+def _executors(out: Console, rows: Sequence[TargetView]) -> None:
+    grouped: dict[str, list[str]] = {}
+    for row in rows:
+        grouped.setdefault(row.executed_by, []).append(row.name)
+    grid = Table.grid(padding=(0, 2))
+    grid.add_column(overflow="fold", max_width=28, style="dim")
+    grid.add_column(overflow="fold")
+    for executor, names in grouped.items():
+        grid.add_row(plain(", ".join(names)), plain(executor))
+    out.print(plain("executed by", "dim"))
+    out.print(grid)
+    out.print()

@@ -1,0 +1,222 @@
+"""The tables of the other commands: plan, targets, doctor, verify, explain, diff."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from rich.console import Console
+from rich.text import Text
+
+from edgepress.report import numbers
+from edgepress.report.present import drop_unit, problems, scheme_label, target_verdict, views
+from edgepress.report.terminal import STYLES, bullet, plain, stdout, table, tidy, verdict_text
+
+Json = Mapping[str, Any]
+_OUTCOMES = {"match": "pass", "mismatch": "fail", "failed": "error", "damaged": "fail", "not here": "undecided"}
+
+
+def print_plan(steps: Sequence[Json], console: Console | None = None) -> None:
+    """Every step: stored or to be run, why, and how long it took last time.
+
+    Args:
+        steps: `{"name", "cached", "why", "seconds"}`.
+        console: where to print; stdout by default.
+    """
+    out = console or stdout()
+    made = table(step="left", state="left", why="left", last="right")
+    for step in steps:
+        state = plain("stored", "green") if step["cached"] else plain("run", "yellow")
+        made.add_row(plain(step["name"]), state, plain(step["why"]), plain(numbers.seconds(step["seconds"]) if step["seconds"] else ""))
+    out.print(made)
+    waiting = sum(not step["cached"] for step in steps)
+    out.print(plain(f"{waiting} of {len(steps)} steps would run" if waiting else f"all {len(steps)} steps are stored; nothing would run"))
+
+
+def print_targets(rows: Sequence[Json], console: Console | None = None) -> None:
+    """The catalog: what can be exported, run and timed here.
+
+    Args:
+        rows: `{"name", "device", "file", "precisions", "export", "run", "timing"}` as `edgepress targets --json` prints them.
+        console: where to print; stdout by default.
+    """
+    out = console or stdout()
+    made = table(target="left", device="left", file="left", precisions="left", export="left", run="left", time="left")
+    for row in rows:
+        cells = [plain(row["name"], "bold"), plain(row["device"]), plain(row["file"]), plain(" ".join(row["precisions"]))]
+        timing = _yes(row["run"]["usable"] and row["timing"] is None)
+        made.add_row(*cells, _yes(row["export"]["usable"]), _yes(row["run"]["usable"]), timing)
+    out.print(made)
+    _missing(out, rows)
+
+
+def print_doctor(facts: Json, console: Console | None = None) -> None:
+    """This machine, the packages, and what every target lacks.
+
+    Args:
+        facts: as `edgepress doctor --json` prints them.
+        console: where to print; stdout by default.
+    """
+    out = console or stdout()
+    made = table(machine="left", value="left")
+    made.show_header = False
+    for name in ("python", "system", "cpu", "cores", "fingerprint"):
+        made.add_row(plain(name, "dim"), plain(facts[name]))
+    out.print(made)
+    packages = table(package="left", version="left")
+    for name, version in sorted(facts["packages"].items()):
+        packages.add_row(plain(name), plain(version))
+    out.print(packages)
+    print_targets(facts["targets"], out)
+
+
+def print_verification(found: Json, console: Console | None = None) -> None:
+    """What `edgepress verify` found: damaged files, then the replays, then one line.
+
+    Args:
+        found: `Verification.to_json()`.
+        console: where to print; stdout by default.
+    """
+    out = console or stdout()
+    for item in found["damage"]:
+        out.print(bullet("fail", f"{item['path']}: {item['what']}"))
+    if found["replays"]:
+        made = table(target="left", replay="left", detail="left")
+        for replay in found["replays"]:
+            made.add_row(
+                plain(replay["target"], "bold"), plain(replay["outcome"], STYLES[_OUTCOMES[replay["outcome"]]]), plain(replay["detail"])
+            )
+        out.print(made)
+    out.print(_verification_line(found))
+
+
+def print_explanation(report: Json, target: Json, console: Console | None = None) -> None:
+    """Where one target's accuracy and time went, as far as its report tells."""
+    out, unit = console or stdout(), drop_unit(report)
+    row = next(view for view in views(report) if view.name == target["name"])
+    out.print(plain(f"{row.name}  ", "bold").append_text(verdict_text(row.verdict)).append(tidy(f"  {row.scheme} for {target['device']}")))
+    stages = table(stage="left", metric="right", drop="right")
+    original = report["reference"]["metric"]["value"]
+    scale = 100 if unit == "pp" else 1
+    for stage in report["stages"]:
+        lost = numbers.drop((original - stage["metric"]) * scale, unit)
+        stages.add_row(plain(stage["name"]), plain(numbers.metric(stage["metric"], unit)), plain(lost))
+    if target["metric"]:
+        value, lost = target["metric"]["value"], target["metric"]["drop"]
+        stages.add_row(plain(f"artifact in {row.executed_by}"), plain(numbers.metric(value, unit)), plain(numbers.drop(lost, unit)))
+    out.print(stages)
+    _parity(out, target)
+    _lists(out, target, unit)
+    for view, verdict, what, step in problems(report):
+        if view.name == row.name:
+            out.print(bullet(verdict, what, step))
+
+
+def print_diff(before: Json, after: Json, console: Console | None = None) -> None:
+    """Two runs, target by target; `before -> after` where a number changed."""
+    out = console or stdout()
+    made = table(target="left", verdict="left", drop="right", latency="right", size="right", scheme="left")
+    old = {target["name"]: target for target in before["targets"]}
+    new = {target["name"]: target for target in after["targets"]}
+    for name in [*old, *(name for name in new if name not in old)]:
+        made.add_row(plain(name, "bold"), *_changes(old.get(name), new.get(name), drop_unit(after)))
+    out.print(made)
+    out.print(plain("run  ", "dim").append_text(_arrow(before["verdict"], after["verdict"], STYLES)))
+    for what in _environment_changes(before["environment"], after["environment"]):
+        out.print(plain(what, "dim"))
+
+
+def _changes(old: Json | None, new: Json | None, unit: str) -> list[Text]:
+    def read(target: Json | None) -> list[str]:
+        if target is None:
+            return ["absent", *[numbers.NONE] * 4]
+        metric, ratio, artifact = target["metric"], target["latency_ratio"], target["artifact"]
+        return [
+            target_verdict(target),
+            numbers.drop(metric["drop"], unit) if metric else numbers.NONE,
+            numbers.ratio(ratio["value"]) if ratio else numbers.NONE,
+            numbers.size(artifact["size_bytes"]) if artifact else numbers.NONE,
+            scheme_label(target.get("scheme") or target["precision"]),
+        ]
+
+    first, *rest = zip(read(old), read(new), strict=True)
+    return [_arrow(*first, STYLES), *(_arrow(*pair) for pair in rest)]
+
+
+def _arrow(before: str, after: str, styles: Mapping[str, str] | None = None) -> Text:
+    """`before -> after`, or the one value when nothing changed."""
+    style = (styles or {}).get(after, "")
+    if before == after:
+        return plain(after, style or "dim")
+    return plain(f"{before} -> ").append(tidy(after), style or "bold")
+
+
+def _environment_changes(before: Json, after: Json) -> list[str]:
+    changes = []
+    for name in ("checkpoint_sha256", "config_sha256", "fingerprint"):
+        if before[name] != after[name]:
+            changes.append(f"{name.replace('_', ' ')}: {before[name][:12]} -> {after[name][:12]}")
+    versions, later = before["packages"], after["packages"]
+    for name in sorted({*versions, *later}):
+        if versions.get(name) != later.get(name):
+            changes.append(f"{name}: {versions.get(name, 'absent')} -> {later.get(name, 'absent')}")
+    return changes
+
+
+def _parity(out: Console, target: Json) -> None:
+    if parity := target["parity"]:
+        out.print(
+            plain(
+                f"against the compressed PyTorch model: largest error {parity['max_abs_error']:.3g}, SQNR {parity['sqnr_db']:.1f} dB, "
+                f"same argmax on {numbers.percent(parity['argmax_agreement'], 2)}"
+            )
+        )
+    if kernels := target["kernels"]:
+        out.print(plain(f"kernels: {kernels['int8']} int8, {kernels['fp16']} fp16, {kernels['fp32']} fp32, {kernels['unknown']} unknown"))
+
+
+def _lists(out: Console, target: Json, unit: str) -> None:
+    if target.get("tried"):
+        tried = table(scheme="left", drop="right", held="left", why="left")
+        for item in target["tried"]:
+            cells = [
+                scheme_label(item["scheme"]),
+                numbers.drop(item["drop_on_selection"], unit),
+                "yes" if item["held"] else "no",
+                item["why"] or "",
+            ]
+            tried.add_row(*map(plain, cells))
+        out.print(tried)
+    if target.get("float_ops"):
+        left = table(left_in_float="left", count="right", reason="left")
+        for op in target["float_ops"]:
+            left.add_row(*map(plain, (op["op"], op["count"], op["reason"])))
+        out.print(left)
+
+
+def _yes(usable: bool) -> Text:
+    return plain("yes", "green") if usable else plain("no", "yellow")
+
+
+def _missing(out: Console, rows: Sequence[Json]) -> None:
+    for row in rows:
+        for what in ("export", "run"):
+            support = row[what]
+            if not support["usable"]:
+                step = f"run: {support['install']}" if support["install"] else None
+                out.print(bullet("undecided", f"{row['name']} cannot {what} here: {support['missing'] or 'reason unknown'}", step))
+        if row["run"]["usable"] and row["timing"]:
+            out.print(bullet("undecided", f"{row['name']} cannot be timed here: {row['timing']}"))
+        second = row.get("second_runtime")
+        if second and not second["usable"]:
+            step = f"run: {second['install']}" if second["install"] else None
+            out.print(bullet("undecided", f"{row['name']}: second runtime {second['name']}: {second['missing'] or 'not here'}", step))
+
+
+def _verification_line(found: Json) -> Text:
+    code, replays = found["exit_code"], found["replays"]
+    matched = sum(replay["outcome"] == "match" for replay in replays)
+    absent = [replay["target"] for replay in replays if replay["outcome"] == "not here"]
+    word = {0: plain("INTACT", "bold green"), 1: plain("DIFFERS", "bold red"), 2: plain("CANNOT TELL", "bold yellow")}[code]
+    text = f"  {found['files']} files, {len(found['damage'])} damaged; {matched} of {len(replays)} replays match"
+    return word.append(tidy(text + (f"; no runtime here for {', '.join(absent)}" if absent else "")), "not bold default")
