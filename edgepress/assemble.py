@@ -9,12 +9,14 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-from edgepress.bundle.digest import digest, sha256, size_bytes
+from edgepress.bundle.digest import sha256
+from edgepress.bundle.write import Shipment, shipped_artifacts
 from edgepress.config import Config
 from edgepress.evidence import gather
 from edgepress.machine import cores, cpu_name, fingerprint
 from edgepress.pipeline import Candidate, Prepared, TargetRun
 from edgepress.targets.errors import RuntimeUnavailable
+from edgepress.targets.nouns import Artifact, Scheme, Verdict
 from edgepress.validators.gates import judge, overall
 
 #: Packages whose versions a report states, where they are installed.
@@ -35,17 +37,22 @@ PACKAGES = (
     "ai-edge-quantizer",
 )
 
+#: Stands in for the gates of a target that has none: nothing was asked, so nothing passed.
+NO_GATE = Verdict("gates", "at least one", "none", None, "undecided", "Add `gates:` to the recipe, e.g. `accuracy_drop: {max: 1.0pp}`.")
+
 
 def assemble(
     config: Config, prepared: Prepared, runs: Sequence[TargetRun], started: datetime, seconds: float
-) -> tuple[dict[str, Any], dict[str, Path]]:
+) -> tuple[dict[str, Any], list[Shipment]]:
     """Build the report.
 
     Returns:
-        The report, and for every target with an artifact the folder its export wrote into.
+        The report, and what the bundle ships for every target that has an artifact.
     """
-    reference = prepared.reference.value
-    targets = [_target(config, run) for run in runs]
+    original = prepared.original.value
+    shipments = [_shipment(config, prepared, run) for run in runs if run.error is None]
+    artifacts = shipped_artifacts(shipments)
+    targets = [_target(run, artifacts.get(run.plan.target.name)) for run in runs]
     verdicts = [verdict for run in targets for verdict in run["gates"]]
     report = {
         "schema": "edgepress/report/v1",
@@ -58,9 +65,9 @@ def assemble(
         "reference": {
             "metric": {
                 "name": config.metric,
-                "value": reference["value"],
-                "samples": reference["samples"],
-                "drop_unit": reference["unit"],
+                "value": original["value"],
+                "samples": original["samples"],
+                "drop_unit": original["unit"],
             },
             "parameters": prepared.model.value["parameters"],
             "macs": prepared.model.value["macs"],
@@ -69,32 +76,38 @@ def assemble(
         "stages": _stages(prepared, runs),
         "targets": targets,
     }
-    folders = {run.plan.target.name: run.chosen.export.folder for run in runs if run.error is None and run.chosen and run.chosen.export}
-    return report, folders
+    return report, shipments
 
 
 def environment(config: Config) -> dict[str, Any]:
     """Where and with what a run was made."""
+    return {
+        "fingerprint": fingerprint(),
+        "cpu": cpu_name(),
+        "threads": cores(),
+        "packages": package_versions(),
+        "checkpoint_sha256": sha256(config.checkpoint),
+        "config_sha256": sha256(config.path),
+    }
+
+
+def package_versions() -> dict[str, str]:
+    """Versions of the packages that matter, of those that are installed."""
     packages = {}
     for name in PACKAGES:
         try:
             packages[name] = version(name)
         except PackageNotFoundError:
             continue
-    return {
-        "fingerprint": fingerprint(),
-        "cpu": cpu_name(),
-        "threads": cores(),
-        "packages": packages,
-        "checkpoint_sha256": sha256(config.checkpoint),
-        "config_sha256": sha256(config.path),
-    }
+    return packages
 
 
 def _stages(prepared: Prepared, runs: Sequence[TargetRun]) -> list[dict[str, Any]]:
     model, reference = prepared.model.value, prepared.reference
     sizes = {"parameters": model["parameters"], "macs": model["macs"]}
-    stages = [{"name": "original", "metric": reference.value["value"], **sizes, "seconds": reference.seconds, "cached": reference.cached}]
+    stages = [
+        {"name": "original", "metric": prepared.original.value["value"], **sizes, "seconds": reference.seconds, "cached": reference.cached}
+    ]
     worst = [run for run in runs if run.score is not None and run.plan.target.precision != "fp32"]
     if worst and prepared.calibration is not None:
         run = max(worst, key=lambda r: float(r.score.value["drop"]) if r.score else 0.0)
@@ -112,7 +125,15 @@ def _stages(prepared: Prepared, runs: Sequence[TargetRun]) -> list[dict[str, Any
     return stages
 
 
-def _target(config: Config, run: TargetRun) -> dict[str, Any]:
+def _shipment(config: Config, prepared: Prepared, run: TargetRun) -> Shipment:
+    assert run.chosen is not None and run.chosen.export is not None and run.execution is not None
+    target, export = run.plan.target, run.chosen.export
+    parents = {"checkpoint": sha256(config.checkpoint), "config": sha256(config.path), "program": prepared.model.digest}
+    artifact = Artifact.from_json(export.value["artifact"])
+    return Shipment(target.name, target.runtime, artifact, export.folder / "artifact", run.execution.folder, parents)
+
+
+def _target(run: TargetRun, artifact: Mapping[str, Any] | None) -> dict[str, Any]:
     target, plan = run.plan.target, run.plan
     base: dict[str, Any] = {
         "name": target.name,
@@ -123,7 +144,7 @@ def _target(config: Config, run: TargetRun) -> dict[str, Any]:
         "executed_by": None,
         "error": str(run.error) if run.error else None,
         "seconds": round(run.seconds, 2),
-        "artifact": None,
+        "artifact": artifact,
         "metric": None,
         "parity": None,
         "latency_ms": None,
@@ -134,9 +155,10 @@ def _target(config: Config, run: TargetRun) -> dict[str, Any]:
         "tried": [_tried(candidate) for candidate in run.tried],
         "unmeasured": sorted(plan.accepted),
     }
-    if run.error is None and run.chosen is not None and run.chosen.export is not None and run.execution and run.score:
-        base |= _measured(config, run, run.chosen)
-        base["gates"] = [verdict.to_json() for verdict in judge(plan.gates, gather(run, base), plan.accepted)]
+    if run.error is None:
+        base |= _measured(run)
+        verdicts = judge(plan.gates, gather(run, base), accepted=plan.accepted, fingerprint=fingerprint())
+        base["gates"] = [verdict.to_json() for verdict in verdicts or (NO_GATE,)]
     return base
 
 
@@ -146,19 +168,17 @@ def _status(run: TargetRun) -> str:
     return "unsupported" if isinstance(run.error, RuntimeUnavailable) else "failed"
 
 
-def _measured(config: Config, run: TargetRun, chosen: Candidate) -> dict[str, Any]:
-    assert chosen.export is not None and run.execution is not None and run.score is not None
-    artifact, execution, score = chosen.export.value["artifact"], run.execution.value, run.score.value
-    path = chosen.export.folder / "artifact" / artifact["path"]
+def _measured(run: TargetRun) -> dict[str, Any]:
+    assert run.chosen is not None and run.chosen.export is not None and run.execution is not None and run.score is not None
+    export, execution, score = run.chosen.export.value, run.execution.value, run.score.value
+    artifact = export["artifact"]
     latency = run.latency.value if run.latency else {}
     kernels = dict(execution["kernels"])
     share = kernels.pop("int8_macs_share")
-    folder = run.plan.target.name.replace(":", "-") if ":" in run.plan.target.name else run.plan.target.name
     return {
         "executed_by": execution["executed_by"],
-        "artifact": {"path": f"bundle/{folder}/{artifact['path']}", "sha256": digest(path), "size_bytes": size_bytes(path)},
         "metric": {key: score[key] for key in ("value", "drop", "interval", "samples")},
-        "parity": {**execution["parity"], "against": chosen.export.value["parity_source"]},
+        "parity": {**execution["parity"], "against": export["parity_source"]},
         "latency_ms": latency.get("latency_ms"),
         "latency_ratio": latency.get("latency_ratio"),
         "peak_memory_bytes": run.memory.value["peak_bytes"] if run.memory else None,
@@ -173,8 +193,6 @@ def _measured(config: Config, run: TargetRun, chosen: Candidate) -> dict[str, An
 
 
 def _label(scheme: Mapping[str, str]) -> str:
-    from edgepress.targets.nouns import Scheme
-
     return Scheme(**scheme).label
 
 

@@ -6,6 +6,7 @@ Exit codes: 0 pass, 1 a gate failed, 2 cannot judge (usage, recipe, missing runt
 from __future__ import annotations
 
 import errno
+import signal
 import sys
 from pathlib import Path
 from typing import Annotated
@@ -68,15 +69,16 @@ def run(
     as_json: JsonOption = False,
 ) -> None:
     """Compress, export, validate and judge; write the report and a bundle per target."""
-    from edgepress.commands import run_recipe
+    from edgepress.commands.run import run_recipe
+    from edgepress.engine import RunOptions
 
-    raise typer.Exit(run_recipe(config, out, only or [], jobs, fresh, as_json))
+    raise typer.Exit(run_recipe(config, only or [], RunOptions(out, jobs, fresh), as_json))
 
 
 @app.command(epilog="Example: edgepress plan edgepress.yaml")
 def plan(config: ConfigArgument = DEFAULT_CONFIG, only: OnlyOption = None, as_json: JsonOption = False) -> None:
     """Show the steps of a run, which are stored, and why the others are not. Runs nothing."""
-    from edgepress.commands import show_plan
+    from edgepress.commands.run import show_plan
 
     show_plan(config, only or [], as_json)
 
@@ -84,11 +86,13 @@ def plan(config: ConfigArgument = DEFAULT_CONFIG, only: OnlyOption = None, as_js
 @app.command(epilog="Example: edgepress gate runs/latest --undecided pass --junit junit.xml")
 def gate(
     run_dir: RunArgument = LATEST,
-    undecided: Annotated[str, typer.Option(help="What an undecided verdict does to the exit code: fail, warn or pass.")] = "warn",
+    undecided: Annotated[
+        str | None, typer.Option(help="Exit code of an undecided verdict: fail (1), warn or pass (0). Default: 3.")
+    ] = None,
     junit: Annotated[Path | None, typer.Option(help="Also write a JUnit file here.")] = None,
 ) -> None:
     """Judge a run again by its report, without running anything: the verdict is the exit code."""
-    from edgepress.commands import judge_again
+    from edgepress.commands.judge import judge_again
 
     raise typer.Exit(judge_again(run_dir, undecided, junit))
 
@@ -101,7 +105,7 @@ def bench(
     as_json: JsonOption = False,
 ) -> None:
     """Time two artifacts of one runtime in interleaved pairs and print the ratio with its interval."""
-    from edgepress.commands import time_pair
+    from edgepress.commands.bundle import time_pair
 
     time_pair(artifact, against, threads, as_json)
 
@@ -109,7 +113,7 @@ def bench(
 @app.command(epilog="Example: edgepress explain runs/latest tflite")
 def explain(run_dir: RunArgument, target: Annotated[str, typer.Argument(help="A target of the run.")]) -> None:
     """Show where the accuracy went: float model, compressed PyTorch model, artifact; and what stayed in float."""
-    from edgepress.commands import show_explanation
+    from edgepress.commands.judge import show_explanation
 
     show_explanation(run_dir, target)
 
@@ -119,7 +123,7 @@ def verify(
     bundle: Annotated[Path, typer.Argument(help="A bundle, or the run that holds one.")] = LATEST, as_json: JsonOption = False
 ) -> None:
     """Re-hash every file of a bundle and replay its golden samples in each runtime that is here."""
-    from edgepress.commands import verify_bundle
+    from edgepress.commands.bundle import verify_bundle
 
     raise typer.Exit(verify_bundle(bundle, as_json))
 
@@ -127,7 +131,7 @@ def verify(
 @app.command(epilog="Example: edgepress diff runs/yesterday runs/latest")
 def diff(run_a: RunArgument, run_b: RunArgument) -> None:
     """Compare two runs target by target."""
-    from edgepress.commands import show_diff
+    from edgepress.commands.judge import show_diff
 
     show_diff(run_a, run_b)
 
@@ -135,7 +139,7 @@ def diff(run_a: RunArgument, run_b: RunArgument) -> None:
 @app.command(epilog="Example: edgepress targets")
 def targets(as_json: JsonOption = False) -> None:
     """List the catalog: device, runtime, file, precisions, and what is usable here."""
-    from edgepress.commands import show_targets
+    from edgepress.commands.machine import show_targets
 
     show_targets(as_json)
 
@@ -146,7 +150,7 @@ def doctor(
     as_json: JsonOption = False,
 ) -> None:
     """Show versions, what works on this machine, and how to get the rest."""
-    from edgepress.commands import check_machine
+    from edgepress.commands.machine import check_machine
 
     check_machine(install, as_json)
 
@@ -156,6 +160,7 @@ def main() -> None:
     debug = "--debug" in sys.argv[1:]
     if debug:  # accepted anywhere on the line, as people type it
         sys.argv.remove("--debug")
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # ended by a CI system: children end too
     try:
         app()
     except EdgepressError as error:

@@ -86,10 +86,10 @@ def run(config: Config, plans: Sequence[TargetPlan], options: RunOptions, listen
         pipeline = Pipeline(config, plans, runner)
         prepared, runs = _interruptible(lambda pool: _compress(pipeline, plans, pool), len(plans))
         for target in runs:
-            _timed(target, lambda t=target: pipeline.measure(t, prepared))
+            _timed(target, pipeline, prepared)
         staging.mkdir(parents=True)
-        report, artifacts = assemble(config, prepared, runs, started, time.monotonic() - clock)
-        write_bundle(staging, report, artifacts)
+        report, shipments = assemble(config, prepared, runs, started, time.monotonic() - clock)
+        report["bundle"] = {"path": "bundle", "sha256": write_bundle(staging, report, shipments)}
         shutil.copyfile(log, staging / "log.txt")
         write_report(staging, report)
         _publish(staging, place)
@@ -117,9 +117,9 @@ def _timed_compress(pipeline: Pipeline, plan: TargetPlan, prepared: Prepared) ->
     return run
 
 
-def _timed(run: TargetRun, action: Callable[[], None]) -> None:
+def _timed(run: TargetRun, pipeline: Pipeline, prepared: Prepared) -> None:
     clock = time.monotonic()
-    action()
+    pipeline.measure(run, prepared)
     run.seconds += time.monotonic() - clock
 
 

@@ -68,8 +68,8 @@ class Prepared:
     data: Result
     model: Result
     reference: Result
+    original: Result
     calibration: Result | None
-    simulation: Result | None = None
 
 
 class Pipeline:
@@ -95,12 +95,14 @@ class Pipeline:
         data = self._user("data", f"{_PROJECT}:collect", config.collect_params(), {})
         model = self._user("model", f"{_PROJECT}:trace", config.trace_params(), {"data": data}, (config.checkpoint,))
         reference = self._user("reference", f"{_PROJECT}:reference", {"metric": config.metric}, {"model": model, "data": data})
+        params = {"metric": config.metric, "root": str(config.root), "signature": self._signature(model)}
+        original = self._user("score original", "edgepress.steps.score:original", params, {"reference": reference, "data": data})
         calibration = None
         if any(scheme.kind.startswith("static") for plan in self.plans for scheme in self.schemes(plan)):
             quantize = config.quantize
             params = {"observer": quantize.observer if quantize else "histogram", "signature": self._signature(model)}
             calibration = self._shared("calibrate", "edgepress.steps.quantize:calibrate", params, {"model": model, "data": data})
-        return Prepared(data, model, reference, calibration)
+        return Prepared(data, model, reference, original, calibration)
 
     def schemes(self, plan: TargetPlan) -> list[Scheme]:
         """How the target's precision may be carried out, in the order of trial."""

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from edgepress.targets.errors import EdgepressError, ExportError
+from edgepress.targets.errors import EdgepressError, ExportError, RuntimeUnavailable
 from edgepress.targets.nouns import Artifact, Scheme, Signature, Support, Target
 from edgepress.targets.rules import QuantRules, rules_for
 
@@ -65,11 +65,12 @@ class Exporter(ABC):
             The artifact, its paths relative to `folder`.
 
         Raises:
-            ExportError: the converter is missing, does not have the precision, refused an op, or broke a promise.
+            RuntimeUnavailable: the converter is missing.
+            ExportError: it does not have the precision, refused an op, or broke a promise.
         """
         support = self.supports()
         if not support.usable:
-            raise ExportError(f"target {request.target.name!r} cannot be exported here", support.missing or "", f"Run: {support.install}")
+            raise RuntimeUnavailable(f"target {request.target.name!r} cannot be exported here", support.missing or "", f"Run: {support.install}")
         if request.scheme.precision not in self.rules.precisions:
             have = ", ".join(self.rules.precisions)
             raise ExportError(

@@ -7,13 +7,15 @@ from typing import Any
 
 import numpy as np
 
+from edgepress.targets.errors import MeasurementError
 from edgepress.targets.nouns import Artifact, Signature
 from edgepress.targets.progress import progress
+from edgepress.validators.latency import LatencyPlan
 
 _SAMPLES = 8
 #: Enough pairs for a p99 (662) where the model is fast enough; a slow model gets what fits into the time.
-_FIRST = {"min_pairs": 664, "max_pairs": 664, "seconds": 10.0}
-_MORE = {"min_pairs": 64, "max_pairs": 4000, "seconds": 45.0}
+_FIRST = LatencyPlan(min_pairs=664, max_pairs=664, seconds=10.0)
+_MORE = LatencyPlan(min_pairs=64, max_pairs=4000, seconds=45.0)
 _PERCENTILES = (50, 90, 95, 99)
 
 
@@ -26,7 +28,7 @@ def latency(params: dict[str, Any], folder: Path) -> dict[str, Any]:
             names the folders of `export`, `float_export` and `data`.
         folder: receives `times_ms.npy` of shape (2, pairs): candidate, reference.
     """
-    from edgepress.validators.latency import LatencyPlan, compare_latency
+    from edgepress.validators.latency import compare_latency
     from edgepress.validators.percentiles import latency_summary, percentile_interval, percentile_ms
     from edgepress.validators.runtimes import RUNTIMES
 
@@ -36,7 +38,7 @@ def latency(params: dict[str, Any], folder: Path) -> dict[str, Any]:
     candidate = Artifact.from_json(params["artifact"])
     reference = Artifact.from_json(params["reference"])
     limit = params.get("limit")
-    plan = LatencyPlan(**(_FIRST if limit is None else _MORE))
+    plan = _FIRST if limit is None else _MORE
     progress("timing against the float model")
     with (
         runtime.open(candidate, inputs["export"] / "artifact", params["threads"]) as new,
@@ -68,6 +70,36 @@ def memory(params: dict[str, Any], folder: Path) -> dict[str, Any]:
     samples = _batch(inputs["data"], params)
     peak = peak_memory(inputs["export"] / "artifact", params["artifact"], params["runtime"], samples, params["threads"], params["batch"])
     return peak.to_json()
+
+
+def pair(params: dict[str, Any], folder: Path) -> dict[str, Any]:
+    """Time two shipped artifacts of one runtime against each other on golden samples.
+
+    Args:
+        params: `candidate` and `reference`, each `{"runtime", "artifact", "folder"}`, and `threads`.
+    """
+    from edgepress.validators.latency import compare_latency
+    from edgepress.validators.percentiles import percentile_ms
+    from edgepress.validators.runtimes import RUNTIMES
+
+    sides = [params["candidate"], params["reference"]]
+    runtime = RUNTIMES.get(sides[0]["runtime"])()
+    if reason := runtime.timing_unavailable():
+        raise MeasurementError(f"latency in {sides[0]['runtime']} cannot be taken here", reason)
+    sessions = [runtime.open(Artifact.from_json(side["artifact"]), Path(side["folder"]), params["threads"]) for side in sides]
+    calls = []
+    for side, session in zip(sides, sessions, strict=True):
+        with np.load(Path(side["folder"]) / "golden_inputs.npz") as golden:
+            calls.append(session.bind({name: golden[name][:1] for name in golden.files}))
+    found = compare_latency(*calls, plan=_FIRST)
+    return {
+        "ratio": found.ratio,
+        "interval": list(found.interval),
+        "pairs": found.pairs,
+        "candidate_p50_ms": percentile_ms(found.candidate_ms, 0.5),
+        "reference_p50_ms": percentile_ms(found.reference_ms, 0.5),
+        "executed_by": sessions[0].executed_by,
+    }
 
 
 def _batch(data: Path, params: dict[str, Any]) -> dict[str, np.ndarray]:

@@ -1,13 +1,37 @@
-"""The metric of an artifact's outputs, paired with the float original's on the same samples."""
+"""The metric: of the float original, and of an artifact paired with it on the same samples."""
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from edgepress.targets.nouns import Signature
+
+if TYPE_CHECKING:
+    from edgepress.validators.metrics import Metric
+
+
+def original(params: dict[str, Any], folder: Path) -> dict[str, Any]:
+    """The float original's metric on the validation share.
+
+    Args:
+        params: `metric`, `root` (of the user's modules), `signature`; `inputs` names the folders of `reference` and `data`.
+
+    Returns:
+        `value`, `unit` of a drop, `samples`.
+
+    Raises:
+        MeasurementError: the metric is not a finite number.
+    """
+    from edgepress.steps.arrays import load_outputs
+
+    inputs = {name: Path(path) for name, path in params["inputs"].items()}
+    labels = np.load(inputs["data"] / "validation" / "labels.npy")
+    outputs = load_outputs(inputs["reference"] / "validation", Signature.from_json(params["signature"]))
+    bound = _metric(params).bind(outputs, labels)
+    return {"value": bound.value(outputs), "unit": bound.unit, "samples": bound.samples}
 
 
 def score(params: dict[str, Any], folder: Path) -> dict[str, Any]:
@@ -23,18 +47,14 @@ def score(params: dict[str, Any], folder: Path) -> dict[str, Any]:
     Raises:
         MeasurementError: the metric is not a finite number.
     """
-    from edgepress.compress.project.usercode import load_callable
     from edgepress.steps.arrays import load_outputs
     from edgepress.validators.accuracy import compare
-    from edgepress.validators.metrics import metric_of
 
     inputs = {name: Path(path) for name, path in params["inputs"].items()}
     signature = Signature.from_json(params["signature"])
-    spec = params["metric"]
-    metric = metric_of(load_callable(spec, Path(params["root"])), spec) if ":" in spec else metric_of(spec)
     labels = np.load(inputs["data"] / params["share"] / "labels.npy")
     reference = load_outputs(inputs["reference"] / params["share"], signature)
-    found = compare(metric, reference, load_outputs(inputs["execution"], signature), labels, params["confidence"])
+    found = compare(_metric(params), reference, load_outputs(inputs["execution"], signature), labels, params["confidence"])
     return {
         "value": found.value,
         "reference": found.reference,
@@ -45,3 +65,11 @@ def score(params: dict[str, Any], folder: Path) -> dict[str, Any]:
         "confidence": found.confidence,
         "method": found.method,
     }
+
+
+def _metric(params: dict[str, Any]) -> Metric:
+    from edgepress.compress.project.usercode import load_callable
+    from edgepress.validators.metrics import metric_of
+
+    spec = params["metric"]
+    return metric_of(load_callable(spec, Path(params["root"])), spec) if ":" in spec else metric_of(spec)

@@ -9,7 +9,7 @@ from types import TracebackType
 
 import numpy as np
 
-from edgepress.targets.errors import EdgepressError, ExecutionError
+from edgepress.targets.errors import EdgepressError, ExecutionError, RuntimeUnavailable
 from edgepress.targets.nouns import Artifact, KernelReport, Signature, Support
 
 Arrays = Mapping[str, np.ndarray]
@@ -108,11 +108,12 @@ class Runtime(ABC):
             threads: intra-op threads.
 
         Raises:
-            ExecutionError: the runtime is missing or refuses the artifact.
+            RuntimeUnavailable: the runtime is not installed.
+            ExecutionError: it refuses the artifact.
         """
         support = self.supports()
         if not support.usable:
-            raise ExecutionError(f"runtime {self.name!r} is not usable here", support.missing or "", f"Run: {support.install}")
+            raise RuntimeUnavailable(f"runtime {self.name!r} is not usable here", support.missing or "", f"Run: {support.install}")
         try:
             return self._open_impl(artifact, folder, threads)
         except EdgepressError:

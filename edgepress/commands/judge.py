@@ -1,0 +1,79 @@
+"""`edgepress gate`, `explain` and `diff`: what is read from reports that exist."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from edgepress.commands.run import run_dir_of
+from edgepress.targets.errors import EdgepressError
+from edgepress.validators.gates import exit_code, overall
+
+_POLICIES = {"fail": 1, "warn": 0, "pass": 0}
+
+
+def judge_again(run_dir: Path, undecided: str | None, junit: Path | None) -> int:
+    """Show the verdict of a report, worked out anew from its gates.
+
+    Returns:
+        The exit code; for an undecided run the one `undecided` asks for, 3 without it.
+
+    Raises:
+        EdgepressError: no report, an unreadable one, or an unknown policy.
+    """
+    from edgepress.report.console import print_run
+    from edgepress.report.junit import render_junit
+    from edgepress.report.write import write_atomically
+
+    if undecided is not None and undecided not in _POLICIES:
+        raise EdgepressError(f"--undecided {undecided!r} is not a policy", "", f"Use {', '.join(_POLICIES)}.")
+    report = read_report(run_dir)
+    verdicts = [gate["verdict"] for target in report["targets"] for gate in target["gates"]]
+    report["verdict"] = overall(verdicts, [target["status"] for target in report["targets"]])
+    if junit is not None:
+        junit.parent.mkdir(parents=True, exist_ok=True)
+        write_atomically(junit, render_junit(report))
+    print_run(report, run_dir)
+    if report["verdict"] == "undecided" and undecided is not None:
+        return _POLICIES[undecided]
+    return exit_code(report["verdict"])
+
+
+def show_explanation(run_dir: Path, name: str) -> None:
+    """Show where a target's accuracy went."""
+    from edgepress.report.console import print_explanation
+
+    report = read_report(run_dir)
+    target = next((t for t in report["targets"] if t["name"] == name), None)
+    if target is None:
+        names = ", ".join(t["name"] for t in report["targets"])
+        raise EdgepressError(f"{name!r} is not a target of {run_dir}", "", f"It has {names}.")
+    print_explanation(report, target)
+
+
+def show_diff(run_a: Path, run_b: Path) -> None:
+    """Compare two runs target by target."""
+    from edgepress.report.console import print_diff
+
+    print_diff(read_report(run_a), read_report(run_b))
+
+
+def read_report(run_dir: Path) -> dict[str, Any]:
+    """The report of a run.
+
+    Raises:
+        EdgepressError: it is not there, not JSON, or not of a schema this version reads.
+    """
+    path = run_dir_of(run_dir) / "report.json"
+    try:
+        report = json.loads(path.read_text())
+    except ValueError as error:
+        raise EdgepressError(f"{str(path)!r} is not JSON", str(error), "Run again.") from error
+    if not isinstance(report, dict) or report.get("schema") != "edgepress/report/v1":
+        found = report.get("schema") if isinstance(report, dict) else type(report).__name__
+        raise EdgepressError(f"{str(path)!r} has the schema {found!r}", "this version reads edgepress/report/v1", "Run again.")
+    missing = [key for key in ("verdict", "targets", "reference", "environment") if key not in report]
+    if missing:
+        raise EdgepressError(f"{str(path)!r} has no {missing[0]!r}", "it was edited or cut", "Run again.")
+    return report
