@@ -40,7 +40,7 @@ class TensorRtExporter(Exporter):
         if request.scheme.kind not in ("float", *self.rules.ladder):
             raise ExportError(
                 f"target {request.target.name!r} has no {request.scheme.label}",
-                "TensorRT builds int8 from calibrated ranges alone",
+                "TensorRT takes activation ranges from calibration, never at run time",
                 f"Use one of {', '.join(self.rules.ladder)}.",
             )
         opset = request_opset(request.target.options)

@@ -17,10 +17,12 @@ RULES = QuantRules(
         "fp32",
         "fp16",
         "int8",
+        "int8-weights",
     ),
     ladder=(
         "static",
         "static-matmul",
+        "weights",
     ),
     softmax_output=(1 / 127, 0),
 )
