@@ -1,0 +1,40 @@
+"""A small real project for tests: the digits starter, cut down to what a test needs."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from edgepress.starter import write_starter
+
+NUMPY_TARGET = ["numpy"]
+
+
+def digits(folder: Path, targets: list[Any] | None = None, **changes: Any) -> Path:
+    """Write the digits project with other targets (by default the NumPy one) and top-level changes; returns the recipe."""
+    write_starter(folder, "digits")
+    path = folder / "edgepress.yaml"
+    recipe = yaml.safe_load(path.read_text()) | {"targets": targets or NUMPY_TARGET} | changes
+    path.write_text(yaml.safe_dump(recipe, sort_keys=False))
+    return path
+
+
+def edgepress(
+    *arguments: str | Path, cwd: Path | None = None, timeout: float = 300, **environment: str
+) -> subprocess.CompletedProcess[str]:
+    """Run the command line as a user does."""
+    command = [sys.executable, "-m", "edgepress", *map(str, arguments)]
+    variables = {**os.environ, **environment}
+    return subprocess.run(command, cwd=cwd, capture_output=True, text=True, timeout=timeout, env=variables)
+
+
+def report_of(run_dir: Path) -> dict[str, Any]:
+    """The report of a run."""
+    loaded: dict[str, Any] = json.loads((run_dir / "report.json").read_text())
+    return loaded
