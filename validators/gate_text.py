@@ -34,6 +34,10 @@ class Limit(Protocol):
         """Of the limit."""
 
     @property
+    def confidence(self) -> float | None:
+        """Of the interval; None for exact facts."""
+
+    @property
     def machine(self) -> str | None:
         """Declared for absolute latencies."""
 
@@ -52,6 +56,11 @@ def quantity_text(value: float, unit: str) -> str:
     return f"{value:.3f}" if unit == "ratio" else f"{value:.4g} {unit}".strip()
 
 
+def counted(name: str) -> str:
+    """What the evidence of a gate is counted in."""
+    return COUNTED.get(name.removeprefix("baseline.").split("_")[0], "samples")
+
+
 def limit_text(limit: float, unit: str, smallest: bool) -> str:
     """`at most 1.00 pp`."""
     return f"at {'least' if smallest else 'most'} {quantity_text(limit, unit)}"
@@ -65,28 +74,28 @@ def observed_text(evidence: Evidence) -> str:
     if evidence.interval is not None:
         text += f" ({quantity_text(evidence.interval[0], evidence.unit)} to {quantity_text(evidence.interval[1], evidence.unit)})"
     if evidence.samples:
-        text += f" on {evidence.samples:,} {COUNTED.get(evidence.name.split('_')[0], 'samples')}"
+        text += f" on {evidence.samples:,} {counted(evidence.name)}"
     return text
 
 
 def across_step(gate: Limit, evidence: Evidence, needed: int | None) -> str:
     """What would decide a gate whose interval lies across the limit (or is missing)."""
-    counted = COUNTED.get(gate.name.split("_")[0], "samples")
+    things = counted(gate.name)
     limit = quantity_text(gate.limit, gate.unit)
     if needed is not None:
-        return f"Collect about {_round_up(needed):,} {counted} to decide at {limit}; you have {evidence.samples:,}."
+        return f"Collect about {_round_up(needed):,} {things} to decide at {limit}; you have {evidence.samples:,}."
     if evidence.interval is None:
-        return f"Collect more {counted}: {evidence.samples:,} are too few for an interval."
-    return f"No practical number of {counted} decides this: the value is too close to the limit of {limit}. Change the limit or the model."
+        return f"Collect more {things}: {evidence.samples:,} are too few for an interval."
+    return f"No practical number of {things} decides this: the value is too close to the limit of {limit}. Change the limit or the model."
 
 
 def unmeasurable_step(evidence: Evidence) -> str:
     """What to do where this machine, or this run, cannot take a number."""
-    family = "latency" if evidence.name.startswith("latency") else evidence.name
+    own = evidence.name.removeprefix("baseline.")
+    family = own if own == "peak_memory" else own.split("_")[0]
     accept = f"accept it by name: `unmeasured: {{{family}: accept}}`."
     if evidence.needed is not None:
-        counted = COUNTED.get(evidence.name.split("_")[0], "samples")
-        return f"Take at least {evidence.needed:,} {counted} (there are {evidence.samples:,}), or {accept}"
+        return f"Take at least {evidence.needed:,} {counted(evidence.name)} (there are {evidence.samples:,}), or {accept}"
     return f"Repeat the run on a machine that can measure {family.replace('_', ' ')}, or {accept}"
 
 
@@ -99,9 +108,10 @@ def undeclared_step(gate: Limit, fingerprint: str | None) -> str:
     return f"Run this on machine {gate.machine}, which the limit was declared for; this is {fingerprint or 'an unknown machine'}."
 
 
-def failed_step(name: str) -> str | None:
+def failed_step(name: str) -> str:
     """What to do about a failed gate."""
-    return FAILED.get(name) or (FAILED["latency_ratio"] if name.startswith("latency") else FAILED["accuracy_drop"])
+    own = name.removeprefix("baseline.")
+    return FAILED.get(own) or (FAILED["latency_ratio"] if own.startswith("latency") else FAILED["accuracy_drop"])
 
 
 def _round_up(number: int) -> int:

@@ -17,12 +17,12 @@ from __future__ import annotations
 import math
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 from edgepress.targets.errors import ConfigError
 from edgepress.targets.nouns import Evidence, Verdict
 from edgepress.validators.accuracy import samples_to_decide
 from edgepress.validators.gate_text import (
+    Limit,
     across_step,
     failed_step,
     limit_text,
@@ -54,7 +54,8 @@ class GateKind:
     absolute_time: bool = False
 
 
-#: An empty unit in `accuracy_drop` stands for the unit of a metric that is no fraction.
+#: `baseline.` gates compare with the last accepted release. An empty unit of an accuracy drop stands for that of a metric that
+#: is no fraction.
 KINDS: Mapping[str, GateKind] = {
     "accuracy_drop": GateKind(("pp", ""), estimated=True),
     "latency_ratio": GateKind(("ratio",), estimated=True),
@@ -64,6 +65,10 @@ KINDS: Mapping[str, GateKind] = {
     "latency_p99": GateKind(("ms",), estimated=True, absolute_time=True),
     "size": GateKind(("bytes",), estimated=False),
     "peak_memory": GateKind(("bytes",), estimated=False),
+    "baseline.accuracy_drop": GateKind(("pp", ""), estimated=True),
+    "baseline.latency_ratio": GateKind(("ratio",), estimated=True),
+    "baseline.size": GateKind(("ratio",), estimated=False),
+    "baseline.peak_memory": GateKind(("ratio",), estimated=False),
     "max_abs_error": GateKind(("",), estimated=False),
     "sqnr": GateKind(("dB",), estimated=False, smallest=True),
     "argmax_agreement": GateKind(("",), estimated=False, smallest=True),
@@ -109,22 +114,25 @@ class Gate:
 
 
 def judge(
-    gates: Sequence[Gate],
+    gates: Sequence[Limit],
     evidences: Iterable[Evidence],
-    *,
     accepted: Collection[str] = (),
+    *,
     fingerprint: str | None = None,
 ) -> tuple[Verdict, ...]:
     """One verdict per gate, in the order of the gates.
 
     Args:
-        gates: of one target.
+        gates: of one target: `Gate`, or anything with the same attributes.
         evidences: of that target; what no gate asks for is left alone.
         accepted: names from the target's `unmeasured: {latency: accept}`; `latency` covers every latency gate.
-        fingerprint: of the machine the evidence was taken on.
+        fingerprint: of the machine the evidence was taken on; without it no absolute latency is judged.
+
+    Raises:
+        ConfigError: a gate that `Gate` refuses.
     """
     table = {evidence.name: evidence for evidence in evidences}
-    return tuple(_judge(gate, table.get(gate.name), accepted, fingerprint) for gate in gates)
+    return tuple(_judge(_gate_of(gate), table.get(gate.name), accepted, fingerprint) for gate in gates)
 
 
 def overall(verdicts: Iterable[Verdict | str], statuses: Iterable[str] = ()) -> str:
@@ -150,7 +158,15 @@ def exit_code(verdict: str) -> int:
 
 def accepts(accepted: Collection[str], gate: str) -> bool:
     """Does the recipe accept that this gate was not measured, by its own name or by that of its family?"""
-    return gate in accepted or gate.split("_")[0] in accepted
+    own = gate.removeprefix("baseline.")
+    return gate in accepted or own in accepted or own.split("_")[0] in accepted
+
+
+def _gate_of(limit: Limit) -> Gate:
+    if isinstance(limit, Gate):
+        return limit
+    confidence = 0.95 if limit.confidence is None else limit.confidence
+    return Gate(limit.name, limit.limit, limit.unit, confidence, limit.machine)
 
 
 def _judge(gate: Gate, evidence: Evidence | None, accepted: Collection[str], fingerprint: str | None) -> Verdict:
@@ -187,7 +203,7 @@ def _problem(gate: Gate, evidence: Evidence) -> str | None:
 
 def _same_unit(gate: Gate, evidence: Evidence) -> bool:
     """A bare `accuracy_drop` limit is in the unit of the metric, whatever that is, as long as it is not a fraction's."""
-    own = gate.name == "accuracy_drop" and gate.unit == "" and evidence.unit != "pp"
+    own = gate.name.endswith("accuracy_drop") and gate.unit == "" and evidence.unit != "pp"
     return own or evidence.unit == gate.unit
 
 
@@ -217,26 +233,3 @@ def _compared(gate: Gate, evidence: Evidence) -> Verdict:
 
 def _verdict(gate: Gate, observed: str, interval: tuple[float, float] | None, verdict: str, step: str | None) -> Verdict:
     return Verdict(gate.name, limit_text(gate.limit, gate.unit, gate.kind.smallest), observed, interval, verdict, step)
-
-
-def gates_from(mapping: Mapping[str, Mapping[str, Any]]) -> tuple[Gate, ...]:
-    """Gates from the parsed `gates:` mapping, e.g. `{"size": {"max": Quantity(2e6, "bytes")}}`.
-
-    A limit (`max`, or `min` for a smallest value) is anything with `value` and `unit`, or a bare number where the gate takes one.
-
-    Raises:
-        ConfigError: as `Gate`, or a missing limit.
-    """
-    return tuple(_gate(name, settings) for name, settings in mapping.items())
-
-
-def _gate(name: str, settings: Mapping[str, Any]) -> Gate:
-    if name not in KINDS:
-        raise ConfigError(f"unknown gate {name!r}", "", f"Known: {', '.join(KINDS)}.")
-    key = "min" if KINDS[name].smallest else "max"
-    limit = settings.get(key)
-    if limit is None:
-        raise ConfigError(f"gate {name!r} has no limit", "", f"Give it `{key}:`.")
-    bare = "ratio" if name == "latency_ratio" else ("dB" if name == "sqnr" else "")
-    value, unit = (limit.value, limit.unit) if hasattr(limit, "unit") else (limit, bare)
-    return Gate(name, float(value), str(unit), float(settings.get("confidence", 0.95)), settings.get("machine"))

@@ -91,7 +91,7 @@ def bootstrap_mean(values: Floats, confidence: float, seed: int = 0, resamples: 
     if spread == 0.0:
         return mean, mean
     acceleration = float(np.sum(centred**3)) / (6 * spread**1.5)
-    return _bias_corrected(means, mean, expanded_z(z_score(confidence), len(values)), acceleration)
+    return _bias_corrected(means, mean, expanded_z(confidence, len(values)), acceleration)
 
 
 def bootstrap_statistic(
@@ -112,12 +112,14 @@ def bootstrap_statistic(
     finite = np.asarray([value for value in drawn if np.isfinite(value)], dtype=np.float64)
     if len(finite) == 0:
         return (float("nan"), float("nan")), finite
-    return _bias_corrected(finite, point, expanded_z(z_score(confidence), total), 0.0), finite
+    return _bias_corrected(finite, point, expanded_z(confidence, total), 0.0), finite
 
 
-def expanded_z(z: float, total: int) -> float:
-    """Student's quantile for the normal one (Cornish-Fisher in 1/nu), and the n/(n-1) of the plug-in variance."""
-    nu = max(total - 1, 1)
+def expanded_z(confidence: float, total: int) -> float:
+    """`z_score` for a bootstrap of `total` values: Student's quantile (Cornish-Fisher in 1/nu; Abramowitz and Stegun 26.7.5),
+    and the n/(n-1) of the plug-in variance.
+    """
+    nu, z = max(total - 1, 1), z_score(confidence)
     student = z + (z**3 + z) / (4 * nu) + (5 * z**5 + 16 * z**3 + 3 * z) / (96 * nu**2)
     return float(student * np.sqrt(total / nu))
 

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -18,31 +16,17 @@ Array = NDArray[Any]
 SQNR_CAP_DB = 200.0
 
 
-@dataclass(frozen=True)
-class Parity:
-    """Two models' outputs compared.
-
-    Attributes:
-        max_abs_error: largest absolute difference over all outputs.
-        sqnr_db: signal to quantization noise, 10 log10(sum reference^2 / sum difference^2) over all outputs, within +-`SQNR_CAP_DB`.
-        argmax_agreement: share of positions of the first output on which both choose the same class (`argmax_agreement`).
-    """
-
-    max_abs_error: float
-    sqnr_db: float
-    argmax_agreement: float
-
-    def to_json(self) -> dict[str, float]:
-        """The `parity` object of `report.json`."""
-        return dataclasses.asdict(self)
-
-
-def parity(reference: Mapping[str, Array], candidate: Mapping[str, Array]) -> Parity:
+def compare_outputs(candidate: Mapping[str, Array], reference: Mapping[str, Array]) -> dict[str, float]:
     """Compare outputs by name.
 
     Args:
-        reference: name -> array; the first one is the model's main output.
-        candidate: the same names and shapes.
+        candidate: name -> array.
+        reference: the same names and shapes; the first one is the model's main output.
+
+    Returns:
+        The `parity` object of `report.json`: `max_abs_error`, the largest absolute difference over all outputs; `sqnr_db`,
+        signal to quantization noise, 10 log10(sum reference^2 / sum difference^2) over all outputs, within +-`SQNR_CAP_DB`;
+        `argmax_agreement` of the first output.
 
     Raises:
         MeasurementError: no outputs, names or shapes that differ, NaN, or an infinity on one side only.
@@ -50,9 +34,7 @@ def parity(reference: Mapping[str, Array], candidate: Mapping[str, Array]) -> Pa
     if not reference:
         raise MeasurementError("there are no outputs to compare")
     if set(reference) != set(candidate):
-        raise MeasurementError(
-            f"outputs are {sorted(candidate)}, the reference's {sorted(reference)}", "", "Export with the model's names."
-        )
+        raise MeasurementError(f"outputs are {sorted(candidate)}, not {sorted(reference)}", "", "Export with the model's names.")
     worst, signal, noise = 0.0, 0.0, 0.0
     for name, value in reference.items():
         first, second = _comparable(name, value, candidate[name])
@@ -60,7 +42,8 @@ def parity(reference: Mapping[str, Array], candidate: Mapping[str, Array]) -> Pa
         worst = max(worst, float(np.abs(gap).max(initial=0.0)))
         signal, noise = signal + float(np.sum(first**2)), noise + float(np.sum(gap**2))
     main = next(iter(reference))
-    return Parity(worst, decibels(signal, noise), argmax_agreement(reference[main], candidate[main]))
+    agreement = argmax_agreement(reference[main], candidate[main])
+    return {"max_abs_error": worst, "sqnr_db": decibels(signal, noise), "argmax_agreement": agreement}
 
 
 def sqnr_db(reference: Array, candidate: Array) -> float:
