@@ -1,4 +1,8 @@
-"""ONNX Runtime on x86 CPUs: QLinear* kernels want uint8 activations with Q/DQ on every op boundary."""
+"""ONNX Runtime on x86 CPUs: QLinear* kernels want uint8 activations with Q/DQ on every op boundary.
+
+Weights keep to 7 bits: where the CPU has no VNNI, the kernels add two uint8 x int8 products in 16 bits (vpmaddubsw), and two
+products of 255 x 127 saturate there. 255 x 63 x 2 does not.
+"""
 
 from __future__ import annotations
 
@@ -10,6 +14,8 @@ RULES = QuantRules(
     activation_symmetric=False,
     activation_min=0,
     activation_max=255,
+    weight_min=-63,
+    weight_max=63,
     placement=frozenset(
         {"conv", "conv_transpose", "linear", "matmul", "add", "mul", "cat", "max_pool", "avg_pool", "mean", "softmax", "shape"}
     ),
@@ -26,4 +32,5 @@ RULES = QuantRules(
         "weights",
     ),
     softmax_output=(1 / 256, 0),
+    float_output=frozenset({"linear", "matmul"}),
 )

@@ -11,21 +11,35 @@ import numpy as np
 
 from edgepress.targets.nouns import KernelReport, Signature
 
-#: Ops that move, select, convert or describe values: not counted as compute.
-NOT_COMPUTE = frozenset(
-    """Cast CastLike Compress Concat Constant ConstantOfShape CopyFromHost CopyToHost DepthToSpace DequantizeLinear
-    DynamicQuantizeLinear Expand EyeLike Flatten Gather GatherElements GatherND Identity MemcpyFromHost MemcpyToHost NonZero
-    OneHot Pad QuantizeLinear Range ReorderInput ReorderOutput Reshape ScatterElements ScatterND Shape Size Slice
-    SpaceToDepth Split Squeeze Tile Transpose Trilu Unsqueeze Where If Loop Scan And Or Not Equal Less Greater IsNaN IsInf
-    LessOrEqual GreaterOrEqual QuickReshape QLinearConcat""".split()
-)
+_NOT_COMPUTE = """
+    And Cast CastLike Compress Concat Constant ConstantOfShape CopyFromHost CopyToHost DepthToSpace DequantizeLinear
+    DynamicQuantizeLinear Equal Expand EyeLike Flatten Gather GatherElements GatherND Greater GreaterOrEqual Identity If IsInf IsNaN
+    Less LessOrEqual Loop MemcpyFromHost MemcpyToHost NonZero Not OneHot Or Pad QLinearConcat QuantizeLinear QuickReshape Range
+    ReorderInput ReorderOutput Reshape Scan ScatterElements ScatterND Shape Size Slice SpaceToDepth Split Squeeze Tile Transpose
+    Trilu Unsqueeze Where
+"""
+_INTEGER_OPS = """
+    ConvInteger DynamicQuantizeLSTM DynamicQuantizeMatMul MatMulInteger MatMulInteger16 MatMulIntegerToFloat QAttention
+    QEmbedLayerNormalization QGemm QLinearAdd QLinearAveragePool QLinearConv QLinearGlobalAveragePool QLinearLeakyRelu QLinearMatMul
+    QLinearMul QLinearReduceMean QLinearSigmoid QLinearSoftmax QLinearWhere QMoE
+"""
+_PRODUCTS = """
+    DynamicQuantizeMatMul FusedGemm FusedMatMul Gemm MatMul MatMulInteger MatMulIntegerToFloat MatMulNBits QGemm QLinearMatMul
+    TransposeMatMul
+"""
+_OPAQUE = "Attention DynamicQuantizeLSTM Einsum GRU GroupQueryAttention LSTM MultiHeadAttention QAttention RNN"
 
-#: Ops of onnxruntime that multiply in integers whatever the type of their output.
-INTEGER_OPS = frozenset(
-    """ConvInteger DynamicQuantizeLSTM DynamicQuantizeMatMul MatMulInteger MatMulInteger16 MatMulIntegerToFloat QAttention QGemm
-    QEmbedLayerNormalization QLinearConv QLinearMatMul QLinearAdd QLinearMul QLinearAveragePool QLinearGlobalAveragePool
-    QLinearLeakyRelu QLinearReduceMean QLinearSigmoid QLinearSoftmax QLinearWhere NhwcMaxPool QMoE""".split()
-)
+#: Ops that move, select, convert or describe values: not counted as compute.
+NOT_COMPUTE = frozenset(_NOT_COMPUTE.split())
+
+#: Ops of onnxruntime that compute in integers whatever the type of their output.
+INTEGER_OPS = frozenset(_INTEGER_OPS.split())
+
+#: Matrix products whose first input is the left operand.
+PRODUCTS = frozenset(_PRODUCTS.split())
+
+#: Ops that hold products whose count is not derived here: the share of integer MACs is then unknown.
+OPAQUE = frozenset(_OPAQUE.split())
 
 #: Op -> (position of the activation, position of the weight) for convolutions.
 CONVOLUTIONS = {
@@ -36,15 +50,6 @@ CONVOLUTIONS = {
     "ConvInteger": (0, 1),
     "QLinearConv": (0, 3),
 }
-
-#: Matrix products whose first input is the left operand.
-PRODUCTS = frozenset(
-    """MatMul Gemm FusedMatMul FusedGemm MatMulInteger MatMulIntegerToFloat DynamicQuantizeMatMul QLinearMatMul QGemm
-    MatMulNBits TransposeMatMul""".split()
-)
-
-#: Ops that hold products whose count is not derived here: the share of integer MACs is then unknown.
-OPAQUE = frozenset("Attention MultiHeadAttention GroupQueryAttention QAttention LSTM GRU RNN DynamicQuantizeLSTM Einsum".split())
 
 
 @dataclass(frozen=True)
