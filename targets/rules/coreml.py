@@ -25,4 +25,5 @@ RULES = QuantRules(
         "weights",
     ),
     softmax_output=(1 / 256, -128),
+    float_output=frozenset({"conv", "conv_transpose", "linear", "matmul"}),
 )

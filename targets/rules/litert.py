@@ -26,5 +26,6 @@ RULES = QuantRules(
         "weights",
     ),
     softmax_output=(1 / 256, -128),
+    shared=frozenset({"shape", "max_pool", "avg_pool", "cat"}),
     fold_weights=False,
 )

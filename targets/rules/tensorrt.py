@@ -25,4 +25,5 @@ RULES = QuantRules(
         "weights",
     ),
     softmax_output=(1 / 127, 0),
+    float_output=frozenset({"linear", "matmul"}),
 )

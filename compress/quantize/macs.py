@@ -1,0 +1,111 @@
+"""Counting multiply-accumulates of convolutions, linear layers and matrix products, at batch 1."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch._subclasses import FakeTensorMode
+from torch.fx import GraphModule, Interpreter, Node
+
+from edgepress.compress.quantize.graph import op_name, value_of
+
+#: `seen(node, macs)` is called for every op that multiplies and accumulates.
+Seen = Callable[[Node, int], None]
+
+_DEQUANTIZE = "dequantize_per_"
+
+_CONVOLUTIONS = frozenset({"conv1d", "conv2d", "conv3d", "convolution"})
+_TRANSPOSED = frozenset({"conv_transpose1d", "conv_transpose2d", "conv_transpose3d"})
+_PRODUCTS = frozenset({"matmul", "bmm", "mm", "addmm", "baddbmm"})
+
+
+def count_macs(program: torch.export.ExportedProgram) -> int:
+    """Multiply-accumulates of one sample through the float model (fused attention counts as its two products)."""
+    total = 0
+
+    def add(_: Node, macs: int) -> None:
+        nonlocal total
+        total += macs
+
+    _walk(program.module(check_guards=False), add)
+    return total
+
+
+def share_of_macs(module: GraphModule) -> float:
+    """The share (0..1) of one sample's multiply-accumulates whose two factors are both read from integers.
+
+    Args:
+        module: `Rendered.module`.
+
+    Returns:
+        0.0 for a model without multiply-accumulates.
+    """
+    total, integer = 0, 0
+
+    def add(node: Node, macs: int) -> None:
+        nonlocal total, integer
+        total += macs
+        integer += macs if _reads_integers(node) else 0
+
+    _walk(module, add)
+    return integer / total if total else 0.0
+
+
+def _reads_integers(node: Node) -> bool:
+    factors = node.args[1:3] if op_name(node) in ("addmm", "baddbmm") else node.args[:2]
+    return op_name(node) != "scaled_dot_product_attention" and all(_dequantized(item) for item in factors)
+
+
+def _dequantized(node: Any) -> bool:
+    """A kernel reads a factor as integers when a dequantize node stands before it (a weight-only model has one before weights alone)."""
+    return isinstance(node, Node) and op_name(node).startswith(_DEQUANTIZE)
+
+
+def _walk(module: GraphModule, seen: Seen) -> None:
+    """Run the graph on tensors without storage, one sample each."""
+    mode = FakeTensorMode(allow_non_fake_inputs=True)
+    inputs = []
+    with mode:
+        for node in module.graph.nodes:
+            if node.op == "placeholder":
+                value = value_of(node)
+                shape = [size if isinstance(size, int) else 1 for size in value.shape]
+                inputs.append(torch.empty(shape, dtype=value.dtype))
+        with torch.no_grad():
+            _Counter(module, seen).run(*inputs)
+
+
+class _Counter(Interpreter):  # type: ignore[misc]
+    def __init__(self, module: GraphModule, seen: Seen) -> None:
+        super().__init__(module)
+        self._seen = seen
+
+    def run_node(self, node: Node) -> Any:
+        """Run one node on fake tensors and report its multiply-accumulates."""
+        result = super().run_node(node)
+        if node.op == "call_function":
+            factors = [self.env.get(item) if isinstance(item, Node) else item for item in node.args]
+            macs = _macs(op_name(node), factors, result)
+            if macs:
+                self._seen(node, macs)
+        return result
+
+
+def _macs(name: str, factors: list[Any], result: Any) -> int:
+    if name in _CONVOLUTIONS:
+        return int(result.numel() * math.prod(factors[1].shape[1:]))
+    if name in _TRANSPOSED:
+        return int(factors[0].numel() * math.prod(factors[1].shape[1:]))
+    if name == "linear":
+        return int(result.numel() * factors[1].shape[-1])
+    if name in _PRODUCTS:
+        first = factors[1] if name in ("addmm", "baddbmm") else factors[0]
+        return int(result.numel() * first.shape[-1])
+    if name == "scaled_dot_product_attention":
+        query, key, value = factors[:3]
+        scores = math.prod(query.shape[:-1]) * key.shape[-2]
+        return int(scores * (query.shape[-1] + value.shape[-1]))
+    return 0
