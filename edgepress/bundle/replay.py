@@ -29,6 +29,8 @@ def replay(params: dict[str, Any], folder: Path) -> dict[str, Any]:
     from edgepress.validators.runtimes import RUNTIMES
 
     entry, place = params["entry"], Path(params["folder"])
+    if entry["runtime"] not in RUNTIMES.table():
+        return {"usable": False, "missing": f"no installed package brings the runtime {entry['runtime']!r}", "install": None}
     runtime = RUNTIMES.get(entry["runtime"])()
     support = runtime.supports()
     if not support.usable:

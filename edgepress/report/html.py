@@ -4,14 +4,37 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from typing import Any
+from functools import cache
+from typing import TYPE_CHECKING, Any
 
 from edgepress.report import numbers, pictures
 from edgepress.report.present import WORDS, drop_unit, headline, scheme_label, unmeasured, views
 
+if TYPE_CHECKING:
+    from jinja2 import Environment
+
 
 def render_html(report: Mapping[str, Any]) -> str:
     """The report as one HTML page (UTF-8)."""
+    rows = views(report)
+    text: str = (
+        _environment()
+        .get_template("report.html")
+        .render(
+            report=report,
+            rows=rows,
+            headline=headline(report),
+            unit=drop_unit(report),
+            panels=pictures.pictures(report, rows),
+            command=report.get("command") or "edgepress run",
+        )
+    )
+    return text
+
+
+@cache
+def _environment() -> Environment:
+    """Templates that escape everything and refuse a name they do not know."""
     from jinja2 import Environment, PackageLoader, StrictUndefined
 
     environment = Environment(
@@ -24,15 +47,7 @@ def render_html(report: Mapping[str, Any]) -> str:
     )
     environment.globals.update(n=numbers, geometry=pictures, words=WORDS, scheme_label=scheme_label, unmeasured=unmeasured)
     environment.filters["minus"] = _minus
-    rows = views(report)
-    return environment.get_template("report.html").render(
-        report=report,
-        rows=rows,
-        headline=headline(report),
-        unit=drop_unit(report),
-        panels=pictures.pictures(report, rows),
-        command=report.get("command") or "edgepress run",
-    )
+    return environment
 
 
 def _minus(text: object) -> str:

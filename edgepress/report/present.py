@@ -144,7 +144,7 @@ def _error_sentence(rows: Sequence[TargetView]) -> str:
     why = first.data["error"] or (gates and gate_sentence(gates[0])) or first.data["status"]
     more = f" {_count(len(lost) - 1, 'more target')} could not be judged." if len(lost) > 1 else ""
     text = str(why).rstrip(".")
-    text = text[:1].upper() + text[1:] if first.name in text else f"{first.name} could not be judged: {text}"
+    text = text[:1].upper() + text[1:] if repr(first.name) in text else f"{first.name} could not be judged: {text}"
     return f"{text}.{more}"
 
 

@@ -1,0 +1,121 @@
+"""What the commands print."""
+
+from __future__ import annotations
+
+import io
+from pathlib import Path
+from typing import Any
+
+import pytest
+from report_sample import failing, gate, lost, report, target
+from rich.console import Console
+
+from edgepress.report.console import (
+    print_diff,
+    print_doctor,
+    print_explanation,
+    print_plan,
+    print_run,
+    print_targets,
+    print_verification,
+)
+
+
+def printed(function: Any, *data: Any, width: int = 80, **options: Any) -> str:
+    sink = io.StringIO()
+    function(*data, console=Console(file=sink, width=width, highlight=False, markup=False, emoji=False, **options))
+    return sink.getvalue()
+
+
+@pytest.mark.parametrize("width", [60, 80, 120, 200])
+def test_the_verdict_table_fits_the_terminal(width: int) -> None:
+    text = printed(print_run, report(), Path("runs/latest"), width=width)
+    assert max(map(len, text.splitlines())) <= width
+
+
+@pytest.mark.parametrize("width", [80, 120])
+def test_names_and_numbers_are_not_broken(width: int) -> None:
+    text = printed(print_run, report(), Path("runs/latest"), width=width)
+    for whole in ("onnxruntime", "int8 dynamic", "+1.69 pp", "1.31 to 2.08", "0.31x", "0.30 to 0.32", "312 kB", "not executed"):
+        assert whole in text
+
+
+def test_what_did_not_pass_is_named_with_its_next_step_and_the_verdict_comes_last() -> None:
+    lines = printed(print_run, report(), Path("runs/latest"), width=120).splitlines()
+    assert any("tflite: accuracy_drop is 1.69 pp" in line for line in lines)
+    assert any("next: Run `edgepress explain`" in line for line in lines)
+    assert lines[-2].startswith("ERROR  Target 'openvino' could not be exported") and lines[-1] == "report  runs/latest/report.html"
+
+
+def test_no_colour_in_a_pipe_and_colour_on_a_terminal() -> None:
+    assert "\x1b" not in printed(print_run, report(), Path("r"))
+    assert "\x1b[" in printed(print_run, report(), Path("r"), force_terminal=True, color_system="standard", legacy_windows=False)
+
+
+def test_a_name_cannot_drive_the_terminal_or_the_markup() -> None:
+    data = report(target("\x1b[2Jx", gates=[gate("[red]size", "1", "\x07", "fail")]), lost("[/bold]"), project="\x1b]0;x\x07")
+    text = printed(print_run, data, Path("r"), width=120)
+    assert "\x1b" not in text and "\x07" not in text and "[red]size" in text and "[/bold]" in text
+
+
+def test_diff_shows_both_values_where_they_differ() -> None:
+    before = report(target("tflite"), target("gone"))
+    after = report(failing("tflite"), target("new"), environment={**before["environment"], "packages": {"torch": "2.13.1"}})
+    text = printed(print_diff, before, after, width=140)
+    for change in (
+        "pass -> fail",
+        "+0.12 pp -> +1.69 pp",
+        "pass -> absent",
+        "absent -> pass",
+        "torch: 2.13.0 -> 2.13.1",
+        "int8 static -> int8 dynamic",
+    ):
+        assert change in text
+
+
+def test_explain_follows_the_metric_from_stage_to_stage() -> None:
+    data = report(failing("tflite"))
+    text = printed(print_explanation, data, data["targets"][0])
+    for part in ("91.60 %", "+0.09 pp", "89.91 %", "+1.69 pp", "aten.layer_norm", "drop 11.6 pp", "SQNR 38.4 dB"):
+        assert part in text
+
+
+def test_plan_counts_what_would_run() -> None:
+    steps = [
+        {"name": "data", "cached": True, "why": "", "seconds": 2.1},
+        {"name": "export tflite", "cached": False, "why": "model.py changed", "seconds": 0.0},
+    ]
+    text = printed(print_plan, steps)
+    assert "model.py changed" in text and "1 of 2 steps would run" in text
+    assert "nothing would run" in printed(print_plan, steps[:1])
+
+
+def row(usable: bool, timing: str | None = None) -> dict[str, Any]:
+    support = {
+        "usable": usable,
+        "version": "1.0",
+        "missing": None if usable else "no coremltools",
+        "install": "pip install edgepress[coreml]",
+    }
+    names = {"name": "coreml", "device": "Apple device", "file": ".mlpackage", "precisions": ["fp32", "int8"]}
+    return {**names, "export": support, "run": support, "timing": timing}
+
+
+def test_targets_says_what_is_missing_and_how_to_get_it() -> None:
+    text = printed(print_targets, [row(False)])
+    assert "coreml cannot export here: no coremltools" in text and "run: pip install edgepress[coreml]" in text
+    assert "cannot be timed here: no Mac" in printed(print_targets, [row(True, "no Mac")])
+
+
+def test_doctor_shows_machine_and_packages() -> None:
+    facts = {"python": "3.11", "system": "Linux", "cpu": "EPYC", "cores": 2, "fingerprint": "ab", "packages": {"torch": "2.13.0"}}
+    text = printed(print_doctor, {**facts, "targets": [row(True)]})
+    assert all(word in text for word in ("EPYC", "torch", "2.13.0", "coreml"))
+
+
+@pytest.mark.parametrize(("code", "word"), [(0, "INTACT"), (1, "DIFFERS"), (2, "CANNOT TELL")])
+def test_verification_ends_with_what_it_means(code: int, word: str) -> None:
+    replay = {"target": "coreml", "outcome": "not here", "detail": "no Mac"}
+    found = {"damage": [{"path": "tflite/run.py", "what": "changed"}], "replays": [replay], "files": 3, "exit_code": code}
+    text = printed(print_verification, found, width=100)
+    assert word in text and "tflite/run.py: changed" in text and "no runtime here for coreml" in text
