@@ -7,7 +7,7 @@ import io
 import logging
 import re
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -111,7 +111,7 @@ def _compute(scheme: Scheme) -> str:
     return "float32" if scheme.precision == "fp32" else "float16"
 
 
-def _module(request: ExportRequest, exporter: Exporter) -> tuple[torch.nn.Module, tuple[dict[str, Any], ...]]:
+def _module(request: ExportRequest, exporter: Exporter) -> tuple[torch.nn.Module, tuple[Mapping[str, Any], ...]]:
     """The graph to convert: the float program, or its rendering in integers, and what stays float in it."""
     program = torch.export.load(request.program)
     if request.scheme.kind == "float":

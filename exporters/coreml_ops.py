@@ -90,6 +90,6 @@ def fixed_batch(module: torch.nn.Module, examples: tuple[torch.Tensor, ...]) -> 
         for node in list(graph.nodes):
             if node.op == "call_module" and node.target == "_guards_fn":
                 graph.erase_node(node)
-        module.recompile()  # type: ignore[operator]
+        module.recompile()
     program = torch.export.export(module, examples)
     return decompose(program)

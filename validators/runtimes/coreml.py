@@ -63,7 +63,7 @@ class _PackageSession(Session):
         if self._loaded is None:
             from edgepress.validators.runtimes.mil.program import MilProgram
 
-            self._loaded = MilProgram(self.package)
+            self._loaded = MilProgram.load(self.package)
         return self._loaded
 
     def kernels(self) -> KernelReport:

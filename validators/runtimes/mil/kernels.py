@@ -18,103 +18,16 @@ _WEIGHTED = {"conv": ("x", "weight"), "conv_transpose": ("x", "weight"), "linear
 _PRODUCTS = {"matmul": ("x", "y"), "scaled_dot_product_attention": ("query", "key", "value"), "einsum": ("values",)}
 _RECURRENT = frozenset({"lstm", "rnn"})
 _OTHER = frozenset(
-    [
-        "add",
-        "sub",
-        "mul",
-        "real_div",
-        "pow",
-        "maximum",
-        "minimum",
-        "floor_div",
-        "mod",
-        "abs",
-        "exp",
-        "exp2",
-        "log",
-        "sqrt",
-        "rsqrt",
-        "square",
-        "inverse",
-        "erf",
-        "sign",
-        "round",
-        "floor",
-        "ceil",
-        "sin",
-        "cos",
-        "tan",
-        "tanh",
-        "sinh",
-        "cosh",
-        "clip",
-        "threshold",
-        "relu",
-        "relu6",
-        "sigmoid",
-        "silu",
-        "softplus",
-        "softsign",
-        "gelu",
-        "elu",
-        "leaky_relu",
-        "prelu",
-        "clamped_relu",
-        "linear_activation",
-        "scaled_tanh",
-        "sigmoid_hard",
-        "softplus_parametric",
-        "softmax",
-        "thresholded_relu",
-        "avg_pool",
-        "max_pool",
-        "l2_pool",
-        "batch_norm",
-        "instance_norm",
-        "layer_norm",
-        "l2_norm",
-        "local_response_norm",
-        "reduce_mean",
-        "reduce_sum",
-        "reduce_max",
-        "reduce_min",
-        "reduce_prod",
-        "reduce_l1_norm",
-        "reduce_l2_norm",
-        "reduce_sum_square",
-        "reduce_log_sum",
-        "reduce_log_sum_exp",
-        "cumsum",
-        "upsample_bilinear",
-        "resize_bilinear",
-        "resize",
-    ]
+    """abs add avg_pool batch_norm ceil clamped_relu clip cos cosh cumsum elu erf exp exp2 floor floor_div gelu instance_norm inverse
+    l2_norm l2_pool layer_norm leaky_relu linear_activation local_response_norm log max_pool maximum minimum mod mul pow prelu real_div
+    reduce_l1_norm reduce_l2_norm reduce_log_sum reduce_log_sum_exp reduce_max reduce_mean reduce_min reduce_prod reduce_sum
+    reduce_sum_square relu relu6 resize resize_bilinear round rsqrt scaled_tanh sigmoid sigmoid_hard sign silu sin sinh softmax softplus
+    softplus_parametric softsign sqrt square sub tan tanh threshold thresholded_relu upsample_bilinear""".split()  # noqa: SIM905
 )
 #: Ops that only move values: what comes out is as integer as what went in.
 _MOVES = frozenset(
-    [
-        "reshape",
-        "transpose",
-        "expand_dims",
-        "squeeze",
-        "flatten2d",
-        "concat",
-        "stack",
-        "split",
-        "tile",
-        "slice_by_index",
-        "slice_by_size",
-        "pad",
-        "reverse",
-        "identity",
-        "pixel_shuffle",
-        "pixel_unshuffle",
-        "depth_to_space",
-        "space_to_depth",
-        "upsample_nearest_neighbor",
-        "resize_nearest_neighbor",
-        "gather",
-    ]
+    """concat depth_to_space expand_dims flatten2d gather identity pad pixel_shuffle pixel_unshuffle reshape resize_nearest_neighbor
+    reverse slice_by_index slice_by_size space_to_depth split squeeze stack tile transpose upsample_nearest_neighbor""".split()  # noqa: SIM905
 )
 
 
@@ -211,9 +124,10 @@ class _Reader:
         )
 
     def _fused(self, name: str) -> bool:
-        """An int8 op whose only reader applies an activation to its result: one kernel on the device."""
+        """An int8 op whose result only this op reads (a convolution before its activation): one kernel on the device."""
         step = self.producer.get(name)
-        return step is not None and step.op.name in _WEIGHTED | _PRODUCTS and len(self.readers[name]) == 1 and self.runs_in_integers(step)
+        compute = step is not None and step.op.name in _WEIGHTED.keys() | _PRODUCTS.keys() | _OTHER
+        return compute and step is not None and len(self.readers[name]) == 1 and self.runs_in_integers(step)
 
 
 def _moved(step: Step) -> tuple[str, ...]:

@@ -57,14 +57,14 @@ class Step:
 
 
 class MilProgram:
-    """The `main` function of a package.
+    """An ML Program's function, ready to run.
 
     Every op computes in float32 on inputs that hold values of their declared type, and its result is rounded to the
     declared type of its output: what a backend with float16 storage and float32 accumulators does. Constants,
     compressed ones included, are materialised once.
 
     Args:
-        package: the .mlpackage folder.
+        function: a coremltools MIL function (`MilProgram.load` takes it from a saved package).
 
     Attributes:
         inputs, outputs: of the function, in order.
@@ -76,8 +76,7 @@ class MilProgram:
         ExecutionError: an op the executor does not know; op and layer are named.
     """
 
-    def __init__(self, package: Path) -> None:
-        function = _load(package)
+    def __init__(self, function: Any) -> None:
         self.inputs = tuple(_feature(var) for var in function.inputs.values())
         self.outputs = tuple(_feature(var) for var in function.outputs)
         self.constants: dict[str, Any] = {}
@@ -86,6 +85,16 @@ class MilProgram:
         largest = max((_elements(out.shape) for step in self.steps for out in step.outputs), default=1)
         self._samples = max(1, min(_MOST_SAMPLES, _LARGEST // max(1, largest)))
         self._vectorize = True
+
+    @staticmethod
+    def load(package: Path) -> MilProgram:
+        """The `main` function of a saved .mlpackage."""
+        import coremltools as ct
+        from coremltools.converters.mil.frontend.milproto.load import load
+
+        model = ct.models.MLModel(str(package), skip_model_load=True)
+        spec = model.get_spec()
+        return MilProgram(load(spec, spec.specificationVersion, model.weights_dir).functions["main"])
 
     def run(self, feeds: Mapping[str, Tensor], *, watch: bool = False) -> dict[str, Tensor]:
         """Run once, at the shapes the package declares.
@@ -173,15 +182,6 @@ class MilProgram:
             raise ExecutionError(
                 f"MIL op {step.op.name!r} (layer {step.name!r}) failed in the reference executor", f"{type(error).__name__}: {error}"
             ) from error
-
-
-def _load(package: Path) -> Any:
-    import coremltools as ct
-    from coremltools.converters.mil.frontend.milproto.load import load
-
-    model = ct.models.MLModel(str(package), skip_model_load=True)
-    spec = model.get_spec()
-    return load(spec, spec.specificationVersion, model.weights_dir).functions["main"]
 
 
 def _feature(var: Any) -> Feature:
