@@ -5,6 +5,8 @@ from __future__ import annotations
 import io
 import json
 import pickle
+import pickletools
+import re
 import zipfile
 from collections.abc import Mapping
 from difflib import get_close_matches
@@ -20,6 +22,7 @@ from edgepress.targets.errors import ProjectError
 #: Where training loops keep the state dict inside a checkpoint.
 NESTED = ("state_dict", "model_state_dict", "model")
 _PREFIXES = ("module.", "_orig_mod.", "model.")
+_CODE = re.compile(r"(?:GLOBAL |unrecognized function |add_safe_globals`,? but got (?:<class ')?)(?P<name>[\w.]+)")
 _SAVE = "Save it again with `safetensors.torch.save_file(model.state_dict(), 'model.safetensors')`."
 
 
@@ -64,7 +67,7 @@ def fill(model: nn.Module, state: Mapping[str, Tensor], path: Path) -> None:
     unexpected = [name for name in state if name not in own]
     if missing or unexpected:
         raise _wrong_keys(path, missing, unexpected)
-    shapes = [(n, tuple(t.shape), tuple(own[n].shape)) for n, t in state.items() if t.shape != own[n].shape]
+    shapes = [(n, tuple(state[n].shape), tuple(t.shape)) for n, t in own.items() if n in state and state[n].shape != t.shape]
     if shapes:
         shown = "; ".join(f"{n} is {a} in the file, {b} in the model" for n, a, b in shapes[:3])
         more = f"; and {len(shapes) - 3} more" if len(shapes) > 3 else ""
@@ -115,18 +118,32 @@ def _read_pickle(path: Path) -> Any:
     try:
         return torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
-        text = str(error)
-        if "Unsupported" in text or "GLOBAL" in text or "not an allowed" in text or "TorchScript" in text:
-            named = next(
-                (word for word in text.replace("`", " ").split() if "." in word and word.replace(".", "").replace("_", "").isalnum()), ""
-            )
-            why = f"it is a pickle that would run code{f' ({named})' if named else ''}, and only tensors are read"
+        found = _CODE.search(str(error))
+        name = found["name"] if found else _global_in(path)
+        if name:
+            why = f"it is a pickle that would run code ({name}), and only tensors are read"
             raise ProjectError(f"checkpoint {path.name!r} was refused", why, _SAVE) from error
-        raise _corrupt(path, error, "Copy or save it again.") from error
+        raise _corrupt(path, ValueError("it is not what torch.save writes"), "Copy or save it again.") from error
     except Exception as error:  # a damaged zip or pickle raises nearly anything: RuntimeError, EOFError, KeyError, UnicodeError
         if "torchscript" in str(error).lower():
             raise ProjectError(f"checkpoint {path.name!r} was refused", "it is a TorchScript archive, not a state dict", _SAVE) from error
         raise _corrupt(path, error, "Copy or save it again.") from error
+
+
+def _global_in(path: Path) -> str:
+    """The first function a bare pickle would import, empty where it is no pickle; torch's reader stops at newer protocols unsaid."""
+    words: list[str] = []
+    try:
+        for operation, argument, _ in pickletools.genops(path.read_bytes()):
+            if operation.name in ("GLOBAL", "INST"):
+                return str(argument).replace(" ", ".")
+            if operation.name == "STACK_GLOBAL":
+                return ".".join(words[-2:])
+            if isinstance(argument, str):
+                words.append(argument)
+    except (ValueError, IndexError, AttributeError):  # no pickle at all
+        return ""
+    return ""
 
 
 def _state_dict_in(path: Path, content: Any) -> dict[str, Tensor]:
