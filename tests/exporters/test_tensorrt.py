@@ -1,0 +1,159 @@
+from __future__ import annotations
+
+import os
+import subprocess
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+pytest.importorskip("tensorrt_rtx_bindings")
+onnx = pytest.importorskip("onnx")
+
+from edgepress.exporters import tensorrt_build as build  # noqa: E402
+from edgepress.exporters.tensorrt import TensorRtExporter, check_quantization, requested_capabilities  # noqa: E402
+from edgepress.targets.errors import ConfigError, ExportError  # noqa: E402
+from edgepress.targets.nouns import KernelReport  # noqa: E402
+from edgepress.validators.runtimes.tensorrt import TensorRt  # noqa: E402
+from tests.exporters.tensorrt_models import case  # noqa: E402
+
+
+def export_and_run(name: str, precision: str, kind: str, folder: Path) -> tuple[np.ndarray, KernelReport, str]:
+    model = case(name)
+    artifact = TensorRtExporter().export(model.request(precision, kind), folder)
+    with TensorRt().open(artifact, folder) as session:
+        return session.run(model.feeds())["logits"], session.kernels(), session.executed_by
+
+
+@pytest.mark.parametrize("name", ["cnn", "transformer"])
+@pytest.mark.parametrize(("precision", "tolerance"), [("fp32", 1e-5), ("fp16", 1e-2)])
+def test_float_engines_build_and_their_kernels_have_the_precision(name: str, precision: str, tolerance: float, tmp_path: Path) -> None:
+    outputs, kernels, executed_by = export_and_run(name, precision, "float", tmp_path)
+    assert np.abs(outputs - case(name).torch_outputs()).max() < tolerance
+    counts = {"int8": kernels.int8, "fp16": kernels.fp16, "fp32": kernels.fp32, "unknown": kernels.unknown}
+    assert counts.pop(precision) > 4
+    assert set(counts.values()) == {0}
+    assert kernels.int8_macs_share == 0.0
+    if build.gpu_capability() is None:
+        assert executed_by.startswith("onnxruntime ") and "engine not executed" in executed_by
+
+
+@pytest.mark.parametrize(("name", "products"), [("cnn", 5), ("transformer", 7)])
+def test_static_int8_engines_multiply_in_int8(name: str, products: int, tmp_path: Path) -> None:
+    outputs, kernels, _ = export_and_run(name, "int8", "static", tmp_path)
+    expected = case(name).torch_outputs()
+    assert np.abs(outputs - expected).max() < 0.2 * np.abs(expected).max()
+    assert np.abs(outputs - expected).max() > 1e-5  # something was rounded
+    matrix = [op for op in kernels.ops if op["op"] == "matrix"]
+    assert [op["type"] for op in matrix] == ["int8"] * products
+    assert kernels.int8_macs_share == 1.0
+    assert kernels.unknown == 0
+
+
+@pytest.mark.parametrize("kind", ["static-matmul", "weights"])
+def test_the_other_int8_schemes_build(kind: str, tmp_path: Path) -> None:
+    outputs, kernels, _ = export_and_run("transformer", "int8", kind, tmp_path)
+    expected = case("transformer").torch_outputs()
+    assert np.abs(outputs - expected).max() < 0.2 * np.abs(expected).max()
+    share = kernels.int8_macs_share
+    assert share is not None and (share == 0.0 if kind == "weights" else share > 0.5)
+
+
+def test_the_folder_holds_an_engine_per_capability_the_onnx_and_the_rebuild_command(tmp_path: Path) -> None:
+    artifact = TensorRtExporter().export(case("cnn").request("int8", "static", compute_capability=[8.9, "sm75", "8.9"]), tmp_path)
+    assert artifact.path == "model"
+    assert sorted(p.name for p in (tmp_path / "model").iterdir()) == ["model.onnx", "rebuild.sh", "sm75.engine", "sm89.engine"]
+    assert artifact.facts["compute_capabilities"] == ["8.9", "7.5"]
+    assert artifact.facts["opset"] == 21
+    assert artifact.facts["engines"][1] | {"version": None} == {
+        "file": "sm75.engine",
+        "compute_capability": "7.5",
+        "library": "tensorrt-rtx",
+        "version": None,
+    }
+    assert "--maxShapes=image:64x3x16x16" in artifact.facts["rebuild"]
+
+
+def test_rebuild_script_calls_the_tool_once_per_engine(tmp_path: Path) -> None:
+    artifact = TensorRtExporter().export(case("transformer").request("fp32", "float", compute_capability=["8.6", "12.0"]), tmp_path)
+    tool = tmp_path / "bin" / "tensorrt_rtx"
+    tool.parent.mkdir()
+    tool.write_text('#!/bin/sh\necho "$@"\n')
+    tool.chmod(0o755)
+    environment = {**os.environ, "PATH": f"{tool.parent}:{os.environ['PATH']}"}
+    done = subprocess.run(["sh", tmp_path / "model" / "rebuild.sh"], env=environment, capture_output=True, text=True, check=True)
+    lines = done.stdout.splitlines()
+    assert [line.split()[2] for line in lines] == ["--computeCapabilities=86", "--computeCapabilities=120"]
+    assert "tensorrt_rtx " + lines[0] == artifact.facts["rebuild"]
+    assert "--minShapes=ids:1x8,mask:1x8" in lines[0]
+
+
+def test_a_batch_beyond_the_usual_range_widens_it(tmp_path: Path) -> None:
+    assert build.BatchRange.around(8) == build.BatchRange(1, 8, 64)
+    assert build.BatchRange.around(100) == build.BatchRange(1, 100, 100)
+
+
+def test_an_unsupported_capability_is_refused_with_the_supported_ones(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"capability 3\.0.*7\.5, 8\.0, 8\.6, 8\.9"):
+        TensorRtExporter().export(case("cnn").request("fp32", "float", compute_capability=["8.6", "3.0"]), tmp_path)
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("bad", ["ampere", "", True, "8.6.1.1", ["8.6", None]])
+def test_a_malformed_capability_is_named(bad: object) -> None:
+    with pytest.raises(ConfigError, match="compute_capability"):
+        requested_capabilities({"compute_capability": bad})
+
+
+def test_an_empty_list_of_capabilities_is_refused() -> None:
+    with pytest.raises(ConfigError, match="empty"):
+        requested_capabilities({"compute_capability": []})
+
+
+def test_the_dynamic_scheme_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ExportError, match=r"int8 dynamic.*calibration"):
+        TensorRtExporter().export(case("cnn").request("int8", "dynamic"), tmp_path)
+
+
+def write_onnx(path: Path, nodes: list[object], initializers: list[object] = []) -> Path:  # noqa: B006
+    value = [onnx.helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, ["batch", 4]) for name in ("x", "y")]
+    graph = onnx.helper.make_graph(nodes, "graph", value[:1], value[1:], initializers)
+    opsets = [onnx.helper.make_opsetid("", 21), onnx.helper.make_opsetid("mine", 1)]
+    onnx.save(onnx.helper.make_model(graph, opset_imports=opsets, ir_version=10), str(path))
+    return path
+
+
+def quantized(path: Path, zero: np.ndarray) -> Path:
+    nodes = [
+        onnx.helper.make_node("QuantizeLinear", ["x", "scale", "zero"], ["q"], name="quantize_x"),
+        onnx.helper.make_node("DequantizeLinear", ["q", "scale", "zero"], ["y"], name="dequantize_x"),
+    ]
+    return write_onnx(path, nodes, [onnx.numpy_helper.from_array(np.float32(0.1), "scale"), onnx.numpy_helper.from_array(zero, "zero")])
+
+
+def test_a_node_the_parser_refuses_is_named_with_its_op(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    model = write_onnx(tmp_path / "m.onnx", [onnx.helper.make_node("Frobnicate", ["x"], ["y"], name="strange", domain="mine")])
+    with pytest.raises(ExportError, match=r"refuses strange \(Frobnicate\)"):
+        build.build_engine(model, {"x": (4,)}, build.BatchRange.around(1), "8.6")
+    assert capfd.readouterr() == ("", "")
+
+
+def test_a_file_that_is_no_onnx_is_refused(tmp_path: Path) -> None:
+    model = tmp_path / "m.onnx"
+    model.write_bytes(b"\xff\x00 no protobuf")
+    with pytest.raises(ExportError):
+        build.build_engine(model, {"x": (4,)}, build.BatchRange.around(1), "8.6")
+
+
+@pytest.mark.parametrize(("zero", "kind"), [(np.uint8(0), "uint8"), (np.int8(3), "int8"), (np.int32(0), "int32")])
+def test_zero_points_that_tensorrt_would_misread_are_refused(zero: np.ndarray, kind: str, tmp_path: Path) -> None:
+    with pytest.raises(ExportError, match=f"quantize_x.*{kind}"):
+        check_quantization(quantized(tmp_path / "m.onnx", zero))
+
+
+def test_symmetric_int8_passes_and_builds_without_a_word(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    model = quantized(tmp_path / "m.onnx", np.int8(0))
+    check_quantization(model)
+    engine = build.build_engine(model, {"x": (4,)}, build.BatchRange.around(1), "8.9")
+    assert engine.library == "tensorrt-rtx" and engine.warnings == ()
+    assert capfd.readouterr() == ("", "")
