@@ -209,7 +209,7 @@ def test_summary_escapes_what_markdown_would_read() -> None:
     ("targets", "words"),
     [
         ([target("a"), target("b")], ["2 targets hold 6 gates"]),
-        ([target("a"), not_executable("tensorrt", "accepted")], ["tensorrt latency_ratio", "Not measured on this machine"]),
+        ([target("a"), not_executable("tensorrt", "accepted")], ["latency_ratio (tensorrt)", "Not measured on this machine"]),
         ([target("a"), failing("tflite")], ["tflite: accuracy_drop is 1.69 pp", "limit: at most 1.00 pp"]),
         ([not_executable("coreml", "undecided"), target("a")], ["coreml: latency_ratio is not measured"]),
         ([failing("tflite"), lost("openvino")], ["Target 'openvino' could not be exported"]),

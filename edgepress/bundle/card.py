@@ -27,7 +27,7 @@ def render_card(report: Json, entries: Sequence[Json]) -> str:
         *(_row(item, unit) for item in entries),
         "",
         f"Drops are against the fp32 original ({escape(reference['metric']['name'])} "
-        f"{numbers.metric(reference['metric']['value'], unit)} on {reference['metric']['samples']} samples), paired on the same samples; "
+        f"{numbers.metric(reference['metric']['value'], unit)} on {reference['metric']['samples']:,} samples), paired on the same samples; "
         "above zero is worse. A latency ratio is against the fp32 model in the same runtime; below one is faster. Figures hold for the "
         "machine and the data they were taken on.",
         "",

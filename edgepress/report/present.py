@@ -150,10 +150,14 @@ def _error_sentence(rows: Sequence[TargetView]) -> str:
 
 def _pass_sentence(rows: Sequence[TargetView]) -> str:
     gates = sum(len(row.gates("pass")) for row in rows)
-    accepted = [f"{row.name} {gate['name']}" for row in rows for gate in row.gates("accepted")]
     text = f"{_count(len(rows), 'target')} {_word(len(rows), 'holds', 'hold')} {_count(gates, 'gate')}."
+    accepted: dict[str, list[str]] = {}
+    for row in rows:
+        for gate in row.gates("accepted"):
+            accepted.setdefault(gate["name"], []).append(row.name)
     if accepted:
-        text += f" Not measured on this machine, and accepted by the recipe: {', '.join(accepted)}."
+        parts = ", ".join(f"{name} ({', '.join(targets)})" for name, targets in accepted.items())
+        text += f" Not measured on this machine, and accepted by the recipe: {parts}."
     return text
 
 

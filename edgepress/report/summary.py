@@ -28,7 +28,7 @@ def render_summary(report: Mapping[str, Any]) -> str:
         "",
         escape(
             f"Reference: fp32, {reference['metric']['name']} {numbers.metric(reference['metric']['value'], unit)} on "
-            f"{reference['metric']['samples']} samples, {numbers.count(reference['parameters'])} parameters, "
+            f"{reference['metric']['samples']:,} samples, {numbers.count(reference['parameters'])} parameters, "
             f"{numbers.size(reference['size_bytes'])}."
         ),
     ]
