@@ -67,6 +67,7 @@ def test_the_same_run_gives_the_same_bytes_wherever_and_whenever(run: Path, tmp_
     later = report_of(shipped, started="2031-01-01T00:00:00+00:00", seconds=9999.0)
     for target in later["targets"]:
         target["seconds"] = 4321.0
+        target["error"] = target["error"] and f"{target['error']} (pid 4711, {tmp_path})"
     for stage in later["stages"]:
         stage |= {"seconds": 77.0, "cached": True}
     value = write_bundle(tmp_path / "other", later, shipped)

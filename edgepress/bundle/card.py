@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from edgepress.report import numbers
-from edgepress.report.present import drop_unit, headline
+from edgepress.report.present import drop_unit
 from edgepress.report.summary import escape
 
 Json = Mapping[str, Any]
@@ -18,7 +18,7 @@ def render_card(report: Json, entries: Sequence[Json]) -> str:
     lines = [
         f"# {escape(report['project'])}",
         "",
-        f"Verdict of the run: **{report['verdict']}**. {escape(headline(report))}",
+        f"Verdict of the run: **{report['verdict']}**. {_absent(report, entries)}".rstrip(),
         "",
         "## What is here",
         "",
@@ -36,6 +36,13 @@ def render_card(report: Json, entries: Sequence[Json]) -> str:
         lines += _section(item)
     lines += _using()
     return "\n".join(lines) + "\n"
+
+
+def _absent(report: Json, entries: Sequence[Json]) -> str:
+    """Which targets have no artifact; why is left to the report, as a converter's last words may differ from run to run."""
+    shipped = {item["target"] for item in entries}
+    names = [target["name"] for target in report["targets"] if target["name"] not in shipped]
+    return f"Not in this bundle, see the report: {escape(', '.join(names))}." if names else ""
 
 
 def _row(item: Json, unit: str) -> str:
