@@ -44,7 +44,7 @@ def main() -> int:
     except ImportError as error:
         return stop(f"{error}: pip install onnxruntime numpy")
     except Exception as error:  # a runtime's exceptions share no base class
-        return stop(f"cannot run here: {type(error).__name__}: {error}".splitlines()[0])
+        return stop(f"cannot run here: {type(error).__name__}: {' '.join(str(error).split())[:300]}")
     if options.save:
         np.savez(options.save, **outputs)
     return show(outputs) if options.inputs else compare(outputs, expected, golden["rtol"], golden["atol"])
