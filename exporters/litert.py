@@ -1,0 +1,96 @@
+"""LiteRT: .tflite files, float, float16, static int8, dynamic-range int8 and int8 weights."""
+
+from __future__ import annotations
+
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+
+import torch
+
+from edgepress.exporters.base import Exporter, ExportRequest
+from edgepress.exporters.litert_convert import to_tflite
+from edgepress.exporters.litert_flatbuffer import TfliteFile
+from edgepress.exporters.litert_recipes import requantize
+from edgepress.targets.errors import ConfigError
+from edgepress.targets.nouns import Artifact, Support
+
+FILE = "model.tflite"
+_PACKAGES = ("litert-torch", "ai-edge-litert", "ai-edge-quantizer")
+_STATIC = ("static", "static-matmul")
+
+
+class LiteRtExporter(Exporter):
+    """Writes `model.tflite` with a fixed batch, channel order as in the model, and the model's names for inputs and outputs."""
+
+    runtime = "litert"
+
+    def supports(self) -> Support:
+        """Needs litert-torch to convert and ai-edge-quantizer for the schemes that work on a finished file."""
+        for package in _PACKAGES:
+            try:
+                version(package)
+            except PackageNotFoundError:
+                return Support(False, None, f"{package} is not installed", "pip install 'edgepress[tflite]'")
+        return Support(True, version("litert-torch"))
+
+    def _export_impl(self, request: ExportRequest, folder: Path) -> Artifact:
+        io = _io(request)
+        file = TfliteFile(self._content(request))
+        if io == "float":
+            file.float_boundary()
+        signature, quantization = file.io_signature(request.signature, request.target.batch)
+        (folder / FILE).write_bytes(file.pack())
+        return Artifact(
+            path=FILE,
+            target=request.target.name,
+            scheme=request.scheme,
+            signature=signature,
+            facts={
+                "converter": f"litert-torch {version('litert-torch')}",
+                "runtime_minimum": f"LiteRT or TensorFlow Lite with {_newest(file)}",
+                "batch": request.target.batch,
+                "io": io,
+                **({"quantization": quantization} if quantization else {}),
+            },
+            float_ops=file.remaining(self.rendered(request).float_ops)
+            if request.scheme.kind in _STATIC
+            else file.float_ops(request.scheme),
+        )
+
+    def _content(self, request: ExportRequest) -> bytes:
+        from edgepress.compress.quantize import float_module
+
+        batch, kind = request.target.batch, request.scheme.kind
+        if kind in _STATIC:
+            return to_tflite(self.rendered(request).module, request.signature, request.samples, batch, quantized=True)
+        module = float_module(torch.export.load(request.program))
+        model = to_tflite(module, request.signature, request.samples, batch, quantized=False)
+        if kind == "float" and request.scheme.precision == "fp32":
+            return model
+        return requantize(model, "fp16" if kind == "float" else kind)
+
+    def remedy(self, error: Exception) -> str:
+        """Names the torch op where the converter does."""
+        text = str(error)
+        if "Lowering not found" in text:
+            return f"litert-torch has no lowering for {text.rsplit(':', 1)[-1].strip()}: rewrite it, or take this target out of `targets:`."
+        return super().remedy(error)
+
+
+def _io(request: ExportRequest) -> str:
+    io = str(request.target.options.get("io", "float"))
+    if io not in ("float", "int8"):
+        raise ConfigError(f"target {request.target.name!r}: io is {io!r}", remedy="Use float or int8.")
+    if io == "int8" and request.scheme.kind not in _STATIC:
+        raise ConfigError(
+            f"target {request.target.name!r}: io int8 asks for static int8",
+            f"scheme {request.scheme.label!r} computes its activations in float",
+            "Use io: float.",
+        )
+    return io
+
+
+def _newest(file: TfliteFile) -> str:
+    """The ops of the file with a version above 1, which old runtimes may lack."""
+    later = sorted({f"{name} version {number}" for name, number in file.operators() if number > 1})
+    return ", ".join(later) or "version 1 of its ops"

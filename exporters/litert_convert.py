@@ -1,0 +1,89 @@
+"""From a torch module to the bytes of a .tflite file with litert-torch: names kept, batch fixed, nothing on stdout."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import sys
+import warnings
+from collections.abc import Iterator, Sequence
+
+import numpy as np
+import torch
+from torch.fx import GraphModule
+
+from edgepress.exporters.litert_indexing import lower_indexing
+from edgepress.targets.nouns import Signature
+
+
+class _Named(torch.nn.Module):
+    """The module with keyword inputs and a dictionary of outputs: the converter takes the names of both from there."""
+
+    def __init__(self, module: GraphModule, signature: Signature) -> None:
+        super().__init__()
+        self.module = module
+        self.training = False
+        self.inputs = [spec.name for spec in signature.inputs]
+        self.outputs = [spec.name for spec in signature.outputs]
+
+    def forward(self, **inputs: torch.Tensor) -> dict[str, torch.Tensor]:
+        values = self.module(*[inputs[name] for name in self.inputs])
+        if isinstance(values, torch.Tensor):
+            values = (values,)
+        leaves = torch.utils._pytree.tree_leaves(values)
+        return dict(zip(self.outputs, leaves, strict=True))
+
+
+def to_tflite(module: GraphModule, signature: Signature, samples: Sequence[np.ndarray], batch: int, *, quantized: bool) -> bytes:
+    """Convert a module.
+
+    The batch is fixed: a converted dynamic batch runs at 1 only (XNNPACK refuses to reshape a residual CNN) and transformers do
+    not convert with one at all (litert-torch 0.10).
+
+    Args:
+        module: float, or with `quantized_decomposed` nodes in int8 whose weights are not folded; positional inputs.
+        signature: names of inputs and outputs.
+        samples: for each input an array (n, ...), for tracing.
+        batch: the fixed batch.
+        quantized: the module has quantize/dequantize nodes that are to become integer kernels.
+
+    Returns:
+        The file. 64-bit inputs and outputs are 32-bit in it; integer inputs and outputs where the graph begins or ends quantized.
+    """
+    arguments = {spec.name: torch.from_numpy(_sized(sample, batch).copy()) for spec, sample in zip(signature.inputs, samples, strict=True)}
+    with quiet(), torch.no_grad():
+        import litert_torch
+
+        program = torch.export.export(_Named(module, signature), (), arguments, strict=False)
+        fixed = lower_indexing(program)
+        model = litert_torch.convert(fixed, sample_kwargs=arguments, quant_config=_static() if quantized else None)
+        return bytes(model.model_content())
+
+
+def _static() -> object:
+    """Tells the converter that quantize/dequantize pairs mean integer kernels; the scales are those of the graph."""
+    from litert_torch.quantize.pt2e_quantizer import PT2EQuantizer, get_symmetric_quantization_config
+    from litert_torch.quantize.quant_config import QuantConfig
+
+    return QuantConfig(pt2e_quantizer=PT2EQuantizer().set_global(get_symmetric_quantization_config(is_per_channel=True)))
+
+
+def _sized(sample: np.ndarray, batch: int) -> np.ndarray:
+    """The first `batch` samples, repeated where there are fewer."""
+    return sample[np.arange(batch) % len(sample)]
+
+
+@contextlib.contextmanager
+def quiet() -> Iterator[None]:
+    """What converters print (from Python and from C++) goes to stderr; stdout stays for data. Their deprecation warnings are dropped."""
+    os.environ.setdefault("LITERT_TORCH_SHOW_PROGRESS", "n")
+    sys.stdout.flush()
+    kept = os.dup(1)
+    try:
+        os.dup2(2, 1)
+        with warnings.catch_warnings(), contextlib.redirect_stdout(sys.stderr):
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        os.dup2(kept, 1)
+        os.close(kept)

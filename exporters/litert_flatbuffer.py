@@ -1,0 +1,140 @@
+"""What is changed and read in a finished .tflite file: float or integer inputs and outputs, and the ops left in float."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from edgepress.targets.nouns import Scheme, Signature, TensorSpec
+
+_FLOAT32, _INT8 = 0, 9
+_QUANTIZE, _DEQUANTIZE = 114, 6
+#: Ops that compute; the others move, look up or convert values.
+_DATA_MOVERS = frozenset(
+    (
+        *("RESHAPE", "TRANSPOSE", "SLICE", "STRIDED_SLICE", "PAD", "PADV2", "GATHER", "GATHER_ND", "EMBEDDING_LOOKUP", "CAST", "QUANTIZE"),
+        *("DEQUANTIZE", "CONCATENATION", "SPLIT", "PACK", "UNPACK", "EXPAND_DIMS", "SQUEEZE", "BROADCAST_TO", "SHAPE", "FILL"),
+    )
+)
+_WEIGHTS_ALONE = "float arithmetic; only weights are integers"
+_NO_WEIGHTS = "dynamic-range kernels exist for ops with constant int8 weights alone"
+
+
+class TfliteFile:
+    """A .tflite file as an object that can be edited and packed again (LiteRT's own flatbuffer classes).
+
+    Args:
+        content: the file.
+    """
+
+    def __init__(self, content: bytes) -> None:
+        from ai_edge_litert.tools import flatbuffer_utils
+
+        self._tools = flatbuffer_utils
+        self.model: Any = flatbuffer_utils.read_model_from_bytearray(bytearray(content))
+        self.graph: Any = self.model.subgraphs[0]
+        for buffer in self.model.buffers:
+            if isinstance(buffer.data, bytes | bytearray):  # packed byte by byte in Python otherwise: 90 s for 90 MB
+                buffer.data = np.frombuffer(buffer.data, np.uint8)
+
+    def pack(self) -> bytes:
+        """The file again; the same bytes for the same content."""
+        return bytes(self._tools.convert_object_to_bytearray(self.model))
+
+    def float_boundary(self) -> None:
+        """Put a QUANTIZE after each int8 input and a DEQUANTIZE before each int8 output, so that callers see float32."""
+        before = [self._boundary(i, _QUANTIZE, into=True) for i in self.graph.inputs if self._is_int8(i)]
+        after = [self._boundary(i, _DEQUANTIZE, into=False) for i in self.graph.outputs if self._is_int8(i)]
+        self.graph.operators = before + list(self.graph.operators) + after
+
+    def io_signature(self, signature: Signature, batch: int) -> tuple[Signature, dict[str, Any]]:
+        """Inputs and outputs as stored, in the order of `signature`, and scale and zero point of the integer ones."""
+        stored = self.model.signatureDefs[0]
+        inputs = {_text(entry.name): entry.tensorIndex for entry in stored.inputs}
+        outputs = {_text(entry.name): entry.tensorIndex for entry in stored.outputs}
+        facts: dict[str, Any] = {}
+        specs: list[tuple[TensorSpec, ...]] = []
+        for wanted, table in ((signature.inputs, inputs), (signature.outputs, outputs)):
+            row = []
+            for spec in wanted:
+                tensor = self.graph.tensors[table[spec.name]]
+                shape = tuple(int(n) for n in tensor.shape) if tensor.shape is not None else ()
+                row.append(TensorSpec(spec.name, self._tools.type_to_name(tensor.type).lower(), shape))
+                if tensor.type == _INT8:
+                    parameters = tensor.quantization
+                    facts[spec.name] = {"scale": float(parameters.scale[0]), "zero_point": int(parameters.zeroPoint[0])}
+            specs.append(tuple(row))
+        return Signature(specs[0], specs[1]), facts
+
+    def float_ops(self, scheme: Scheme) -> tuple[Mapping[str, Any], ...]:
+        """Ops that compute in float under a scheme made from the finished file; empty where float was asked for."""
+        if scheme.kind == "float":
+            return ()
+        names: Counter[str] = Counter()
+        for operator in self.graph.operators:
+            name = str(self._tools.opcode_to_name(self.model, operator.opcodeIndex))
+            kinds = [self.graph.tensors[i].type for i in operator.inputs if i >= 0]
+            if name not in _DATA_MOVERS and self.graph.tensors[operator.outputs[0]].type == _FLOAT32 and _INT8 not in kinds:
+                names[name] += 1
+        reason = _WEIGHTS_ALONE if scheme.kind == "weights" else _NO_WEIGHTS
+        return tuple({"op": name, "count": count, "reason": reason} for name, count in sorted(names.items()))
+
+    def remaining(self, lines: Sequence[Mapping[str, Any]]) -> tuple[Mapping[str, Any], ...]:
+        """Of the ops a rendering left in float, those that are float in the file.
+
+        GELU and TANH between two integer ops become table look-ups.
+        """
+        types: dict[str, set[int]] = {}
+        for operator in self.graph.operators:
+            name = str(self._tools.opcode_to_name(self.model, operator.opcodeIndex))
+            types.setdefault(name, set()).add(self.graph.tensors[operator.outputs[0]].type)
+        return tuple(line for line in lines if types.get(str(line["op"]).removeprefix("aten.").upper()) != {_INT8})
+
+    def operators(self) -> list[tuple[str, int]]:
+        """Every kind of op in the file with its version, in the order of the file."""
+        codes = self.model.operatorCodes
+        return [(str(self._tools.opcode_to_name(self.model, i)), int(code.version)) for i, code in enumerate(codes)]
+
+    def _is_int8(self, index: int) -> bool:
+        tensor = self.graph.tensors[index]
+        return bool(tensor.type == _INT8 and tensor.quantization is not None and tensor.quantization.scale is not None)
+
+    def _boundary(self, index: int, code: int, *, into: bool) -> Any:
+        """A float tensor that takes the place and the name of the int8 tensor `index` at the boundary, and the op between them."""
+        from ai_edge_litert import schema_py_generated as schema
+
+        inner = self.graph.tensors[index]
+        outer = schema.TensorT()
+        outer.shape, outer.shapeSignature, outer.type, outer.buffer = inner.shape, inner.shapeSignature, _FLOAT32, 0
+        outer.name, inner.name = inner.name, _text(inner.name) + "_int8"
+        self.graph.tensors.append(outer)
+        added = len(self.graph.tensors) - 1
+        ports = "inputs" if into else "outputs"
+        setattr(self.graph, ports, [added if i == index else i for i in getattr(self.graph, ports)])
+        for definition in self.model.signatureDefs or []:
+            for entry in getattr(definition, ports):
+                entry.tensorIndex = added if entry.tensorIndex == index else entry.tensorIndex
+        operator = schema.OperatorT()
+        operator.opcodeIndex = self._code(code)
+        operator.inputs, operator.outputs = ([added], [index]) if into else ([index], [added])
+        return operator
+
+    def _code(self, builtin: int) -> int:
+        """Index of an operator code, added when absent. DEQUANTIZE of int8 is version 2, QUANTIZE of float32 version 1."""
+        from ai_edge_litert import schema_py_generated as schema
+
+        version = 2 if builtin == _DEQUANTIZE else 1
+        for i, code in enumerate(self.model.operatorCodes):
+            if code.builtinCode == builtin and code.version >= version:
+                return i
+        code = schema.OperatorCodeT()
+        code.builtinCode, code.deprecatedBuiltinCode, code.version = builtin, min(builtin, 127), version
+        self.model.operatorCodes.append(code)
+        return len(self.model.operatorCodes) - 1
+
+
+def _text(name: Any) -> str:
+    return name.decode() if isinstance(name, bytes) else str(name)

@@ -1,0 +1,56 @@
+"""Schemes that work on a finished float .tflite file: float16 weights, dynamic-range int8, int8 weights alone (ai-edge-quantizer)."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from edgepress.exporters.litert_convert import quiet
+from edgepress.targets.errors import QuantizationError
+
+
+def requantize(model: bytes, kind: str) -> bytes:
+    """Store the weights of a float file in fewer bits.
+
+    Args:
+        model: a float .tflite file.
+        kind: `fp16` (weights in float16, widened when the file is loaded), `dynamic` (int8 weights per output channel, activations
+            quantized per row while the op runs) or `weights` (int8 weights, widened when the file is loaded).
+
+    Returns:
+        The new file; the same bytes for the same file.
+
+    Raises:
+        QuantizationError: the file has no weight that the recipe applies to.
+    """
+    with quiet():
+        from ai_edge_quantizer import quantizer
+
+        result = bytes(quantizer.Quantizer(bytearray(model), _recipe(kind)).quantize().quantized_model)
+    if len(result) >= len(model):
+        raise QuantizationError(
+            f"scheme {kind!r} left the file at {len(result)} bytes",
+            f"the float file has {len(model)} bytes: it has no convolution, linear layer or embedding with weights worth the change",
+            "Ask for precision fp32.",
+        )
+    return result
+
+
+def _recipe(kind: str) -> Any:
+    from ai_edge_quantizer import algorithm_manager, qtyping, recipe, recipe_manager
+
+    if kind == "dynamic":
+        return recipe.dynamic_wi8_afp32()
+    if kind == "weights":
+        return recipe.weight_only_wi8_afp32()
+    manager = recipe_manager.RecipeManager()
+    manager.add_quantization_config(
+        regex=".*",
+        operation_name=qtyping.TFLOperationName.ALL_SUPPORTED,
+        op_config=qtyping.OpQuantizationConfig(
+            weight_tensor_config=qtyping.TensorQuantizationConfig(num_bits=16, dtype=qtyping.TensorDataType.FLOAT),
+            compute_precision=qtyping.ComputePrecision.FLOAT,
+            explicit_dequantize=True,
+        ),
+        algorithm_key=algorithm_manager.AlgorithmName.FLOAT_CASTING,
+    )
+    return manager.get_quantization_recipe()
