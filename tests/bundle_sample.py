@@ -6,11 +6,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from report_sample import lost, not_executable, report, target
 
 from edgepress.bundle.npz import save_npz
 from edgepress.bundle.write import Shipment, shipped_artifacts
 from edgepress.targets.nouns import Artifact, Scheme, Signature, TensorSpec
+from tests.report_sample import lost, not_executable, report, target
 
 SIGNATURE = Signature((TensorSpec("image", "float32", (None, 4)),), (TensorSpec("logits", "float32", (None, 3)),))
 WEIGHT = np.arange(12, dtype=np.float32).reshape(4, 3) / 10

@@ -10,7 +10,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from bundle_sample import report_of, shipments
 from jsonschema import Draft202012Validator
 
 from edgepress.bundle.digest import digest, size_bytes, tree
@@ -19,6 +18,7 @@ from edgepress.bundle.npz import load_npz, save_npz
 from edgepress.bundle.write import folders, shipped_artifacts, write_bundle
 from edgepress.report.schema import load_schema
 from edgepress.targets.errors import IntegrityError
+from tests.bundle_sample import report_of, shipments
 
 
 @pytest.fixture

@@ -12,7 +12,6 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from jsonschema import Draft202012Validator
-from report_sample import SHA, failing, gate, lost, not_executable, report, target
 
 from edgepress.report import numbers
 from edgepress.report.junit import render_junit
@@ -21,6 +20,7 @@ from edgepress.report.schema import load_schema
 from edgepress.report.summary import render_summary
 from edgepress.report.write import dump, write_report
 from edgepress.targets.errors import MeasurementError
+from tests.report_sample import SHA, failing, gate, lost, not_executable, report, target
 
 VALIDATOR = Draft202012Validator(load_schema("report.v1"))
 

@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from report_sample import failing, gate, lost, report, target
 from rich.console import Console
 
 from edgepress.report.console import (
@@ -19,6 +18,7 @@ from edgepress.report.console import (
     print_targets,
     print_verification,
 )
+from tests.report_sample import failing, gate, lost, report, target
 
 
 def printed(function: Any, *data: Any, width: int = 80, **options: Any) -> str:

@@ -9,11 +9,11 @@ from html.parser import HTMLParser
 from typing import Any
 
 import pytest
-from report_sample import gate, lost, not_executable, report, target
 
 from edgepress.report.html import render_html
 from edgepress.report.pictures import LEFT, RIGHT, pictures
 from edgepress.report.present import views
+from tests.report_sample import gate, lost, not_executable, report, target
 
 VOID = {"meta", "line", "circle", "rect", "br"}
 

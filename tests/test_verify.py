@@ -11,7 +11,6 @@ from typing import Any
 
 import numpy as np
 import pytest
-from bundle_sample import WEIGHT, report_of, shipments
 
 from edgepress.bundle import sums
 from edgepress.bundle.digest import tree
@@ -19,6 +18,7 @@ from edgepress.bundle.replay import compare
 from edgepress.bundle.verify import inspect, replay_isolated, verify
 from edgepress.bundle.write import write_bundle
 from edgepress.targets.errors import IntegrityError, IsolationError
+from tests.bundle_sample import WEIGHT, report_of, shipments
 
 MATCH = {"usable": True, "match": True, "problem": None, "max_abs_error": 0.01, "allowed": 0.1, "samples": 8, "executed_by": "x 1.0"}
 NOT_HERE = {"usable": False, "missing": "no Mac", "install": None}

@@ -33,7 +33,7 @@ def judge_again(run_dir: Path, undecided: str | None, junit: Path | None) -> int
     report["verdict"] = overall(verdicts, [target["status"] for target in report["targets"]])
     if junit is not None:
         junit.parent.mkdir(parents=True, exist_ok=True)
-        write_atomically(junit, render_junit(report))
+        write_atomically(junit, render_junit(report, undecided or "fail"))
     print_run(report, run_dir)
     if report["verdict"] == "undecided" and undecided is not None:
         return _POLICIES[undecided]
