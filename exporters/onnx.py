@@ -7,6 +7,7 @@ import io
 import logging
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -169,6 +170,8 @@ def lower_request(request: ExportRequest, rules: QuantRules, path: Path, *, opse
         return ()
     from edgepress.compress.quantize import Statistics, render
 
+    if kind == "weights":  # 7-bit weights guard integer kernels against saturation; float arithmetic needs no guard
+        rules = replace(rules, weight_min=-127, weight_max=127)
     statistics = Statistics.load(request.statistics) if request.statistics is not None else None
     rendered = render(program, statistics, rules, request.scheme)
     lower_to_onnx(rendered.module, request.signature, request.samples, path, opset=opset)
@@ -207,6 +210,8 @@ class OnnxRuntimeExporter(Exporter):
         with _quiet():
             if request.scheme.precision == "fp16":
                 onnx_passes.convert_to_fp16(path)
+            if request.scheme.kind == "weights":
+                onnx_passes.fold_at_load(path)
             if request.scheme.kind == "dynamic":
                 float_ops = onnx_passes.quantize_dynamic(path)
         check_dynamic_batch(path, request)

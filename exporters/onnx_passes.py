@@ -8,6 +8,8 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
+from edgepress.targets.errors import ExportError
+
 #: Ops whose weights onnxruntime multiplies in integers when activation ranges are taken at run time, and the lookup
 #: tables it keeps in 8 bits. Convolutions are left out: ConvInteger runs slower than the float kernel.
 DYNAMIC_OPS = ("MatMul", "Gemm", "Gather")
@@ -55,6 +57,47 @@ def _reason(op: str) -> str:
     if op.startswith("Conv"):
         return "the integer convolution with run-time ranges is slower than the float one"
     return "no dynamic integer kernel was asked for"
+
+
+def fold_at_load(path: Path) -> None:
+    """Store int8 weights so that onnxruntime turns them into floats once, when it loads them.
+
+    It keeps a DequantizeLinear of a constant in the graph and runs it on every inference; a Cast times a constant scale
+    is folded. The file stays as small, the arithmetic is the float model's.
+
+    Raises:
+        ExportError: a weight has a zero point other than 0.
+    """
+    import onnx
+
+    model = onnx.load(path)
+    tensors = {tensor.name: tensor for tensor in model.graph.initializer}
+    nodes = []
+    for node in model.graph.node:
+        if node.op_type != "DequantizeLinear" or node.input[0] not in tensors:
+            nodes.append(node)
+            continue
+        if len(node.input) > 2 and onnx.numpy_helper.to_array(tensors[node.input[2]]).any():
+            raise ExportError(f"weight {node.input[0]!r} has a zero point", "int8 weights are symmetric", "Report this as a bug.")
+        axis = next((attribute.i for attribute in node.attribute if attribute.name == "axis"), 1)
+        scale = onnx.numpy_helper.to_array(tensors[node.input[1]])
+        if scale.ndim:
+            scale = scale.reshape([-1 if dimension == axis else 1 for dimension in range(len(tensors[node.input[0]].dims))])
+        name = node.output[0]
+        model.graph.initializer.append(onnx.numpy_helper.from_array(scale, f"{name}_scale"))
+        nodes.append(onnx.helper.make_node("Cast", [node.input[0]], [f"{name}_integers"], f"{name}_cast", to=onnx.TensorProto.FLOAT))
+        nodes.append(onnx.helper.make_node("Mul", [f"{name}_integers", f"{name}_scale"], [name], f"{name}_mul"))
+    del model.graph.node[:]
+    model.graph.node.extend(nodes)
+    _drop_unused(model)
+    write(model, path)
+
+
+def _drop_unused(model: Any) -> None:
+    used = {name for node in model.graph.node for name in node.input}
+    kept = [tensor for tensor in model.graph.initializer if tensor.name in used]
+    del model.graph.initializer[:]
+    model.graph.initializer.extend(kept)
 
 
 def write(model: Any, path: Path) -> None:

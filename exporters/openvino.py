@@ -45,6 +45,7 @@ class OpenVinoExporter(Exporter):
             check_dynamic_batch(onnx_path, request)
             model = openvino.Core().read_model(onnx_path)
             _name_tensors(model, request.signature)
+            _name_operations(model)
             openvino.save_model(model, written / "model.xml", compress_to_fp16=request.scheme.precision == "fp16")
             del model  # it maps the ONNX file
         _strip(written / "model.xml")
@@ -68,6 +69,13 @@ def _name_tensors(model: Any, signature: Signature) -> None:
     for port, spec in zip(model.outputs, signature.outputs, strict=True):
         port.get_tensor().set_names({spec.name})
     model.set_friendly_name("model")
+
+
+def _name_operations(model: Any) -> None:
+    """Number operations OpenVINO named from a counter of the whole process, so that equal requests give equal bytes."""
+    for index, op in enumerate(model.get_ordered_ops()):
+        if re.fullmatch(rf"{op.get_type_name()}_\d+", op.get_friendly_name()):
+            op.set_friendly_name(f"{op.get_type_name()}.{index}")
 
 
 def _strip(xml: Path) -> None:

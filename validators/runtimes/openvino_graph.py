@@ -21,6 +21,9 @@ ROUNDING = frozenset(["FakeQuantize", "Convert", "QuantizeLinear", "Constant", "
 #: Layer types that hold products whose count is not derived here.
 OPAQUE = frozenset(["LSTMCell", "LSTMSeq", "GRUCell", "GRUSeq", "RNNCell", "RNNSeq", "TensorIterator", "Loop", "LLMMLP", "QKVProjection"])
 
+#: Last part of a kernel's name (`brgconv_avx2_f32`, `jit_avx2_I8`) -> the type it computes in.
+KERNELS = {"I8": "int8", "f32": "fp32", "FP32": "fp32", "f16": "fp16", "FP16": "fp16", "bf16": "fp16", "BF16": "fp16"}
+#: A layer's `runtimePrecision`, which may be that of its weights alone; read where the kernel's name says nothing.
 PRECISIONS = {"u8": "int8", "i8": "int8", "u4": "int8", "i4": "int8", "f16": "fp16", "bf16": "fp16", "f32": "fp32"}
 INDEX_PRECISIONS = frozenset(["i32", "i64", "boolean", "u1"])
 
@@ -40,7 +43,7 @@ def kernel_report(runtime_model: Any, model: Any, source: str) -> KernelReport:
         fused = [operations[name] for name in _info(layer, "originalLayersNames").split(",") if name in operations]
         if kind in NOT_COMPUTE or precision in INDEX_PRECISIONS or _only_rounds(kind, fused):
             continue
-        type_name = PRECISIONS.get(precision, "unknown")
+        type_name = KERNELS.get(_info(layer, "primitiveType").rpartition("_")[2]) or PRECISIONS.get(precision, "unknown")
         count = layer_macs(kind, layer, fused)
         known = known and count is not None
         macs["int8" if type_name == "int8" else "float"] += count or 0
@@ -55,7 +58,7 @@ def _info(layer: Any, key: str) -> str:
     info = layer.get_rt_info()
     if key not in info:
         return ""
-    value = info[key]
+    value: Any = info[key]
     return value if isinstance(value, str) else str(value.astype(str))
 
 

@@ -1,0 +1,142 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+
+onnx = pytest.importorskip("onnx")
+pytest.importorskip("onnxruntime")
+
+from edgepress.exporters.base import ExportRequest  # noqa: E402
+from edgepress.exporters.onnx import OnnxRuntimeExporter, lower_to_onnx, request_opset  # noqa: E402
+from edgepress.exporters.onnx_passes import fold_at_load  # noqa: E402
+from edgepress.targets.errors import ConfigError, ExportError  # noqa: E402
+from edgepress.targets.nouns import Scheme, Signature, Target, TensorSpec  # noqa: E402
+from tests.exporters.tensorrt_models import case  # noqa: E402
+
+
+def request(name: str, precision: str, kind: str, **options: object) -> ExportRequest:
+    model = case(name)
+    target = Target("onnxruntime", "onnxruntime", "x86-64 CPU", precision, options)
+    return ExportRequest(model.program, model.signature, model.statistics, target, Scheme(precision, kind), model.samples)
+
+
+def run_file(path: Path, feeds: dict[str, np.ndarray]) -> np.ndarray:
+    import onnxruntime
+
+    return np.asarray(onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"]).run(["logits"], feeds)[0])
+
+
+def op_counts(path: Path) -> dict[str, int]:
+    kinds = [node.op_type for node in onnx.load(path).graph.node]
+    return {kind: kinds.count(kind) for kind in kinds}
+
+
+@pytest.mark.parametrize("name", ["cnn", "transformer"])
+def test_a_float_file_computes_what_torch_computes_at_any_batch(name: str, tmp_path: Path) -> None:
+    artifact = OnnxRuntimeExporter().export(request(name, "fp32", "float"), tmp_path)
+    expected = case(name).torch_outputs()
+    for batch in (1, 3, 8):
+        got = run_file(tmp_path / artifact.path, {key: value[:batch] for key, value in case(name).feeds().items()})
+        np.testing.assert_allclose(got, expected[:batch], atol=1e-5)
+    assert artifact.facts == {"format": "onnx", "opset": 21, "runtime_minimum": "onnxruntime 1.18"}
+    assert (artifact.float_ops, artifact.extra) == ((), ())
+
+
+@pytest.mark.parametrize(("precision", "kind"), [("fp32", "float"), ("fp16", "float"), ("int8", "static"), ("int8", "dynamic")])
+def test_equal_requests_give_equal_bytes_that_name_no_path_of_this_machine(precision: str, kind: str, tmp_path: Path) -> None:
+    wanted = request("transformer", precision, kind)
+    files = [tmp_path / folder / OnnxRuntimeExporter().export(wanted, tmp_path / folder).path for folder in ("first", "second")]
+    first, second = (path.read_bytes() for path in files)
+    assert first == second
+    for trace in (str(Path.cwd()), str(tmp_path), "site-packages", "forward", ".py"):
+        assert trace.encode() not in first
+
+
+def test_a_static_file_holds_uint8_activations_and_7_bit_weights(tmp_path: Path) -> None:
+    artifact = OnnxRuntimeExporter().export(request("cnn", "int8", "static"), tmp_path)
+    model = onnx.load(tmp_path / artifact.path)
+    tensors = {tensor.name: onnx.numpy_helper.to_array(tensor) for tensor in model.graph.initializer}
+    weights = [value for value in tensors.values() if value.dtype == np.int8 and value.ndim > 1]
+    assert len(weights) == 5
+    assert max(int(np.abs(weight).max()) for weight in weights) == 63
+    points = {tensors[n.input[2]].dtype for n in model.graph.node if n.op_type == "QuantizeLinear"}
+    assert points == {np.dtype(np.uint8)}
+
+
+def test_static_matmul_leaves_sums_in_float_and_says_so(tmp_path: Path) -> None:
+    artifact = OnnxRuntimeExporter().export(request("cnn", "int8", "static-matmul"), tmp_path)
+    reasons = {op["op"]: op["reason"] for op in artifact.float_ops}
+    assert reasons["aten.add"] == "this scheme leaves add in float"
+
+
+def test_a_dynamic_file_quantizes_products_with_weights_and_lists_the_rest(tmp_path: Path) -> None:
+    artifact = OnnxRuntimeExporter().export(request("transformer", "int8", "dynamic"), tmp_path)
+    counts = op_counts(tmp_path / artifact.path)
+    assert counts["MatMulInteger"] == 5
+    assert [(op["op"], op["count"]) for op in artifact.float_ops] == [("onnx.MatMul", 2)]
+    expected = case("transformer").torch_outputs()
+    error = np.abs(run_file(tmp_path / artifact.path, case("transformer").feeds()) - expected).max()
+    assert 1e-5 < error < 0.1 * np.abs(expected).max()
+
+
+def test_int8_weights_shrink_the_file_and_leave_nothing_to_dequantize_at_run_time(tmp_path: Path) -> None:
+    whole = OnnxRuntimeExporter().export(request("cnn", "fp32", "float"), tmp_path / "fp32")
+    small = OnnxRuntimeExporter().export(request("cnn", "int8-weights", "weights"), tmp_path / "int8")
+    path = tmp_path / "int8" / small.path
+    assert "DequantizeLinear" not in op_counts(path)
+    tensors = onnx.load(path).graph.initializer
+    assert sum(tensor.data_type == onnx.TensorProto.INT8 for tensor in tensors) == 5
+    assert path.stat().st_size < 0.8 * (tmp_path / "fp32" / whole.path).stat().st_size
+    expected = case("cnn").torch_outputs()
+    assert 0 < np.abs(run_file(path, case("cnn").feeds()) - expected).max() < 0.02 * np.abs(expected).max()
+
+
+def test_weights_with_a_zero_point_are_refused(tmp_path: Path) -> None:
+    helper, tensor = onnx.helper, onnx.numpy_helper.from_array
+    node = helper.make_node("DequantizeLinear", ["w", "s", "z"], ["y"])
+    weights = [tensor(np.ones((2, 2), np.int8), "w"), tensor(np.float32(0.1), "s"), tensor(np.int8(3), "z")]
+    result = helper.make_tensor_value_info("y", onnx.TensorProto.FLOAT, [2, 2])
+    path = tmp_path / "model.onnx"
+    onnx.save(helper.make_model(helper.make_graph([node], "graph", [], [result], weights)), path)
+    with pytest.raises(ExportError, match="'w' has a zero point"):
+        fold_at_load(path)
+
+
+@pytest.mark.parametrize("opset", [18, 23])
+def test_the_opset_asked_for_is_written_and_stated(opset: int, tmp_path: Path) -> None:
+    artifact = OnnxRuntimeExporter().export(request("cnn", "fp32", "float", opset=opset), tmp_path)
+    assert {entry.domain: entry.version for entry in onnx.load(tmp_path / artifact.path).opset_import}[""] == opset
+    assert artifact.facts["opset"] == opset
+
+
+@pytest.mark.parametrize("opset", [17, 99, "21", None])
+def test_an_opset_that_cannot_be_written_is_refused(opset: object) -> None:
+    with pytest.raises(ConfigError, match=r"opset .* cannot be written.*18, 19, 20"):
+        request_opset({"opset": opset})
+
+
+class FrozenBatch(nn.Module):
+    """Turns the batch into a Python number."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x.reshape(int(x.shape[0]), -1) if torch.jit.is_tracing() else x.reshape(4, -1)
+
+
+def test_a_batch_frozen_by_the_model_is_refused_by_name(tmp_path: Path) -> None:
+    x = np.ones((4, 2, 3), np.float32)
+    signature = Signature((TensorSpec("x", "float32", (None, 2, 3)),), (TensorSpec("logits", "float32", (None, 6)),))
+    torch.export.save(torch.export.export(FrozenBatch(), (torch.from_numpy(x),)), tmp_path / "model.pt2")
+    target = Target("phone", "onnxruntime", "CPU", "fp32")
+    wanted = ExportRequest(tmp_path / "model.pt2", signature, None, target, Scheme("fp32", "float"), (x,))
+    with pytest.raises(ExportError, match="'phone': the exported file does not take every batch size"):
+        OnnxRuntimeExporter().export(wanted, tmp_path / "out")
+
+
+def test_lowering_prints_nothing(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    model = case("cnn")
+    lower_to_onnx(torch.export.load(model.program), model.signature, model.samples, tmp_path / "model.onnx")
+    assert capfd.readouterr().out == ""
