@@ -7,9 +7,20 @@ from pathlib import Path
 from typing import Any
 
 from edgepress.config_check import build
-from edgepress.config_models import BASELINE_GATES, DataConfig, GatesConfig, ModelConfig, QuantizeConfig, RunConfig, TopLevel, keys_of
+from edgepress.config_models import (
+    BASELINE_GATES,
+    OWN_UNIT,
+    DataConfig,
+    GatesConfig,
+    ModelConfig,
+    QuantizeConfig,
+    RunConfig,
+    TopLevel,
+    keys_of,
+)
 from edgepress.config_targets import TargetEntry, read_steps, read_targets
 from edgepress.config_yaml import Place, Source, read
+from edgepress.quantities import Quantity
 from edgepress.targets.nouns import Target
 from edgepress.targets.rules import rules_for
 
@@ -19,18 +30,19 @@ class GateLimit:
     """One threshold.
 
     Attributes:
-        name: `accuracy_drop`, `latency_ratio`, `size`, `peak_memory`, `latency_p50` … `latency_p99`; thresholds against the
-            accepted release are prefixed: `baseline.accuracy_drop`, `baseline.latency_ratio`, `baseline.size`, `baseline.peak_memory`.
+        name: `accuracy_drop`, `latency_ratio`, `size`, `peak_memory`, `latency_p50` … `latency_p99`, and the smallest allowed `sqnr`
+            and `argmax_agreement`; thresholds against the accepted release are prefixed: `baseline.accuracy_drop`,
+            `baseline.latency_ratio`, `baseline.size`, `baseline.peak_memory`.
         limit: in `unit`.
-        unit: `pp`, `ratio`, `bytes` or `ms`.
-        confidence: of the interval it is judged on; None for exact facts.
+        unit: `pp`, `ratio`, `bytes`, `ms`, `dB`, or empty for the metric's own.
+        confidence: of the interval it is judged on; without meaning for exact facts.
         machine: fingerprint of the machine an absolute latency holds for, where the recipe names one.
     """
 
     name: str
     limit: float
     unit: str
-    confidence: float | None = 0.95
+    confidence: float = 0.95
     machine: str | None = None
 
 
@@ -124,6 +136,10 @@ def load(path: str | Path) -> Config:
     source = read(path)
     top = build(TopLevel, source.data, source, ())
     quantize = read_steps(top.compress, source)
+    targets = read_targets(top.targets, source)
+    _check_drops(top.gates, top.metric, source, ("gates",))
+    for entry in targets:
+        _check_drops(entry.overrides.gates, top.metric, source, (*entry.place, "gates"))
     root = path.absolute().parent / Path(top.root or "").expanduser()
     if not root.is_dir():
         raise source.error(("root",), f"{str(top.root)!r} is not a folder", f"Resolved to {root}.")
@@ -136,7 +152,7 @@ def load(path: str | Path) -> Config:
         data=top.data,
         metric=top.metric,
         quantize=quantize,
-        targets=read_targets(top.targets, source),
+        targets=targets,
         gates=top.gates,
         run=top.run,
         seed=top.seed,
@@ -180,7 +196,7 @@ def _plan(config: Config, entry: TargetEntry) -> TargetPlan:
     )
     accepted = frozenset(name for name, word in own.unmeasured.model_dump().items() if word == "accept")
     gates = _gates(config.gates, entry)
-    confidence = next((gate.confidence for gate in gates if gate.name == "accuracy_drop" and gate.confidence), 0.95)
+    confidence = next((gate.confidence for gate in gates if gate.name == "accuracy_drop"), 0.95)
     return TargetPlan(target, gates, accepted, confidence, entry.entry.second_runtime)
 
 
@@ -192,13 +208,32 @@ def _gates(defaults: GatesConfig, entry: TargetEntry) -> tuple[GateLimit, ...]:
             continue
         if name == "against_baseline":
             values = {key: getattr(gate, key) for key in BASELINE_GATES}
-            limits += [GateLimit(f"baseline.{k}", v, BASELINE_GATES[k].base or "ratio") for k, v in values.items() if v is not None]
+            limits += [GateLimit(f"baseline.{key}", *_number(value, "ratio")) for key, value in values.items() if value is not None]
         else:
             limits.append(_limit(name, gate))
     return tuple(limits)
 
 
+def _number(value: float | Quantity, unit: str) -> tuple[float, str]:
+    """A drop carries its unit with it: `pp`, or empty for the metric's own."""
+    return (value.value, value.unit) if isinstance(value, Quantity) else (value, unit)
+
+
 def _limit(name: str, gate: Any) -> GateLimit:
-    unit = {"accuracy_drop": "pp", "latency_ratio": "ratio", "size": "bytes", "peak_memory": "bytes"}.get(name, "ms")
-    scale = 1000.0 if unit == "ms" else 1.0
-    return GateLimit(name, gate.max * scale, unit, getattr(gate, "confidence", None), getattr(gate, "machine", None))
+    units = {"latency_ratio": "ratio", "size": "bytes", "peak_memory": "bytes", "sqnr": "dB", "argmax_agreement": ""}
+    unit = units.get(name, "ms")
+    limit, unit = _number(gate.min if hasattr(gate, "min") else gate.max, unit)
+    return GateLimit(
+        name, limit * (1000.0 if unit == "ms" else 1.0), unit, getattr(gate, "confidence", 0.95), getattr(gate, "machine", None)
+    )
+
+
+def _check_drops(gates: GatesConfig, metric: str, source: Source, place: Place) -> None:
+    """A plain number is a drop only where the metric has a unit of its own."""
+    if metric in OWN_UNIT or ":" in metric:
+        return
+    baseline = gates.against_baseline.accuracy_drop if gates.against_baseline else None
+    own = gates.accuracy_drop.max if gates.accuracy_drop else None
+    for value, path in ((own, ("accuracy_drop", "max")), (baseline, ("against_baseline", "accuracy_drop"))):
+        if value is not None and not value.unit:
+            raise source.error((*place, *path), f"'{value}' has no unit", f"Write e.g. {value}pp.")

@@ -4,22 +4,30 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal, get_args
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, InstanceOf, model_validator
 
-from edgepress.quantities import DURATION, POINTS, RATIO, SIZE, Dimension, parse
+from edgepress.quantities import DECIBEL, DROP, DURATION, POINTS, RATIO, SIZE, Dimension, Quantity, parse
 
 Dtype = Literal["float32", "float16", "int64", "int32", "int8", "uint8", "bool"]
 Precision = Literal["fp32", "fp16", "bf16", "int8", "int8-weights", "int4-weights", "mixed"]
 Observer = Literal["histogram", "minmax", "moving-average", "percentile", "entropy", "mse"]
 
 #: Gates of `against_baseline` and the dimension of each.
-BASELINE_GATES = {"accuracy_drop": POINTS, "latency_ratio": RATIO, "size": RATIO, "peak_memory": RATIO}
+BASELINE_GATES = {"accuracy_drop": DROP, "latency_ratio": RATIO, "size": RATIO, "peak_memory": RATIO}
+
+#: Metrics in a unit of their own, in which a drop is a plain number. A callable may have one too.
+OWN_UNIT = frozenset(
+    {"mean_absolute_error", "mean_squared_error", "mean_squared_log_error", "log_cosh_error", "symmetric_mean_absolute_percentage_error"}
+    | {"mean_absolute_percentage_error", "peak_signal_noise_ratio", "signal_noise_ratio", "kl_divergence", "perplexity", "hinge_loss"}
+)
 
 
 def _in_base_units(dimension: Dimension) -> BeforeValidator:
     return BeforeValidator(lambda value: parse(value, dimension).base)
 
 
+Drop = Annotated[InstanceOf[Quantity], BeforeValidator(lambda value: parse(value, DROP))]
+Decibel = Annotated[float, _in_base_units(DECIBEL)]
 Points = Annotated[float, _in_base_units(POINTS)]
 Ratio = Annotated[float, _in_base_units(RATIO), Field(gt=0)]
 Seconds = Annotated[float, _in_base_units(DURATION), Field(gt=0)]
@@ -123,9 +131,9 @@ STEPS: dict[str, type[Strict]] = {"prune": PruneConfig, "distill": DistillConfig
 
 
 class DropLimit(Strict):
-    """How much worse than the float original a target may be."""
+    """How much worse than the float original a target may be: in `pp`, or a plain number in the metric's own unit."""
 
-    max: Points
+    max: Drop
     confidence: Annotated[float, Field(gt=0.5, lt=1)] = 0.95
 
 
@@ -150,10 +158,22 @@ class LatencyLimit(Strict):
     confidence: Annotated[float, Field(gt=0.5, lt=1)] = 0.95
 
 
+class NoiseLimit(Strict):
+    """The smallest signal-to-noise ratio of outputs against the compressed PyTorch model."""
+
+    min: Decibel
+
+
+class AgreementLimit(Strict):
+    """The smallest share of samples on which the artifact and the compressed PyTorch model name the same class."""
+
+    min: Annotated[float, Field(ge=0, le=1)]
+
+
 class BaselineLimits(Strict):
     """Against the accepted release."""
 
-    accuracy_drop: Points | None = None
+    accuracy_drop: Drop | None = None
     latency_ratio: Ratio | None = None
     size: Ratio | None = None
     peak_memory: Ratio | None = None
@@ -170,6 +190,8 @@ class GatesConfig(Strict):
     latency_p90: LatencyLimit | None = None
     latency_p95: LatencyLimit | None = None
     latency_p99: LatencyLimit | None = None
+    sqnr: NoiseLimit | None = None
+    argmax_agreement: AgreementLimit | None = None
     against_baseline: BaselineLimits | None = None
 
 

@@ -31,6 +31,8 @@ class Dimension:
 
 
 POINTS = Dimension("percentage points", "pp", {"pp": 1.0}, ("pp",), ("pp",))
+DROP = Dimension("drop", "", {"pp": 1.0, "": 1.0}, ("pp",), ("",), bare=True)  # without a unit: in the metric's own
+DECIBEL = Dimension("signal-to-noise ratio", "dB", {"dB": 1.0}, ("dB",), ("dB",))
 RATIO = Dimension("ratio", "", {"": 1.0, "%": 0.01, "x": 1.0}, ("", "%"), ("",), bare=True)
 DURATION = Dimension(
     "duration",
@@ -46,7 +48,7 @@ SIZE = Dimension(
     ("MB", "MiB"),
     ("B", "kB", "MB", "GB", "TB"),
 )
-DIMENSIONS = (POINTS, RATIO, DURATION, SIZE)
+DIMENSIONS = (POINTS, DROP, DECIBEL, RATIO, DURATION, SIZE)
 
 _NUMBER = re.compile(r"\s*([+-]?(?:\d+\.?\d*|\.\d+)(?:[eE][+-]?\d+)?)\s*(.*?)\s*", re.DOTALL)
 
@@ -106,8 +108,8 @@ def parse(value: object, dimension: Dimension) -> Quantity:
 
 def human(value: float, dimension: Dimension) -> str:
     """A value in base units for people, to three significant digits: `1.23 MB`, `45.6 ms`, `0.12 pp`."""
-    if dimension in (POINTS, RATIO):
-        return f"{value:.2f} pp" if dimension is POINTS else f"{value:.3f}"
+    if dimension in (POINTS, RATIO, DROP, DECIBEL):
+        return f"{value:.2f} {dimension.base}" if dimension.base else f"{value:.3f}"
     unit = dimension.ladder[0]
     for candidate in dimension.ladder:
         if abs(value) >= dimension.units[candidate] * 0.9995:
@@ -125,7 +127,7 @@ def _wrong_unit(shown: str, digits: str, unit: str, dimension: Dimension) -> Qua
     for other in DIMENSIONS:
         if other is not dimension and unit in other.units:
             what = f"{shown} is a {other.name}, a {dimension.name} is needed"
-            if unit == "%" and dimension is POINTS:
+            if unit == "%" and dimension in (POINTS, DROP):
                 what = f"{shown} could mean a relative or an absolute change"
             return QuantityError(what, _examples(dimension, digits))
     folded = {known.lower(): known for known in dimension.units if known}

@@ -102,6 +102,25 @@ def test_the_recipe_of_the_interface_loads_with_all_its_parts(tmp_path: Path) ->
     }
 
 
+def test_a_drop_may_be_a_plain_number_only_in_the_metrics_own_unit(tmp_path: Path) -> None:
+    gates = "gates:\n  accuracy_drop: {max: 0.05}\n  sqnr: {min: 20dB}\n  argmax_agreement: {min: 0.99}\n"
+    text = MINIMAL.replace("metric: accuracy", "metric: mean_squared_error") + gates
+    limits = [(g.name, g.limit, g.unit) for g in planned(tmp_path, text)["onnxruntime"].gates]
+    assert limits == [("accuracy_drop", 0.05, ""), ("sqnr", 20.0, "dB"), ("argmax_agreement", 0.99, "")]
+    assert "edgepress.yaml:12: gates.accuracy_drop.max: '0.05' has no unit. Write e.g. 0.05pp." in refused(tmp_path, MINIMAL + gates)
+    own = MINIMAL.replace("- onnxruntime", "- onnxruntime:\n      gates: {accuracy_drop: {max: 1}}")
+    assert "edgepress.yaml:11: targets[0].onnxruntime.gates.accuracy_drop.max: '1' has no unit. Write e.g. 1pp." in refused(tmp_path, own)
+    baseline = MINIMAL + "gates:\n  against_baseline: {accuracy_drop: 0.3}\n"
+    assert "gates.against_baseline.accuracy_drop: '0.3' has no unit" in refused(tmp_path, baseline)
+
+
+def test_every_gate_is_one_the_validators_judge(tmp_path: Path) -> None:
+    from edgepress.validators.gates import Gate
+
+    for gate in planned(tmp_path, INTERFACE)["onnxruntime"].gates:
+        assert Gate(**vars(gate)).name == gate.name
+
+
 def test_without_a_quantize_step_targets_stay_fp32(tmp_path: Path) -> None:
     assert planned(tmp_path, MINIMAL)["onnxruntime"].target.precision == "fp32"
 
@@ -224,8 +243,8 @@ BAD = [
     (MINIMAL.replace("- onnxruntime", "- coreml: {}\n    minimum_os: iOS18"), "'minimum_os' stands beside 'coreml' instead of below it"),
     (MINIMAL.replace("- onnxruntime", "- tflite:é"), "'é' is not a label"),
     (
-        MINIMAL.replace("- onnxruntime", "- tensorrt: {precision: int8-weights}"),
-        "target 'tensorrt' has no int8-weights. Its runtime has fp32, fp16, int8",
+        MINIMAL.replace("- onnxruntime", "- onnxruntime: {precision: bf16}"),
+        "target 'onnxruntime' has no bf16. Its runtime has fp32",
     ),
     (MINIMAL.replace("- onnxruntime", "- tensorrt: {precision: int9}"), "precision: 'int9' is not known. Did you mean 'int8'?"),
     (MINIMAL.replace("- onnxruntime", "- tensorrt: {precision: mixed}"), "'mixed' is not available in this version"),
