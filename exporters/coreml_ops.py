@@ -21,8 +21,19 @@ def decompose(program: ExportedProgram) -> ExportedProgram:
     for _ in range(8):  # a decomposition may bring in further unknown ops; real ones need at most two rounds
         table = _rules(unknown_ops(program))
         if not table:
-            return program
+            break
         program = program.run_decompositions(table)
+    return _with_pool_strides(program)
+
+
+def _with_pool_strides(program: ExportedProgram) -> ExportedProgram:
+    """Write out the stride of pooling, which torch leaves away where it is the window: the converter demands it."""
+    pools = {getattr(_ATEN, f"{kind}_pool{rank}d").default for kind in ("max", "avg") for rank in (1, 2, 3)}
+    for node in program.graph.nodes:
+        if node.op == "call_function" and node.target in pools:
+            x, window, *rest = node.args
+            if not rest or not rest[0]:
+                node.args = (x, window, window, *rest[1:])
     return program
 
 

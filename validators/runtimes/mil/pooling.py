@@ -68,8 +68,8 @@ def avg_pool(
 
 
 @mil_op("l2_pool")
-def l2_pool(x: Tensor, kernel_sizes: Any, strides: Any = None, pad_type: str = "valid", pad: Any = None) -> Tensor:
+def l2_pool(x: Tensor, kernel_sizes: Any, strides: Any = None, pad_type: str = "valid", pad: Any = None, ceil_mode: bool = False) -> Tensor:
     """The square root of the sum of squares of each window."""
-    view, pairs = _frame(x, kernel_sizes, strides, (pad_type, pad), False)
+    view, pairs = _frame(x, kernel_sizes, strides, (pad_type, pad), bool(ceil_mode))
     mean = _AVERAGE[x.ndim - 2](padded(x, pairs).square(), view.kernel, view.strides)
     return torch.sqrt(mean * math.prod(view.kernel))

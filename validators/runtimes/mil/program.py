@@ -70,6 +70,7 @@ class MilProgram:
         inputs, outputs: of the function, in order.
         steps: the ops that depend on inputs, in order.
         constants: everything else, by name.
+        vectorized: samples still run together (see `run_samples`).
         made_by: for each constant that an op computed, the op type: `constexpr_blockwise_shift_scale`, ...
 
     Raises:
@@ -84,7 +85,7 @@ class MilProgram:
         self.steps = self._compile(function)
         largest = max((_elements(out.shape) for step in self.steps for out in step.outputs), default=1)
         self._samples = max(1, min(_MOST_SAMPLES, _LARGEST // max(1, largest)))
-        self._vectorize = True
+        self.vectorized = True
 
     @staticmethod
     def load(package: Path) -> MilProgram:
@@ -124,12 +125,12 @@ class MilProgram:
         reshapes with a literal batch stay right. An op that vmap cannot carry (a data-dependent shape) makes the
         samples run one after the other instead.
         """
-        if self._vectorize:
+        if self.vectorized:
             try:
                 call: Callable[..., dict[str, Tensor]] = torch.func.vmap(lambda f: self.run(f, watch=watch))
                 return call(dict(feeds))
             except ExecutionError:
-                self._vectorize = False  # either vmap's limit or the op's own fault: the plain run below tells
+                self.vectorized = False  # either vmap's limit or the op's own fault: the plain run below tells
         count = len(next(iter(feeds.values())))
         pieces = [self.run({name: value[i] for name, value in feeds.items()}, watch=watch) for i in range(count)]
         return {name: torch.stack([piece[name] for piece in pieces]) for name in pieces[0]}

@@ -8,13 +8,17 @@ import pytest
 
 pytest.importorskip("coremltools")
 
-import torch  # noqa: E402
-import torch.nn.functional as F  # noqa: E402
-from coremltools.converters.mil.mil import Builder as mb  # noqa: E402
+import torch
+import torch.nn.functional as F
+from coremltools.converters.mil.mil import Builder as mb
 
-from tests.validators.runtimes.mil.one_op import check, integers, normal, positive, run  # noqa: E402
+from tests.validators.runtimes.mil.one_op import check, integers, normal, positive, run
 
-UNARY = "acos asin atan atanh cos cosh erf exp exp2 sin sinh sqrt square tan tanh abs ceil floor round sign sigmoid relu relu6".split()
+UNARY = [
+         "acos",     "asin",     "atan",     "atanh",     "cos",     "cosh",     "erf",     "exp",     "exp2",     "sin",
+    "sinh",     "sqrt",     "square",     "tan",     "tanh",     "abs",     "ceil",     "floor",     "round",     "sign",
+    "sigmoid",     "relu",     "relu6",
+]  # fmt: skip
 BINARY: dict[str, Callable[..., Any]] = {
     "add": torch.add,
     "sub": torch.sub,

@@ -8,11 +8,11 @@ import pytest
 
 pytest.importorskip("coremltools")
 
-import torch  # noqa: E402
-import torch.nn.functional as F  # noqa: E402
-from coremltools.converters.mil.mil import Builder as mb  # noqa: E402
+import torch
+import torch.nn.functional as F
+from coremltools.converters.mil.mil import Builder as mb
 
-from tests.validators.runtimes.mil.one_op import check, integers, normal  # noqa: E402
+from tests.validators.runtimes.mil.one_op import check, integers, normal
 
 X = normal(2, 3, 4, 6)
 T = torch.from_numpy(X)
@@ -188,11 +188,10 @@ def test_gather_nd_with_batch_dimensions() -> None:
 @pytest.mark.parametrize("mode", ["add", "sub", "mul", "div", "max", "min", "update"])
 def test_scatter(mode: str) -> None:
     data, updates, indices = normal(4, 3), normal(2, 3, seed=5), np.array([3, 1], dtype=np.int32)
-    rule: dict[str, Callable[..., torch.Tensor]] = {
-        "add": torch.add, "sub": torch.sub, "mul": torch.mul, "div": torch.div, "max": torch.maximum, "min": torch.minimum, "update": lambda a, b: b,
-    }  # fmt: skip
+    rule = {"add": torch.add, "sub": torch.sub, "mul": torch.mul, "div": torch.div, "max": torch.maximum, "min": torch.minimum}
+    met = rule.get(mode, lambda _, new: new)
     expected = torch.from_numpy(data).clone()
-    expected[[3, 1]] = rule[mode](expected[[3, 1]], torch.from_numpy(updates))
+    expected[[3, 1]] = met(expected[[3, 1]], torch.from_numpy(updates))
     check(lambda d, i, u: mb.scatter(data=d, indices=i, updates=u, axis=0, mode=mode), expected, data, indices, updates)
     check(lambda d, i, u: mb.scatter_nd(data=d, indices=i, updates=u, mode=mode), expected, data, indices.reshape(2, 1), updates)
 
