@@ -139,7 +139,9 @@ def build_engine(model: Path, shapes: Mapping[str, tuple[int, ...]], batch: Batc
     if plan is None:
         said = next((text for kind, text in reversed(logger.messages) if kind == "error"), "the builder gave no reason")
         raise ExportError(
-            f"{library} could not build an engine for compute capability {capability}", said, "Rewrite the op the message names."
+            f"{library} could not build an engine for compute capability {capability}",
+            said,
+            "Rewrite the op the message names, choose another precision, or leave this compute capability out.",
         )
     warnings = dict.fromkeys(text for kind, text in logger.messages if kind == "warning")
     return Engine(bytes(plan), library, trt.__version__, tuple(warnings))

@@ -38,7 +38,7 @@ def test_float_engines_build_and_their_kernels_have_the_precision(name: str, pre
         assert executed_by.startswith("onnxruntime ") and "engine not executed" in executed_by
 
 
-@pytest.mark.parametrize(("name", "products"), [("cnn", 5), ("transformer", 7)])
+@pytest.mark.parametrize(("name", "products"), [("cnn", 5), ("transformer", 6)])
 def test_static_int8_engines_multiply_in_int8(name: str, products: int, tmp_path: Path) -> None:
     outputs, kernels, _ = export_and_run(name, "int8", "static", tmp_path)
     expected = case(name).torch_outputs()
@@ -60,14 +60,14 @@ def test_the_other_int8_schemes_build(kind: str, tmp_path: Path) -> None:
 
 
 def test_the_folder_holds_an_engine_per_capability_the_onnx_and_the_rebuild_command(tmp_path: Path) -> None:
-    artifact = TensorRtExporter().export(case("cnn").request("int8", "static", compute_capability=[8.9, "sm75", "8.9"]), tmp_path)
+    artifact = TensorRtExporter().export(case("cnn").request("int8", "static", compute_capability=[8.9, "sm120", "8.9"]), tmp_path)
     assert artifact.path == "model"
-    assert sorted(p.name for p in (tmp_path / "model").iterdir()) == ["model.onnx", "rebuild.sh", "sm75.engine", "sm89.engine"]
-    assert artifact.facts["compute_capabilities"] == ["8.9", "7.5"]
+    assert sorted(p.name for p in (tmp_path / "model").iterdir()) == ["model.onnx", "rebuild.sh", "sm120.engine", "sm89.engine"]
+    assert artifact.facts["compute_capabilities"] == ["8.9", "12.0"]
     assert artifact.facts["opset"] == 21
     assert artifact.facts["engines"][1] | {"version": None} == {
-        "file": "sm75.engine",
-        "compute_capability": "7.5",
+        "file": "sm120.engine",
+        "compute_capability": "12.0",
         "library": "tensorrt-rtx",
         "version": None,
     }
@@ -97,6 +97,11 @@ def test_an_unsupported_capability_is_refused_with_the_supported_ones(tmp_path: 
     with pytest.raises(ConfigError, match=r"capability 3\.0.*7\.5, 8\.0, 8\.6, 8\.9"):
         TensorRtExporter().export(case("cnn").request("fp32", "float", compute_capability=["8.6", "3.0"]), tmp_path)
     assert list(tmp_path.iterdir()) == []
+
+
+def test_an_op_that_a_gpu_generation_lacks_is_named(tmp_path: Path) -> None:
+    with pytest.raises(ExportError, match=r"7\.5: .*node_linear.*FP32 GEMM is not supported"):
+        TensorRtExporter().export(case("cnn").request("fp32", "float", compute_capability=["7.5"]), tmp_path)
 
 
 @pytest.mark.parametrize("bad", ["ampere", "", True, "8.6.1.1", ["8.6", None]])

@@ -137,6 +137,8 @@ def _fused_type(line: str, inputs: list[str], fusions: list[list[PlanOp]]) -> st
     if line.lstrip().startswith("runtime_fusion") and found and int(found[1]) < len(fusions):
         inside = [op.type for op in fusions[int(found[1])] if op.kind == "matrix"]
         return inside[0] if inside else "unknown"
+    if "mha" in line and inputs.count("int8") >= 3:
+        return "int8"  # queries, keys and values; a float operand beside them is the mask
     known = {t for t in inputs if t}
     return "unknown" if "int8" in known and len(known) > 1 else _widest(inputs)
 

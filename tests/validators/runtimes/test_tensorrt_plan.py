@@ -51,7 +51,8 @@ TYPES = {"x": "float", "q": "int8", "w": "int8", "h": "half", "v": "half", "y": 
         ("function", "__myl_MulAddRelu", ["q", "x"], ["q"], ("pointwise", "fp32")),
         ("function", "_gemm_mha_v2", ["h", "v", "n"], ["h"], ("matrix", "fp16")),
         ("function", "_gemm_mha_v2", ["q", "w", "n"], ["q"], ("matrix", "int8")),
-        ("function", "_gemm_mha_v2", ["q", "h"], ["h"], ("matrix", "unknown")),
+        ("function", "_gemm_mha_v2", ["q", "w", "x", "q"], ["q"], ("matrix", "int8")),  # x is the mask
+        ("function", "_gemm_mha_v2", ["q", "h", "w"], ["h"], ("matrix", "unknown")),
         ("runtime_fusion", "__myl_FcAdd", ["w", "lost"], ["y"], ("matrix", "int8")),
     ],
 )
