@@ -22,7 +22,7 @@ class Histogram:
 
     The range is always (-2**exponent, 2**exponent), cut into 2 * `BINS` bins of equal width; bin `BINS` starts at zero. Bin edges are
     powers of two times an integer and a range that is too small is doubled by adding neighbouring bins, so the counts depend neither
-    on the order nor on the batching of the values.
+    on the order nor on the batching of the values (as long as magnitudes do not differ by more than 2**126).
 
     Attributes:
         counts: int64, shape (2 * BINS,).

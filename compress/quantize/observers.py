@@ -64,17 +64,18 @@ def percentile(histogram: Histogram, symmetric: bool) -> Range:
 def entropy(histogram: Histogram, symmetric: bool) -> Range:
     """The threshold with the smallest Kullback-Leibler divergence (Migacz, GTC 2017, "8-bit Inference with TensorRT").
 
-    The threshold is searched on magnitudes and applied to both ends.
+    The threshold is searched on magnitudes, exact zeros left out, and applied to both ends. Levels may end inside a bin, so that
+    thresholds are compared without the bias towards multiples of the number of levels.
     """
     magnitudes = (histogram.counts[BINS:] + histogram.counts[:BINS][::-1]).astype(np.float64)
+    magnitudes[0] = max(magnitudes[0] - histogram.zeros, 0.0)
+    if not magnitudes.any():
+        return histogram.minimum, histogram.maximum
     levels = 2 * HALF_STEPS + 2 if histogram.minimum >= 0 and not symmetric else HALF_STEPS + 1
     last = int(np.flatnonzero(magnitudes)[-1]) + 1
-    best, threshold = np.inf, last
-    for edge in range(min(levels, last), last + 1, max(1, last // CANDIDATES)):
-        divergence = _divergence(magnitudes, edge, levels)
-        if divergence < best:
-            best, threshold = divergence, edge
-    limit = threshold * histogram.width
+    edges = np.unique(np.linspace(min(levels, last), last, CANDIDATES).astype(np.int64))
+    divergences = [_divergence(magnitudes, int(edge), levels) for edge in edges]
+    limit = int(edges[int(np.argmin(divergences))]) * histogram.width
     return -limit, limit
 
 
@@ -82,11 +83,10 @@ def _divergence(magnitudes: np.ndarray, edge: int, levels: int) -> float:
     """Kullback-Leibler divergence of the clipped distribution from what `levels` integers can express of it."""
     reference = magnitudes[:edge].copy()
     reference[-1] += magnitudes[edge:].sum()
-    owner = np.arange(edge) * levels // edge
-    used = magnitudes[:edge] > 0
-    mass = np.bincount(owner, weights=magnitudes[:edge], minlength=levels)
-    spread = np.bincount(owner, weights=used, minlength=levels)
-    expressed = np.where(used, mass[owner] / np.maximum(spread[owner], 1), 0.0)
+    bins = np.arange(edge + 1)
+    cumulated = np.append(0.0, np.cumsum(magnitudes[:edge]))
+    borders = np.linspace(0, edge, levels + 1)
+    expressed = np.diff(np.interp(bins, borders, np.interp(borders, bins, cumulated)))
     reference, expressed = reference / reference.sum(), expressed / max(expressed.sum(), 1e-300)
     present = reference > 0
     return float(np.sum(reference[present] * np.log(reference[present] / np.maximum(expressed[present], 1e-12))))

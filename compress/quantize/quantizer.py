@@ -13,7 +13,7 @@ from torchao.quantization.pt2e.quantizer import (
     Quantizer,
 )
 
-from edgepress.compress.quantize.graph import constant, kind_of
+from edgepress.compress.quantize.graph import constant, is_float, kind_of
 from edgepress.compress.quantize.placement import Placement, data_inputs
 from edgepress.compress.quantize.sharing import SMALLEST_SCALE, TensorParameters
 from edgepress.targets.rules import QuantRules
@@ -45,7 +45,7 @@ class RulesQuantizer(Quantizer):  # type: ignore[misc]
                     _write(node, weight, None)
             return model
         for node, kind in self._placement.kinds.items():
-            inputs = {item: self._activation(item) for item in data_inputs(node, kind)}
+            inputs = {item: self._activation(item) for item in data_inputs(node, kind) if is_float(item)}
             tail = self._placement.tails[node]
             output = self._activation(tail) if tail in self._placement.outputs else None
             _write(node, {**inputs, **self._weight(model, node)}, output if tail is node else None)

@@ -67,7 +67,7 @@ def render(program: torch.export.ExportedProgram, statistics: Statistics | None,
     def largest(node: Node) -> float:
         tensor = constant(module, node)
         if tensor is not None:
-            return float(tensor.abs().max()) if tensor.numel() else 0.0
+            return float(tensor.detach().abs().max()) if tensor.numel() else 0.0
         histogram = statistics.histograms.get(root_of(node).name)
         return math.inf if histogram is None else histogram.largest
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
+import torch
 from torch.fx import GraphModule, Node
 
 from edgepress.compress.quantize.graph import PIECES, constant, op_name
@@ -92,5 +93,6 @@ class TensorParameters:
     def _range(self, node: Node) -> Range:
         tensor = constant(self._module, node)
         if tensor is not None:
-            return min(float(tensor.min()), 0.0), max(float(tensor.max()), 0.0)
+            low, high = torch.aminmax(tensor.detach())
+            return min(float(low), 0.0), max(float(high), 0.0)
         return self._statistics.range_of(root_of(node).name, self._rules.activation_symmetric)

@@ -1,0 +1,85 @@
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from edgepress.compress.quantize import Statistics, calibrate, canonical_module
+from edgepress.targets.errors import QuantizationError
+
+from .nets import program_of, samples_of
+
+
+def exported(module: nn.Module, *example: torch.Tensor) -> torch.export.ExportedProgram:
+    batch = torch.export.Dim("batch", min=1, max=64)
+    return torch.export.export(module.eval(), example, dynamic_shapes=tuple({0: batch} for _ in example))
+
+
+def test_statistics_do_not_depend_on_how_samples_are_batched() -> None:
+    (images,) = samples_of("residual", 12)
+    whole = calibrate(program_of("residual"), [(images,)])
+    parts = calibrate(program_of("residual"), [(images[:5],), (images[5:].numpy(),)])
+    assert (whole.samples, parts.samples) == (12, 12)
+    name = "conv2d"
+    assert whole.histograms[name].total == parts.histograms[name].total
+    assert whole.histograms["x"].counts.tolist() == parts.histograms["x"].counts.tolist()
+    assert whole.range_of(name, False) == pytest.approx(parts.range_of(name, False), rel=1e-2)
+
+
+def test_the_same_samples_give_the_same_file_and_the_file_reads_back(tmp_path: Path) -> None:
+    paths = [tmp_path / "a", tmp_path / "b", tmp_path / "c"]
+    for path in paths[:2]:
+        calibrate(program_of("sentence-sdpa"), [samples_of("sentence-sdpa", 6)]).save(path)
+    loaded = Statistics.load(paths[0])
+    loaded.save(paths[2])
+    assert paths[0].read_bytes() == paths[1].read_bytes() == paths[2].read_bytes()
+    assert loaded.observer == "histogram" and loaded.samples == 6
+
+
+def test_size_does_not_grow_with_samples(tmp_path: Path) -> None:
+    sizes = []
+    for count in (2, 40):
+        calibrate(program_of("shared"), [samples_of("shared", count)]).save(tmp_path / "s")
+        sizes.append((tmp_path / "s").stat().st_size)
+    assert abs(sizes[0] - sizes[1]) <= 8
+
+
+def test_node_names_are_the_same_every_time_and_the_program_is_left_alone() -> None:
+    program = program_of("sentence-sdpa")
+    first, second = canonical_module(program), canonical_module(program)
+    assert [node.name for node in first.graph.nodes] == [node.name for node in second.graph.nodes]
+    inputs = samples_of("sentence-sdpa", 4)
+    with torch.no_grad():
+        expected, got = program.module()(*inputs), second(*inputs)
+    for a, b in zip(expected, got, strict=True):
+        torch.testing.assert_close(a, b, atol=1e-5, rtol=1e-4)
+
+
+def test_an_activation_that_is_not_a_number_names_its_layer() -> None:
+    class Broken(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.body = nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 4))
+            nn.init.constant_(self.body[1].weight, float("nan"))
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return self.body(x)
+
+    with pytest.raises(QuantizationError, match=r"'body\.1'.*NaN"):
+        calibrate(exported(Broken(), torch.randn(2, 4)), [(np.ones((3, 4), dtype=np.float32),)])
+
+
+def test_no_samples_and_unknown_observers_are_errors() -> None:
+    with pytest.raises(QuantizationError, match="no samples"):
+        calibrate(program_of("shared"), [])
+    with pytest.raises(QuantizationError, match="'best'"):
+        calibrate(program_of("shared"), [samples_of("shared", 2)], observer="best")
+
+
+def test_a_file_that_is_not_statistics_is_named(tmp_path: Path) -> None:
+    (tmp_path / "x").write_bytes(b"nothing")
+    with pytest.raises(QuantizationError, match="holds no calibration statistics"):
+        Statistics.load(tmp_path / "x")
+    with pytest.raises(QuantizationError, match="holds no calibration statistics"):
+        Statistics.load(tmp_path / "missing")
