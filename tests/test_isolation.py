@@ -1,0 +1,221 @@
+"""A converter that crashes, hangs, babbles or eats the machine costs its own target and leaves nothing behind."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import psutil
+import pytest
+
+from edgepress import isolate
+from edgepress.isolate import Call, Limits
+from edgepress.step import Result, Runner, Step
+from edgepress.store import Store
+from edgepress.targets.errors import EdgepressError, ExportError, IsolationError
+from edgepress.targets.nouns import Scheme, Signature, Target, TensorSpec
+from tests import faults
+from tests.project import digits, edgepress, report_of
+
+SIGNATURE = Signature((TensorSpec("x", "float32", (None, 4)),), (TensorSpec("y", "float32", (None, 1)),))
+NO_TIME = Limits(timeout_s=4)
+NO_MEMORY = Limits(timeout_s=60, memory_bytes=700 << 20)
+
+
+@pytest.fixture(autouse=True)
+def pids(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """Faults are registered, and every process they start is gone when the test ends."""
+    for name, value in faults.install(tmp_path / "package").items():
+        monkeypatch.setenv(name, value)
+    file = tmp_path / "pids.txt"
+    monkeypatch.setenv(faults.PIDS, str(file))
+    yield file
+    assert gone(file, within_s=2)
+    assert psutil.Process().children(recursive=True) == []
+
+
+def alive(file: Path) -> list[int]:
+    """Processes noted in `file` that still run."""
+    running = []
+    for pid in map(int, file.read_text().split() if file.exists() else ()):
+        try:
+            running += [pid] if psutil.Process(pid).status() != psutil.STATUS_ZOMBIE else []
+        except psutil.NoSuchProcess:
+            continue
+    return running
+
+
+def gone(file: Path, within_s: float) -> bool:
+    """Do the processes noted in `file` end in time?"""
+    deadline = time.monotonic() + within_s
+    while alive(file) and time.monotonic() < deadline:
+        time.sleep(0.02)
+    return not alive(file)
+
+
+def call(fault: str, folder: Path, limits: Limits = isolate.DEFAULT_LIMITS, **more: Any) -> isolate.Outcome:
+    return isolate.call(Call(f"tests.faults:{fault}", {}, folder, f"export {fault}"), limits, **more)
+
+
+@pytest.mark.parametrize(
+    ("fault", "limits", "why"),
+    [
+        ("exits", isolate.DEFAULT_LIMITS, "ended with exit code 7"),
+        ("segfaults", isolate.DEFAULT_LIMITS, "killed by SIGSEGV"),
+        ("hangs", NO_TIME, "past its timeout of 4 s"),
+        ("eats_memory", NO_MEMORY, "its limit is 0.7 GiB"),
+        ("raises_foreign", isolate.DEFAULT_LIMITS, "NotAnException: code 0x7f"),
+        ("exits_politely", isolate.DEFAULT_LIMITS, "SystemExit: 0"),
+    ],
+)
+def test_a_fault_is_one_error_that_names_the_step_and_the_reason(fault: str, limits: Limits, why: str, tmp_path: Path) -> None:
+    with pytest.raises(IsolationError) as caught:
+        call(fault, tmp_path / "out", limits)
+    assert f"export {fault}" in str(caught.value)
+    assert why in str(caught.value)
+
+
+def test_memory_is_taken_back_before_the_machine_notices(tmp_path: Path) -> None:
+    before = psutil.virtual_memory().available
+    started = time.monotonic()
+    with pytest.raises(IsolationError, match="memory"):
+        call("eats_memory", tmp_path / "out", NO_MEMORY)
+    assert time.monotonic() - started < 30
+    assert psutil.virtual_memory().available > before - (2 << 30)
+
+
+def test_garbage_on_stdout_and_stderr_does_not_touch_the_result(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    log = tmp_path / "log.txt"
+    outcome = call("prints_garbage", tmp_path / "out", log=log)
+    assert outcome.value == {"made": True}
+    assert capfd.readouterr() == ("", "")
+    assert "== export prints_garbage" in log.read_text()
+
+
+class Silent:
+    """A listener that only counts."""
+
+    def __init__(self) -> None:
+        self.failed: list[str] = []
+
+    def started(self, step: Step) -> None: ...
+
+    def moved(self, step: Step, text: str, done: int, total: int) -> None: ...
+
+    def ended(self, step: Step, result: Result | None) -> None:
+        if result is None:
+            self.failed.append(step.name)
+
+
+def export_step(fault: str, data: Path, limits: Limits = isolate.DEFAULT_LIMITS) -> Step:
+    folder = Result({}, data, "digest", False, 0.0)
+    target = Target(fault, fault, "nowhere", "fp32")
+    params = {"target": target.to_json(), "scheme": vars(Scheme("fp32", "float")), "signature": SIGNATURE.to_json()}
+    return Step(f"export {fault}", "edgepress.steps.export:export", params, {"data": folder, "model": folder}, limits=limits)
+
+
+def test_each_faulty_exporter_costs_its_own_target_and_leaves_no_file(tmp_path: Path) -> None:
+    (tmp_path / "data" / "validation").mkdir(parents=True)
+    np.save(tmp_path / "data" / "validation" / "input_0.npy", np.zeros((8, 4), np.float32))
+    store, listener = Store(tmp_path / "store"), Silent()
+    runner = Runner(store, listener, tmp_path / "log.txt", jobs=4)
+    limits = {"hangs": NO_TIME, "eats-memory": NO_MEMORY}
+
+    def attempt(fault: str) -> Result | EdgepressError:
+        try:
+            return runner.do(export_step(fault, tmp_path / "data", limits.get(fault, isolate.DEFAULT_LIMITS)))
+        except EdgepressError as error:
+            return error
+
+    with ThreadPoolExecutor(len(faults.EXPORTERS)) as pool:
+        outcomes = dict(zip(faults.EXPORTERS, pool.map(attempt, faults.EXPORTERS), strict=True))
+    good = outcomes.pop("prints-garbage")
+    assert isinstance(good, Result)
+    assert (good.folder / "artifact" / "model.bin").read_bytes() == b"model"
+    expected = {
+        "exits": (IsolationError, "exit code 7"),
+        "segfaults": (IsolationError, "SIGSEGV"),
+        "hangs": (IsolationError, "timeout"),
+        "eats-memory": (IsolationError, "memory"),
+        "raises-foreign": (ExportError, "ZeroDivisionError: in pass 'fold_everything'"),
+        "writes-nothing": (ExportError, "promised 'model.bin'"),
+        "renames": (ExportError, "inputs are ['x_0'], the model's are ['x']"),
+        "refuses": (ExportError, "no op 'frobnicate'"),
+    }
+    for fault, (kind, words) in expected.items():
+        error = outcomes[fault]
+        assert type(error) is kind, error
+        assert words in str(error) and fault in str(error)
+    assert sorted(listener.failed) == sorted(f"export {fault}" for fault in expected)
+    assert list(tmp_path.joinpath("store").rglob("half-written.bin")) == []
+    assert list(store.root.joinpath("tmp").iterdir()) == []
+
+
+WAITS = """
+import sys
+from pathlib import Path
+from edgepress import isolate
+from edgepress.engine import _interruptible
+calls = [isolate.Call("tests.faults:hangs", {}, Path(sys.argv[1]) / str(i)) for i in range(3)]
+_interruptible(lambda pool: [future.result() for future in [pool.submit(isolate.call, call) for call in calls]], 3)
+"""
+
+
+def three_hanging_children(folder: Path, pids: Path) -> subprocess.Popen[str]:
+    process = subprocess.Popen([sys.executable, "-c", WAITS, str(folder)], stderr=subprocess.PIPE, text=True)
+    deadline = time.monotonic() + 60
+    while len(pids.read_text().split() if pids.exists() else ()) < 6:
+        assert process.poll() is None and time.monotonic() < deadline
+        time.sleep(0.05)
+    assert len(alive(pids)) == 6
+    return process
+
+
+def test_ctrl_c_ends_all_children_within_two_seconds(tmp_path: Path, pids: Path) -> None:
+    process = three_hanging_children(tmp_path, pids)
+    pressed = time.monotonic()
+    process.send_signal(signal.SIGINT)
+    process.communicate(timeout=10)
+    assert gone(pids, within_s=max(0.0, 2 - (time.monotonic() - pressed)))
+    assert time.monotonic() - pressed < 2
+    assert process.returncode != 0
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux tells a child that its parent died")
+def test_children_of_a_killed_parent_end_too(tmp_path: Path, pids: Path) -> None:
+    process = three_hanging_children(tmp_path, pids)
+    noted = list(map(int, pids.read_text().split()))
+    process.kill()
+    process.communicate(timeout=10)
+    workers = [pid for pid in alive(pids) if pid in noted and "edgepress.worker" in " ".join(psutil.Process(pid).cmdline())]
+    deadline = time.monotonic() + 2
+    while any(pid in alive(pids) for pid in workers) and time.monotonic() < deadline:
+        time.sleep(0.02)
+    assert not any(pid in alive(pids) for pid in workers)
+    for pid in alive(pids):  # what a hung converter put into a session of its own nobody can reach any more
+        os.kill(pid, signal.SIGKILL)
+
+
+@pytest.mark.slow
+def test_a_run_with_every_fault_validates_the_good_target_and_names_each_bad_one(tmp_path: Path) -> None:
+    pytest.importorskip("edgepress_numpy")
+    names = [name for name in faults.EXPORTERS if name != "prints-garbage"]
+    recipe = digits(tmp_path / "project", ["numpy", *names], run={"timeout": "90 s", "memory": "3GB"})
+    done = edgepress("run", recipe, "--out", tmp_path / "run", timeout=600)
+    assert done.returncode == 2, done.stderr
+    targets = {target["name"]: target for target in report_of(tmp_path / "run")["targets"]}
+    assert targets["numpy"]["status"] == "validated"
+    for name in names:
+        assert targets[name]["status"] == "failed"
+        assert name in targets[name]["error"]
+    assert "Traceback" not in done.stderr
+    assert list(tmp_path.rglob("half-written.bin")) == []
+    assert sorted(path.name for path in (tmp_path / "run" / "bundle").iterdir() if path.is_dir()) == ["numpy"]
