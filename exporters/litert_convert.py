@@ -16,7 +16,7 @@ from edgepress.exporters.litert_indexing import lower_indexing
 from edgepress.targets.nouns import Signature
 
 
-class _Named(torch.nn.Module):
+class _Named(torch.nn.Module):  # type: ignore[misc, unused-ignore]
     """The module with keyword inputs and a dictionary of outputs: the converter takes the names of both from there."""
 
     def __init__(self, module: GraphModule, signature: Signature) -> None:

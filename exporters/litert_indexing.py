@@ -94,5 +94,5 @@ def _evaluate(module: GraphModule, node: Node, known: dict[Node, torch.Tensor | 
     if node.op != "call_function" or any(_constant(module, item, known) is None for item in node.all_input_nodes):
         return None
     values: tuple[Any, dict[str, Any]] = torch.fx.node.map_arg((node.args, node.kwargs), lambda item: known[item])
-    result = node.target(*values[0], **values[1])  # type: ignore[operator]
+    result = node.target(*values[0], **values[1])
     return result if isinstance(result, torch.Tensor) else None

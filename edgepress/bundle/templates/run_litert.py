@@ -1,0 +1,111 @@
+"""Run this model with LiteRT, or with tflite-runtime where that is what the device has.
+
+    python run.py                                       replay the golden samples: 0 match, 1 differ, 2 cannot run here
+    python run.py --inputs FILE.npz [--save OUT.npz]    run your own inputs
+
+Needs: pip install ai-edge-litert numpy        (or: pip install tflite-runtime "numpy<2")
+"""
+
+import argparse
+import json
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+HERE = Path(__file__).resolve().parent
+Arrays = dict[str, Any]  # of numpy arrays by name
+
+
+def load(artifact: Path, outputs: list[str]) -> Callable[[Arrays], Arrays]:
+    """The model as a function of its inputs. The file takes a fixed batch: samples go in piece by piece."""
+    try:
+        from ai_edge_litert.interpreter import Interpreter
+    except ImportError:
+        from tflite_runtime.interpreter import Interpreter
+    interpreter = Interpreter(str(artifact))
+    interpreter.allocate_tensors()
+    runner = interpreter.get_signature_runner()
+    takes, gives = runner.get_input_details(), runner.get_output_details()
+    batch = int(next(iter(takes.values()))["shape"][0])
+
+    def run(inputs: Arrays) -> Arrays:
+        total = len(next(iter(inputs.values())))
+        pieces = []
+        for start in range(0, total, batch):
+            found = runner(**{name: stored(inputs[name][start : start + batch], takes[name]) for name in takes})
+            pieces.append({name: as_float(found[name], gives[name])[: total - start] for name in outputs})
+        return {name: np.concatenate([piece[name] for piece in pieces]) for name in outputs}
+
+    return run
+
+
+def stored(value: Any, detail: Any) -> Any:
+    """In the type the file takes, the last sample repeated where there are fewer than its batch."""
+    value = np.concatenate([value, np.repeat(value[-1:], detail["shape"][0] - len(value), axis=0)])
+    scale, zero_point = detail["quantization"]
+    if scale and value.dtype.kind == "f":
+        limits = np.iinfo(detail["dtype"])
+        value = np.clip(np.round(value / scale) + zero_point, limits.min, limits.max)
+    return value.astype(detail["dtype"])
+
+
+def as_float(value: Any, detail: Any) -> Any:
+    """Integers that stand for floats as floats."""
+    scale, zero_point = detail["quantization"]
+    return (value.astype("f4") - zero_point) * np.float32(scale) if scale else value
+
+
+def main() -> int:
+    """Replay the golden samples, or run the arrays of --inputs."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--inputs", type=Path, help="your own inputs: an .npz with one array per input, batch first")
+    parser.add_argument("--save", type=Path, help="write the outputs to this .npz")
+    options = parser.parse_args()
+    golden = json.loads((HERE / "golden.json").read_text("utf-8"))
+    samples = dict(np.load(HERE / golden["inputs"], allow_pickle=False))
+    expected = dict(np.load(HERE / golden["outputs"], allow_pickle=False))
+    try:
+        if options.inputs:
+            given = np.load(options.inputs, allow_pickle=False)
+            samples = {name: np.asarray(given[name], like.dtype) for name, like in samples.items()}
+        outputs = load(HERE / golden["artifact"], list(expected))(samples)
+    except ImportError as error:
+        return stop(f"{error}: pip install ai-edge-litert numpy")
+    except Exception as error:  # a runtime's exceptions share no base class
+        return stop(f"cannot run here: {type(error).__name__}: {' '.join(str(error).split())[:300]}")
+    if options.save:
+        np.savez(options.save, **outputs)
+    return show(outputs) if options.inputs else compare(outputs, expected, golden["rtol"], golden["atol"])
+
+
+def compare(outputs: Arrays, expected: Arrays, rtol: float, atol: float) -> int:
+    """One line per output; 0 where every |output - golden| <= atol + rtol * |golden|, else 1."""
+    matches = True
+    for name, want in expected.items():
+        got = outputs[name]
+        same_shape = got.shape == want.shape
+        error = np.abs(got.astype("f8") - want) if same_shape else np.array([np.nan])
+        match = bool(same_shape and (error <= atol + rtol * np.abs(want)).all())  # NaN never matches
+        print(f"{name}: max error {error.max(initial=0):.3g}, {'match' if match else 'DIFFERS'} (rtol {rtol:g}, atol {atol:g})")
+        matches = matches and match
+    return 0 if matches else 1
+
+
+def show(outputs: Arrays) -> int:
+    """Print what came out."""
+    for name, value in outputs.items():
+        print(f"{name}: {value.dtype} {value.shape}\n{value}")
+    return 0
+
+
+def stop(reason: str) -> int:
+    """Say in one line why nothing ran."""
+    print(reason, file=sys.stderr)
+    return 2
+
+
+if __name__ == "__main__":
+    sys.exit(main())
