@@ -71,11 +71,11 @@ class TensorRtExporter(Exporter):
         """Write one engine per capability and `rebuild.sh` beside the ONNX."""
         shapes = {s.name: tuple(int(d) for d in a.shape[1:]) for s, a in zip(request.signature.inputs, request.samples, strict=True)}
         batch = build.BatchRange.around(request.target.batch)
-        engines, warnings = [], dict[str, None]()
+        engines, warnings, largest = [], dict[str, None](), 0
         for capability in capabilities:
             engine = build.build_engine(model, shapes, batch, capability)
             name = engine_name(capability)
-            (model.parent / name).write_bytes(engine.plan)
+            largest = max(largest, (model.parent / name).write_bytes(engine.plan))
             engines.append({"file": name, "compute_capability": capability, "library": engine.library, "version": engine.version})
             warnings |= dict.fromkeys(engine.warnings)
         commands = {c: rebuild_command(c, shapes, batch) for c in capabilities}
@@ -87,6 +87,7 @@ class TensorRtExporter(Exporter):
             "engines": engines,
             "runtime_minimum": " or ".join(dict.fromkeys(f"{e['library']} {e['version']}" for e in engines)),
             "max_batch": batch.largest,
+            "device_bytes": largest,
             "rebuild": commands[capabilities[0]],
             "builder_warnings": list(warnings),
         }

@@ -48,7 +48,7 @@ def _run_table(report: Json, roomy: bool) -> Table:
 
 
 def _cells(row: TargetView, unit: str, roomy: bool) -> dict[str, Text]:
-    metric, ratio, artifact = row.data["metric"], row.data["latency_ratio"], row.data["artifact"]
+    metric, ratio = row.data["metric"], row.data["latency_ratio"]
     none = plain(numbers.NONE)
     return {
         "target": plain(row.name, "bold") if roomy else plain(row.name, "bold").append(f"\n{tidy(row.scheme)}", "not bold dim"),
@@ -56,7 +56,7 @@ def _cells(row: TargetView, unit: str, roomy: bool) -> dict[str, Text]:
         "scheme": plain(row.scheme),
         "drop": _two(numbers.drop(metric["drop"], unit), numbers.interval(metric["interval"])) if metric else none,
         "vs_fp32": _two(numbers.ratio(ratio["value"]), numbers.interval(ratio["interval"])) if ratio else none,
-        "size": _two(numbers.size(artifact["size_bytes"]), numbers.ratio(row.size_ratio)) if artifact else none,
+        "size": _two(numbers.size(row.loaded_bytes), numbers.ratio(row.size_ratio)) if row.loaded_bytes is not None else none,
         "int8_MACs": plain(numbers.percent(row.integer_share)),
         "executed_by": plain(row.executed_by),
     }

@@ -114,11 +114,10 @@ def _ratios(row: TargetView, _: str) -> _Fact:
 
 
 def _sizes(row: TargetView, _: str) -> _Fact:
-    artifact = row.data["artifact"]
     gate = row.gate("size")
-    if not artifact:
+    if row.loaded_bytes is None:
         return _Fact(row, None, None, gate, "no artifact")
-    return _Fact(row, float(artifact["size_bytes"]), None, gate, numbers.size(artifact["size_bytes"]))
+    return _Fact(row, float(row.loaded_bytes), None, gate, numbers.size(row.loaded_bytes))
 
 
 def _shares(row: TargetView, _: str) -> _Fact:

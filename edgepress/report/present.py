@@ -26,12 +26,14 @@ class TargetView:
     Attributes:
         data: the entry of `targets`.
         verdict: the worst of its gates, `error` where it failed or is unsupported.
-        size_ratio: artifact size over the fp32 original's, None without an artifact.
+        loaded_bytes: what one device loads (of an artifact with a file per kind of device the largest), None without an artifact.
+        size_ratio: `loaded_bytes` over the size of the fp32 original.
         integer_share: share (0..1) of multiply-accumulates in integers, None where the runtime does not say.
     """
 
     data: Json
     verdict: str
+    loaded_bytes: int | None
     size_ratio: float | None
     integer_share: float | None
 
@@ -131,8 +133,9 @@ def _view(target: Json, reference_bytes: int) -> TargetView:
     kernels = target["kernels"] or {}
     if share is None and kernels.get("float_share_of_macs") is not None:
         share = 1 - kernels["float_share_of_macs"]
-    ratio = artifact["size_bytes"] / reference_bytes if artifact and reference_bytes else None
-    return TargetView(target, target_verdict(target), ratio, share)
+    loaded = ((target.get("facts") or {}).get("device_bytes") or artifact["size_bytes"]) if artifact else None
+    ratio = loaded / reference_bytes if loaded is not None and reference_bytes else None
+    return TargetView(target, target_verdict(target), loaded, ratio, share)
 
 
 def _error_sentence(rows: Sequence[TargetView]) -> str:

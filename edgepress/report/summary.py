@@ -50,7 +50,7 @@ def _cells(row: TargetView, unit: str) -> list[str]:
     metric, ratio = data["metric"], data["latency_ratio"]
     drop = f"{numbers.drop(metric['drop'], unit)} ({numbers.interval(metric['interval'])})" if metric else numbers.NONE
     latency = f"{numbers.ratio(ratio['value'])} ({numbers.interval(ratio['interval'])})" if ratio else numbers.NONE
-    size = numbers.size(data["artifact"]["size_bytes"]) if data["artifact"] else numbers.NONE
+    size = numbers.size(row.loaded_bytes) if row.loaded_bytes is not None else numbers.NONE
     return [
         row.name,
         row.verdict,
