@@ -210,6 +210,8 @@ class OnnxRuntimeExporter(Exporter):
         with _quiet():
             if request.scheme.precision == "fp16":
                 onnx_passes.convert_to_fp16(path)
+            if request.scheme.kind in ("static", "static-matmul"):
+                onnx_passes.quantize_output_biases(path)
             if request.scheme.kind == "weights":
                 onnx_passes.fold_at_load(path)
             if request.scheme.kind == "dynamic":

@@ -8,6 +8,8 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
+import numpy as np
+
 from edgepress.targets.errors import ExportError
 
 #: Ops whose weights onnxruntime multiplies in integers when activation ranges are taken at run time, and the lookup
@@ -87,10 +89,47 @@ def fold_at_load(path: Path) -> None:
         model.graph.initializer.append(onnx.numpy_helper.from_array(scale, f"{name}_scale"))
         nodes.append(onnx.helper.make_node("Cast", [node.input[0]], [f"{name}_integers"], f"{name}_cast", to=onnx.TensorProto.FLOAT))
         nodes.append(onnx.helper.make_node("Mul", [f"{name}_integers", f"{name}_scale"], [name], f"{name}_mul"))
-    del model.graph.node[:]
-    model.graph.node.extend(nodes)
-    _drop_unused(model)
+    _replace_nodes(model, nodes)
     write(model, path)
+
+
+def quantize_output_biases(path: Path) -> None:
+    """Give Gemms whose output stays float an int32 bias, in place: with a float one onnxruntime keeps the product in float.
+
+    The bias has scale (activation scale x weight scale) per channel and zero point 0, as the integer accumulator has.
+    """
+    import onnx
+
+    model = onnx.load(path)
+    tensors = {tensor.name: tensor for tensor in model.graph.initializer}
+    makers = {name: node for node in model.graph.node for name in node.output}
+    rounded = {name for node in model.graph.node if node.op_type == "QuantizeLinear" for name in node.input[:1]}
+    nodes = []
+    for node in model.graph.node:
+        pair = [makers.get(name) for name in node.input[:2]]
+        wanted = node.op_type == "Gemm" and len(node.input) == 3 and node.input[2] in tensors and node.output[0] not in rounded
+        if wanted and all(maker is not None and maker.op_type == "DequantizeLinear" for maker in pair):
+            source, weight = (onnx.numpy_helper.to_array(tensors[maker.input[1]]) for maker in pair if maker is not None)
+            bias = onnx.numpy_helper.to_array(tensors[node.input[2]])
+            name, scale = f"{node.output[0]}_bias", np.broadcast_to(source * weight, bias.shape).astype(np.float32)
+            limit = 2**31 - 1
+            integers = np.clip(np.round(bias / scale.astype(np.float64)), -limit, limit).astype(np.int32)
+            for key, value in (("integers", integers), ("scale", scale), ("zero", np.zeros(bias.shape, np.int32))):
+                model.graph.initializer.append(onnx.numpy_helper.from_array(np.ascontiguousarray(value), f"{name}_{key}"))
+            inputs = [f"{name}_integers", f"{name}_scale", f"{name}_zero"]
+            nodes.append(onnx.helper.make_node("DequantizeLinear", inputs, [name], f"{name}_dequantize", axis=0))
+            node.input[2] = name
+        nodes.append(node)
+    _replace_nodes(model, nodes)
+    write(model, path)
+
+
+def _replace_nodes(model: Any, nodes: list[Any]) -> None:
+    """Put other nodes in, and take constants out that none of them reads."""
+    copies = [type(node).FromString(node.SerializeToString()) for node in nodes]
+    del model.graph.node[:]
+    model.graph.node.extend(copies)
+    _drop_unused(model)
 
 
 def _drop_unused(model: Any) -> None:

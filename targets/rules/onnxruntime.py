@@ -1,7 +1,10 @@
 """ONNX Runtime on x86 CPUs: QLinear* kernels want uint8 activations with Q/DQ on every op boundary.
 
 Weights keep to 7 bits: where the CPU has no VNNI, the kernels add two uint8 x int8 products in 16 bits (vpmaddubsw), and two
-products of 255 x 127 saturate there. 255 x 63 x 2 does not.
+products of 255 x 127 saturate there; two of 255 x 63 do not.
+
+The parts of a concat keep ranges of their own (QLinearConcat rescales them): a shared range with negative values would keep a
+ReLU that writes into it from fusing with the sum or convolution before it.
 """
 
 from __future__ import annotations
@@ -32,5 +35,6 @@ RULES = QuantRules(
         "weights",
     ),
     softmax_output=(1 / 256, 0),
+    shared=frozenset({"shape", "max_pool"}),
     float_output=frozenset({"linear", "matmul"}),
 )

@@ -62,6 +62,11 @@ class OrtSession(Session):
 
     def bind(self, inputs: Arrays) -> Callable[[], object]:
         """Inputs held in ONNX Runtime's own tensors, outputs bound: a call copies nothing in."""
+        session, binding = self._session, self.binding(inputs)
+        return lambda: session.run_with_iobinding(binding)
+
+    def binding(self, inputs: Arrays) -> Any:
+        """ONNX Runtime's IOBinding of these inputs and of every output."""
         import onnxruntime
 
         binding = self._session.io_binding()
@@ -69,8 +74,7 @@ class OrtSession(Session):
             binding.bind_ortvalue_input(spec.name, onnxruntime.OrtValue.ortvalue_from_numpy(np.ascontiguousarray(inputs[spec.name])))
         for name in self._names:
             binding.bind_output(name)
-        session = self._session
-        return lambda: session.run_with_iobinding(binding)
+        return binding
 
     def kernels(self) -> KernelReport:
         """Reads the graph as ONNX Runtime optimized it for this CPU; shapes come from one run of it on zeros."""

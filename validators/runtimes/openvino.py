@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -59,20 +60,23 @@ class OpenVinoSession(Session):
         return {spec.name: self._request.get_tensor(spec.name).data.copy() for spec in self.signature.outputs}
 
     def bind(self, inputs: Arrays) -> Callable[[], object]:
-        """One infer request with its input tensors set beforehand: a call copies nothing in."""
+        """One infer request with its input tensors set beforehand: a call copies nothing in or out."""
+        request = self.bound_request(inputs)
+
+        def call() -> None:
+            request.start_async()
+            request.wait()
+
+        return call
+
+    def bound_request(self, inputs: Arrays) -> Any:
+        """A fresh infer request that holds copies of these inputs."""
         import openvino
 
         request = self._compiled.create_infer_request()
-        held = {spec.name: openvino.Tensor(np.array(inputs[spec.name], order="C", copy=True)) for spec in self.signature.inputs}
-        for name, tensor in held.items():
-            request.set_tensor(name, tensor)
-
-        def call() -> object:
-            request.start_async()
-            request.wait()
-            return held
-
-        return call
+        for spec in self.signature.inputs:
+            request.set_tensor(spec.name, openvino.Tensor(np.array(inputs[spec.name], order="C", copy=True)))
+        return request
 
     def kernels(self) -> KernelReport:
         """Precisions of the compiled model's execution graph; shapes from the model reshaped to batch 1."""

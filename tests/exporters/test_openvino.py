@@ -1,0 +1,79 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+openvino = pytest.importorskip("openvino")
+
+from edgepress.exporters.base import ExportRequest  # noqa: E402
+from edgepress.exporters.openvino import OpenVinoExporter  # noqa: E402
+from edgepress.targets.nouns import Scheme, Target  # noqa: E402
+from tests.exporters.tensorrt_models import case  # noqa: E402
+
+
+def request(name: str, precision: str, kind: str) -> ExportRequest:
+    model = case(name)
+    target = Target("openvino", "openvino", "x86-64 CPU", precision)
+    return ExportRequest(model.program, model.signature, model.statistics, target, Scheme(precision, kind), model.samples)
+
+
+def constants(folder: Path) -> dict[str, int]:
+    """Bytes of the saved model's constants by element type."""
+    sizes: dict[str, int] = {}
+    for op in openvino.Core().read_model(folder / "model" / "model.xml").get_ordered_ops():
+        if op.get_type_name() == "Constant":
+            kind = op.get_element_type().get_type_name()
+            sizes[kind] = sizes.get(kind, 0) + op.get_byte_size() if hasattr(op, "get_byte_size") else sizes.get(kind, 0) + op.data.nbytes
+    return sizes
+
+
+@pytest.mark.parametrize("name", ["cnn", "transformer"])
+def test_names_and_dynamic_batch_are_those_of_the_signature(name: str, tmp_path: Path) -> None:
+    artifact = OpenVinoExporter().export(request(name, "fp32", "float"), tmp_path)
+    assert sorted(path.name for path in (tmp_path / artifact.path).iterdir()) == ["model.bin", "model.xml"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["model"]
+    model = openvino.Core().read_model(tmp_path / artifact.path / "model.xml")
+    assert [port.any_name for port in model.inputs] == [spec.name for spec in case(name).signature.inputs]
+    assert model.output(0).get_names() == {"logits"}
+    assert model.output(0).get_partial_shape()[0].is_dynamic
+    assert artifact.facts["runtime_minimum"].startswith("openvino 20")
+
+
+@pytest.mark.parametrize(("precision", "kind"), [("fp32", "float"), ("fp16", "float"), ("int8", "static")])
+def test_equal_requests_give_equal_bytes_that_name_no_path_of_this_machine(precision: str, kind: str, tmp_path: Path) -> None:
+    for folder in ("first", "second"):
+        OpenVinoExporter().export(request("cnn", precision, kind), tmp_path / folder)
+    for name in ("model.xml", "model.bin"):
+        first, second = ((tmp_path / folder / "model" / name).read_bytes() for folder in ("first", "second"))
+        assert first == second
+        assert str(tmp_path).encode() not in first and str(Path.cwd()).encode() not in first
+
+
+def test_each_precision_is_stored_as_itself(tmp_path: Path) -> None:
+    stored = {}
+    for precision, kind in (("fp32", "float"), ("fp16", "float"), ("int8", "static"), ("int8-weights", "weights")):
+        OpenVinoExporter().export(request("cnn", precision, kind), tmp_path / precision)
+        stored[precision] = constants(tmp_path / precision)
+    weights = 16 * 27 + 16 * 9 + 16 * 16 + 16 * 144 + 320
+    assert stored["fp32"]["f32"] >= 4 * weights and "f16" not in stored["fp32"]
+    assert stored["fp16"]["f16"] >= 2 * weights
+    for precision in ("int8", "int8-weights"):
+        assert stored[precision]["i8"] >= weights
+        assert stored[precision].get("f32", 0) < 2 * weights
+
+
+def test_bf16_is_a_way_to_run_fp32_weights(tmp_path: Path) -> None:
+    for precision in ("fp32", "bf16"):
+        OpenVinoExporter().export(request("cnn", precision, "float"), tmp_path / precision)
+    first, second = ((tmp_path / precision / "model" / "model.bin").read_bytes() for precision in ("fp32", "bf16"))
+    assert first == second
+
+
+def test_int8_weights_are_near_the_float_model(tmp_path: Path) -> None:
+    artifact = OpenVinoExporter().export(request("transformer", "int8-weights", "weights"), tmp_path)
+    compiled = openvino.Core().compile_model(tmp_path / artifact.path / "model.xml", "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
+    expected = case("transformer").torch_outputs()
+    error = np.abs(compiled(case("transformer").feeds())["logits"] - expected).max()
+    assert 0 < error < 0.05 * np.abs(expected).max()
