@@ -58,8 +58,8 @@ def _info(layer: Any, key: str) -> str:
     info = layer.get_rt_info()
     if key not in info:
         return ""
-    value: Any = info[key]
-    return value if isinstance(value, str) else str(value.astype(str))
+    value = info[key]
+    return str(value if isinstance(value, str) else value.astype(str))
 
 
 def _only_rounds(kind: str, fused: list[Any]) -> bool:
@@ -126,4 +126,4 @@ def expose_layers(model: Any) -> dict[int, str]:
 
 def _tensor_name(port: Any) -> str:
     names = sorted(port.get_names())
-    return names[0] if names else port.get_node().get_friendly_name()
+    return str(names[0] if names else port.get_node().get_friendly_name())
