@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -70,7 +70,9 @@ class Exporter(ABC):
         """
         support = self.supports()
         if not support.usable:
-            raise RuntimeUnavailable(f"target {request.target.name!r} cannot be exported here", support.missing or "", f"Run: {support.install}")
+            raise RuntimeUnavailable(
+                f"target {request.target.name!r} cannot be exported here", support.missing or "", f"Run: {support.install}"
+            )
         if request.scheme.precision not in self.rules.precisions:
             have = ", ".join(self.rules.precisions)
             raise ExportError(
@@ -101,7 +103,12 @@ class Exporter(ABC):
             from edgepress.compress.quantize import Statistics, render
 
             statistics = Statistics.load(request.statistics) if request.statistics else None
-            self._rendered = render(torch.export.load(request.program), statistics, self.rules, request.scheme)
+            rules = self.rules
+            if (
+                request.scheme.kind == "weights"
+            ):  # narrower weights guard integer kernels against saturation; float arithmetic needs no guard
+                rules = replace(rules, weight_min=-127, weight_max=127)
+            self._rendered = render(torch.export.load(request.program), statistics, rules, request.scheme)
         return self._rendered
 
     def compressed_outputs(self, request: ExportRequest, inputs: Sequence[np.ndarray]) -> tuple[list[np.ndarray], str]:

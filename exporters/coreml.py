@@ -113,13 +113,9 @@ def _compute(scheme: Scheme) -> str:
 
 def _module(request: ExportRequest, exporter: Exporter) -> tuple[torch.nn.Module, tuple[Mapping[str, Any], ...]]:
     """The graph to convert: the float program, or its rendering in integers, and what stays float in it."""
-    program = torch.export.load(request.program)
     if request.scheme.kind == "float":
-        return program.module(check_guards=False), ()
-    from edgepress.compress.quantize import Statistics, render
-
-    statistics = None if request.statistics is None else Statistics.load(request.statistics)
-    rendered = render(program, statistics, exporter.rules, request.scheme)
+        return torch.export.load(request.program).module(check_guards=False), ()
+    rendered = exporter.rendered(request)
     return rendered.module, tuple(rendered.float_ops)
 
 

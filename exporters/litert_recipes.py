@@ -26,10 +26,10 @@ def requantize(model: bytes, kind: str) -> bytes:
         from ai_edge_quantizer import quantizer
 
         result = bytes(quantizer.Quantizer(bytearray(model), _recipe(kind)).quantize().quantized_model)
-    if len(result) >= len(model):
+    if result == model:
         raise QuantizationError(
-            f"scheme {kind!r} left the file at {len(result)} bytes",
-            f"the float file has {len(model)} bytes: it has no convolution, linear layer or embedding with weights worth the change",
+            f"scheme {kind!r} changed nothing in the file",
+            "it has no convolution, linear layer or embedding with constant weights",
             "Ask for precision fp32.",
         )
     return result

@@ -7,7 +7,6 @@ import io
 import logging
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import replace
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -19,7 +18,6 @@ from torch.export import Dim, ExportedProgram
 from edgepress.exporters.base import Exporter, ExportRequest
 from edgepress.targets.errors import ConfigError, ExportError
 from edgepress.targets.nouns import Artifact, Signature, Support
-from edgepress.targets.rules import QuantRules
 
 #: The opset of a target that names none: the first whose Q/DQ take every integer type.
 DEFAULT_OPSET = 21
@@ -157,23 +155,16 @@ def request_opset(options: Mapping[str, Any]) -> int:
     return opset
 
 
-def lower_request(request: ExportRequest, rules: QuantRules, path: Path, *, opset: int) -> tuple[Mapping[str, Any], ...]:
+def lower_request(exporter: Exporter, request: ExportRequest, path: Path, *, opset: int) -> tuple[Mapping[str, Any], ...]:
     """Lower the program of a request, Q/DQ included where its scheme is static or weights.
 
     Returns:
-        The ops left in float with the reason (`Artifact.float_ops`); empty for the float scheme.
+        The ops left in float with the reason (`Artifact.float_ops`); empty for the schemes float and dynamic.
     """
-    program = torch.export.load(request.program)
-    kind = request.scheme.kind
-    if kind in ("float", "dynamic"):
-        lower_to_onnx(program, request.signature, request.samples, path, opset=opset)
+    if request.scheme.kind in ("float", "dynamic"):
+        lower_to_onnx(torch.export.load(request.program), request.signature, request.samples, path, opset=opset)
         return ()
-    from edgepress.compress.quantize import Statistics, render
-
-    if kind == "weights":  # 7-bit weights guard integer kernels against saturation; float arithmetic needs no guard
-        rules = replace(rules, weight_min=-127, weight_max=127)
-    statistics = Statistics.load(request.statistics) if request.statistics is not None else None
-    rendered = render(program, statistics, rules, request.scheme)
+    rendered = exporter.rendered(request)
     lower_to_onnx(rendered.module, request.signature, request.samples, path, opset=opset)
     return tuple(rendered.float_ops)
 
@@ -206,7 +197,7 @@ class OnnxRuntimeExporter(Exporter):
 
         opset = request_opset(request.target.options)
         path = folder / "model.onnx"
-        float_ops = lower_request(request, self.rules, path, opset=opset)
+        float_ops = lower_request(self, request, path, opset=opset)
         with _quiet():
             if request.scheme.precision == "fp16":
                 onnx_passes.convert_to_fp16(path)

@@ -41,7 +41,7 @@ class OpenVinoExporter(Exporter):
         written.mkdir(exist_ok=True)
         with TemporaryDirectory(dir=folder) as scratch:
             onnx_path = Path(scratch) / "model.onnx"
-            float_ops = lower_request(request, self.rules, onnx_path, opset=DEFAULT_OPSET)
+            float_ops = lower_request(self, request, onnx_path, opset=DEFAULT_OPSET)
             check_dynamic_batch(onnx_path, request)
             model = openvino.Core().read_model(onnx_path)
             _name_tensors(model, request.signature)

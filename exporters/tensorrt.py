@@ -11,7 +11,7 @@ import numpy as np
 
 from edgepress.exporters import tensorrt_build as build
 from edgepress.exporters.base import Exporter, ExportRequest
-from edgepress.exporters.onnx import check_dynamic_batch, lower_request, lower_to_onnx, missing_packages, request_opset
+from edgepress.exporters.onnx import check_dynamic_batch, lower_request, missing_packages, request_opset
 from edgepress.targets.errors import ConfigError, ExportError
 from edgepress.targets.nouns import Artifact, Support
 
@@ -49,7 +49,7 @@ class TensorRtExporter(Exporter):
             build.library_for(capability)  # a capability nobody builds for is refused before the slow part
         model = folder / "model" / "model.onnx"
         model.parent.mkdir(parents=True, exist_ok=True)
-        float_ops = self._lower(request, model, opset)
+        float_ops = lower_request(self, request, model, opset=opset)
         if request.scheme.precision == "fp16":
             from edgepress.exporters import onnx_passes
 
@@ -58,14 +58,6 @@ class TensorRtExporter(Exporter):
         check_dynamic_batch(model, request)
         facts = {"format": "engine", "opset": opset, **self._engines(request, model, capabilities)}
         return Artifact("model", request.target.name, request.scheme, request.signature, facts, float_ops)
-
-    def _lower(self, request: ExportRequest, model: Path, opset: int) -> tuple[Mapping[str, Any], ...]:
-        """Write the ONNX; the ops left in float."""
-        if request.scheme.kind == "float":
-            return lower_request(request, self.rules, model, opset=opset)
-        rendered = self.rendered(request)
-        lower_to_onnx(rendered.module, request.signature, request.samples, model, opset=opset)
-        return tuple(rendered.float_ops)
 
     def _engines(self, request: ExportRequest, model: Path, capabilities: list[str]) -> dict[str, Any]:
         """Write one engine per capability and `rebuild.sh` beside the ONNX."""

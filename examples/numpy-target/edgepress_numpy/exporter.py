@@ -73,6 +73,6 @@ def _json(value: Any) -> Any:
     if isinstance(value, dict):
         return {k: _json(v) for k, v in value.items()}
     if hasattr(value, "graph"):
-        symbolic = not hasattr(value.meta.get("val"), "shape")
+        symbolic = value.op == "call_function" and "sym_" in str(value.target)
         return -1 if symbolic else {"ref": value.name}
     return value if value is None or isinstance(value, bool | int | float | str) else str(value).removeprefix("torch.")
