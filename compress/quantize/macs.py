@@ -11,6 +11,7 @@ from torch._subclasses import FakeTensorMode
 from torch.fx import GraphModule, Interpreter, Node
 
 from edgepress.compress.quantize.graph import op_name, value_of
+from edgepress.compress.quantize.prepare import float_module
 
 #: `seen(node, macs)` is called for every op that multiplies and accumulates.
 Seen = Callable[[Node, int], None]
@@ -23,14 +24,14 @@ _PRODUCTS = frozenset({"matmul", "bmm", "mm", "addmm", "baddbmm"})
 
 
 def count_macs(program: torch.export.ExportedProgram) -> int:
-    """Multiply-accumulates of one sample through the float model (fused attention counts as its two products)."""
+    """Multiply-accumulates of one sample through the float model (fused attention counts as its two products; what no output needs does not)."""
     total = 0
 
     def add(_: Node, macs: int) -> None:
         nonlocal total
         total += macs
 
-    _walk(program.module(check_guards=False), add)
+    _walk(float_module(program), add)
     return total
 
 

@@ -10,6 +10,7 @@ from torch.fx import GraphModule, Node
 
 from edgepress.compress.quantize.graph import ACTIVATIONS, HEAVY, PIECES, constant, is_float, kind_of, op_name, value_of
 from edgepress.compress.quantize.masks import LARGEST, masked_nodes
+from edgepress.compress.quantize.smooth import RANGE
 from edgepress.targets.rules import QuantRules
 
 _FUSES = HEAVY | {"add", "mul"}
@@ -91,6 +92,8 @@ class _Placing:
 
     def _obstacle(self, node: Node, kind: str | None) -> str | None:
         """Why a node cannot be quantized whatever surrounds it."""
+        if RANGE in node.meta:
+            return "scales outlier channels down before rounding"
         if kind is None:
             return self.masked.get(node)
         if kind not in self.placed:

@@ -17,6 +17,7 @@ from edgepress.compress.quantize.placement import place, summary
 from edgepress.compress.quantize.prepare import canonical_module, float_module
 from edgepress.compress.quantize.quantizer import RulesQuantizer
 from edgepress.compress.quantize.sharing import TensorParameters
+from edgepress.compress.quantize.smooth import RANGE, smooth
 from edgepress.compress.quantize.statistics import Statistics, root_of
 from edgepress.targets.errors import QuantizationError
 from edgepress.targets.nouns import Scheme
@@ -63,11 +64,15 @@ def render(program: torch.export.ExportedProgram, statistics: Statistics | None,
         raise QuantizationError(f"scheme {scheme.label!r} needs calibration statistics", remedy="Calibrate first.")
     module = canonical_module(program, rules.decompose_attention)
     _check_fit(module, statistics)
+    if rules.smooth:
+        smooth(module, statistics, rules)
 
     def largest(node: Node) -> float:
         tensor = constant(module, node)
         if tensor is not None:
             return float(tensor.detach().abs().max()) if tensor.numel() else 0.0
+        if RANGE in node.meta:
+            return float(max(-node.meta[RANGE][0], node.meta[RANGE][1]))
         histogram = statistics.histograms.get(root_of(node).name)
         return math.inf if histogram is None else histogram.largest
 

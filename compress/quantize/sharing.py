@@ -11,6 +11,7 @@ from torch.fx import GraphModule, Node
 from edgepress.compress.quantize.graph import PIECES, constant, op_name
 from edgepress.compress.quantize.observers import Range
 from edgepress.compress.quantize.placement import Placement, data_inputs
+from edgepress.compress.quantize.smooth import RANGE
 from edgepress.compress.quantize.statistics import Statistics, root_of
 from edgepress.targets.rules import QuantRules
 
@@ -95,4 +96,7 @@ class TensorParameters:
         if tensor is not None:
             low, high = torch.aminmax(tensor.detach())
             return min(float(low), 0.0), max(float(high), 0.0)
+        if RANGE in node.meta:
+            known: Range = node.meta[RANGE]
+            return known
         return self._statistics.range_of(root_of(node).name, self._rules.activation_symmetric)

@@ -31,11 +31,13 @@ class Statistics:
         observer: how ranges are chosen from the histograms, a key of `observers.OBSERVERS`.
         samples: how many samples were seen.
         histograms: node name -> histogram. A tensor that holds the values of another one in another shape has none of its own.
+        channels: name of a tensor that linear layers read -> float64 (3, channels): minimum, maximum and mean square per channel.
     """
 
     observer: str
     samples: int
     histograms: Mapping[str, Histogram]
+    channels: Mapping[str, np.ndarray]
 
     def range_of(self, name: str, symmetric: bool) -> Range:
         """The range (low, high) that integers should cover for the tensor `name`, zero included."""
@@ -52,8 +54,10 @@ class Statistics:
             "exponents": np.array([_EMPTY if row.exponent is None else row.exponent for row in rows], dtype=np.int64),
             "numbers": np.array([[getattr(row, key) for key in _NUMBERS] for row in rows], dtype=np.float64),
             "totals": np.array([[getattr(row, key) for key in _COUNTS] for row in rows], dtype=np.int64),
+            "channels": np.concatenate([np.zeros((3, 0)), *(self.channels[name] for name in sorted(self.channels))], axis=1),
         }
-        header = json.dumps({"observer": self.observer, "samples": self.samples, "names": names}, sort_keys=True)
+        widths = [(name, self.channels[name].shape[1]) for name in sorted(self.channels)]
+        header = json.dumps({"observer": self.observer, "samples": self.samples, "names": names, "channels": widths}, sort_keys=True)
         save_file(tensors, str(path), metadata={"edgepress.statistics": header})
 
     @staticmethod
@@ -68,11 +72,14 @@ class Statistics:
         try:
             with safe_open(str(path), framework="numpy") as file:
                 header = json.loads(file.metadata()["edgepress.statistics"])
-                tensors = {key: file.get_tensor(key) for key in ("counts", "exponents", "numbers", "totals")}
+                tensors = {key: file.get_tensor(key) for key in ("counts", "exponents", "numbers", "totals", "channels")}
         except (OSError, SafetensorError, KeyError, TypeError) as error:
             raise QuantizationError(f"{path} holds no calibration statistics", str(error), "Calibrate again.") from error
         histograms = {name: _row(tensors, index) for index, name in enumerate(header["names"])}
-        return Statistics(header["observer"], header["samples"], histograms)
+        ends = np.cumsum([width for _, width in header["channels"]], dtype=np.int64)[:-1]
+        pieces = np.split(tensors["channels"], ends, axis=1) if header["channels"] else []
+        channels = {name: piece for (name, _), piece in zip(header["channels"], pieces, strict=True)}
+        return Statistics(header["observer"], header["samples"], histograms, channels)
 
 
 def _row(tensors: Mapping[str, np.ndarray], index: int) -> Histogram:
@@ -107,7 +114,7 @@ def calibrate(program: torch.export.ExportedProgram, batches: Iterable[Sequence[
             samples += len(inputs[0])
     if not samples:
         raise QuantizationError("calibration got no samples", remedy="Set data.calibration.samples to 1 or more.")
-    return Statistics(observer, samples, recorder.histograms)
+    return Statistics(observer, samples, recorder.histograms, recorder.channels())
 
 
 class _Recorder(Interpreter):  # type: ignore[misc]
@@ -116,6 +123,26 @@ class _Recorder(Interpreter):  # type: ignore[misc]
     def __init__(self, module: GraphModule) -> None:
         super().__init__(module)
         self.histograms: dict[str, Histogram] = {node.name: Histogram() for node in module.graph.nodes if recorded(node)}
+        read = {node.args[0].name for node in module.graph.nodes if op_name(node) == "linear" and is_float(node.args[0])}
+        self._extremes: dict[str, list[tuple[torch.Tensor, ...]]] = {name: [] for name in sorted(read)}
+        self._rows: dict[str, int] = dict.fromkeys(self._extremes, 0)
+
+    def channels(self) -> dict[str, np.ndarray]:
+        """Minimum, maximum and mean square per channel of what linear layers read."""
+        found = {}
+        for name, [(low, high, squares)] in self._extremes.items():
+            found[name] = torch.stack([low.double(), high.double(), squares / max(self._rows[name], 1)]).numpy()
+        return found
+
+    def _add_channels(self, name: str, tensor: torch.Tensor) -> None:
+        rows = tensor.reshape(-1, tensor.shape[-1])
+        low, high = torch.aminmax(rows, dim=0)
+        squares = rows.square().sum(dim=0, dtype=torch.float64)
+        if self._extremes[name]:
+            before = self._extremes[name].pop()
+            low, high, squares = torch.minimum(before[0], low), torch.maximum(before[1], high), before[2] + squares
+        self._extremes[name].append((low, high, squares))
+        self._rows[name] += len(rows)
 
     def run_node(self, node: Node) -> Any:
         """Run one node and record its output."""
@@ -130,6 +157,8 @@ class _Recorder(Interpreter):  # type: ignore[misc]
                     "the float model itself yields it on calibration samples",
                     "Check the checkpoint and the preprocessing in data.py.",
                 ) from error
+        if node.name in self._extremes:
+            self._add_channels(node.name, result)
         return result
 
 

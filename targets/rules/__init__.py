@@ -30,6 +30,7 @@ class QuantRules:
         float_output: heavy op kinds whose integer kernel can write float; their output is rounded only where an integer op reads it.
         shared: op kinds whose inputs and output have one scale and zero point.
         decompose_attention: write fused attention as matmul, softmax, matmul, so that its matmuls run in integers.
+        smooth: scale outlier channels of what linear layers read into their weights, where that lowers the error.
         fold_weights: store integer weights in the graph; False keeps float weights with a quantize node before use.
         ladder: kinds of scheme tried for `int8`, in this order; the first that holds is shipped.
         precisions: precisions the runtime has.
@@ -52,6 +53,7 @@ class QuantRules:
     float_output: frozenset[str] = frozenset()
     shared: frozenset[str] = frozenset({"shape", "max_pool", "cat"})
     decompose_attention: bool = True
+    smooth: bool = True
     fold_weights: bool = True
     multiple: int = 8
 
