@@ -77,8 +77,9 @@ def _row(name: str, entry: CatalogEntry) -> dict[str, Any]:
 
 
 def _install(name: str) -> None:
-    from edgepress.validators.runtimes import tflite_runtime
+    from edgepress.validators.runtimes.tflite_environment import install
+    from edgepress.validators.runtimes.tflite_runtime import TfliteRuntime
 
-    if name != tflite_runtime.TfliteRuntime.name:
+    if name != TfliteRuntime.name:
         raise EdgepressError(f"--install {name!r} is not a runtime with an environment of its own", "", "Use tflite-runtime.")
-    typer.echo(f"{name} is ready in {tflite_runtime.install()}")
+    typer.echo(f"{name} is ready in {install()}")
