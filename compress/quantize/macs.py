@@ -24,7 +24,10 @@ _PRODUCTS = frozenset({"matmul", "bmm", "mm", "addmm", "baddbmm"})
 
 
 def count_macs(program: torch.export.ExportedProgram) -> int:
-    """Multiply-accumulates of one sample through the float model (fused attention counts as its two products; what no output needs does not)."""
+    """Multiply-accumulates of one sample through the float model.
+
+    Fused attention counts as its two products; what no output needs does not count.
+    """
     total = 0
 
     def add(_: Node, macs: int) -> None:
