@@ -222,7 +222,7 @@ class RunConfig(Strict):
 
     threads: Whole = 1
     batch: Whole = 1
-    timeout: Seconds = 600.0
+    timeout: Seconds = 1800.0
     memory: Bytes = 8.0 * 1024**3
     jobs: Whole | None = None
 

@@ -70,13 +70,13 @@ def test_other_gate_limits_judge_again_without_measuring_again(finished: Path) -
     recipe = finished / "edgepress.yaml"
     changed = recipe.with_name("strict.yaml")
     content = yaml.safe_load(recipe.read_text())
-    content["gates"] = {"accuracy_drop": {"max": "-50pp"}, "size": {"max": "1kB"}}
+    content["gates"] = {"accuracy_drop": {"max": "1.4pp"}, "size": {"max": "1kB"}}
     changed.write_text(yaml.safe_dump(content))
     done = edgepress("run", changed, "--out", finished / "strict")
     assert done.returncode == 1, done.stderr
     assert "done" not in done.stderr
     verdicts = {gate["name"]: gate["verdict"] for gate in report_of(finished / "strict")["targets"][0]["gates"]}
-    assert verdicts == {"accuracy_drop": "fail", "size": "fail"}
+    assert verdicts == {"accuracy_drop": "pass", "size": "fail"}
 
 
 def comment(name: str) -> Callable[[Path], None]:

@@ -28,7 +28,7 @@ class NumpyExporter(Exporter):
         import torch
 
         if request.scheme.kind == "float":
-            module = torch.export.load(request.program).run_decompositions({}).module()
+            module = torch.export.load(request.program).module()
         else:
             module = self.rendered(request).module
         arrays: dict[str, np.ndarray] = {}
