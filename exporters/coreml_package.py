@@ -25,7 +25,8 @@ def normalise(path: Path) -> None:
     """Rewrite specification and manifest of a package deterministically.
 
     coremltools serialises protobuf maps in hash order and gives every item of the manifest a random identifier; both
-    would make two exports of one model differ. Keys are sorted and identifiers derived from the item's path.
+    would make two exports of one model differ. Keys are sorted and identifiers derived from the item's path. The manifest is
+    indented as coremltools writes it: it rewrites the file whenever it opens a package, which must not change a shipped byte.
     """
     import coremltools as ct
 
@@ -35,7 +36,7 @@ def normalise(path: Path) -> None:
     renamed = {old: str(uuid.uuid5(_NAMESPACE, entry["path"])).upper() for old, entry in entries.items()}
     manifest["itemInfoEntries"] = {renamed[old]: entry for old, entry in entries.items()}
     manifest["rootModelIdentifier"] = renamed[manifest["rootModelIdentifier"]]
-    manifest_path.write_text(json.dumps(manifest, indent=2, sort_keys=True) + "\n")
+    manifest_path.write_text(json.dumps(manifest, indent=4, sort_keys=True) + "\n")
 
     for entry in entries.values():
         file = path / "Data" / entry["path"]

@@ -13,6 +13,7 @@ import pytest
 
 pytest.importorskip("coremltools")
 
+from edgepress.bundle.digest import digest
 from edgepress.exporters.coreml import CoreMlExporter
 from edgepress.targets.errors import ExecutionError
 from edgepress.targets.nouns import Artifact
@@ -71,6 +72,15 @@ def test_layers_are_named_after_the_torch_graph_without_the_precision_suffix(exp
     assert layers is not None
     assert {"add", "gelu", "layer_norm"} <= set(layers)
     assert layers["layer_norm"].shape == (6, 8, 16)
+
+
+@off_mac
+def test_opening_and_running_a_package_changes_none_of_its_bytes(tmp_path: Path) -> None:
+    artifact = CoreMlExporter().export(case("residual").request("fp16"), tmp_path)
+    before = digest(tmp_path / artifact.path)
+    with CoreMl().open(artifact, tmp_path) as session:
+        session.run(case("residual").feeds())
+    assert digest(tmp_path / artifact.path) == before
 
 
 @off_mac
