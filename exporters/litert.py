@@ -36,8 +36,9 @@ class LiteRtExporter(Exporter):
     def _export_impl(self, request: ExportRequest, folder: Path) -> Artifact:
         io = _io(request)
         file = TfliteFile(self._content(request))
-        if io == "float":
-            file.float_boundary()
+        if io == "int8":
+            file.integer_boundary()
+        file.stamp_versions()
         signature, quantization = file.io_signature(request.signature, request.target.batch)
         (folder / FILE).write_bytes(file.pack())
         return Artifact(

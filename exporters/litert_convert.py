@@ -7,11 +7,13 @@ import os
 import sys
 import warnings
 from collections.abc import Iterator, Sequence
+from typing import Any
 
 import numpy as np
 import torch
 from torch.fx import GraphModule
 
+from edgepress.exporters.litert_barriers import keep_joins_float
 from edgepress.exporters.litert_indexing import lower_indexing
 from edgepress.targets.nouns import Signature
 
@@ -48,7 +50,7 @@ def to_tflite(module: GraphModule, signature: Signature, samples: Sequence[np.nd
         quantized: the module has quantize/dequantize nodes that are to become integer kernels.
 
     Returns:
-        The file. 64-bit inputs and outputs are 32-bit in it; integer inputs and outputs where the graph begins or ends quantized.
+        The file. Floats stay float at its boundary; 64-bit inputs and outputs are 32-bit in it.
     """
     arguments = {spec.name: torch.from_numpy(_sized(sample, batch).copy()) for spec, sample in zip(signature.inputs, samples, strict=True)}
     with quiet(), torch.no_grad():
@@ -56,8 +58,39 @@ def to_tflite(module: GraphModule, signature: Signature, samples: Sequence[np.nd
 
         program = torch.export.export(_Named(module, signature), (), arguments, strict=False)
         fixed = lower_indexing(program)
-        model = litert_torch.convert(fixed, sample_kwargs=arguments, quant_config=_static() if quantized else None)
+        if quantized:
+            keep_joins_float(fixed)
+        with _strict():
+            model = litert_torch.convert(fixed, sample_kwargs=arguments, quant_config=_static() if quantized else None)
         return bytes(model.model_content())
+
+
+class _StrictExtension:
+    """The converter's C++ extension with `strict_qdq_mode` on, a setting that `litert_torch.convert` does not pass on."""
+
+    def __init__(self, extension: Any) -> None:
+        self._extension = extension
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._extension, name)
+
+    def ConvertToTFLConfig(self) -> Any:
+        config = self._extension.ConvertToTFLConfig()
+        config.strict_qdq_mode = True
+        return config
+
+
+@contextlib.contextmanager
+def _strict() -> Iterator[None]:
+    """Ops without quantize nodes of their own stay float; else the converter gives them a neighbour's scale, which clips."""
+    from litert_torch._convert import litert_converter
+
+    extension = litert_converter.converter_api_ext
+    litert_converter.converter_api_ext = _StrictExtension(extension)
+    try:
+        yield
+    finally:
+        litert_converter.converter_api_ext = extension
 
 
 def _static() -> object:

@@ -19,6 +19,9 @@ _DATA_MOVERS = frozenset(
         *("DEQUANTIZE", "CONCATENATION", "SPLIT", "PACK", "UNPACK", "EXPAND_DIMS", "SQUEEZE", "BROADCAST_TO", "SHAPE", "FILL"),
     )
 )
+#: Builtin op code -> first version with int8 weights that have a scale per channel (CONV_2D, DEPTHWISE_CONV_2D, DEQUANTIZE,
+#: EMBEDDING_LOOKUP, FULLY_CONNECTED), from the format's table of op versions.
+_PER_CHANNEL_VERSION = {3: 5, 4: 6, 6: 5, 7: 4, 9: 12}
 _WEIGHTS_ALONE = "float arithmetic; only weights are integers"
 _NO_WEIGHTS = "dynamic-range kernels exist for ops with constant int8 weights alone"
 
@@ -44,11 +47,54 @@ class TfliteFile:
         """The file again; the same bytes for the same content."""
         return bytes(self._tools.convert_object_to_bytearray(self.model))
 
-    def float_boundary(self) -> None:
-        """Put a QUANTIZE after each int8 input and a DEQUANTIZE before each int8 output, so that callers see float32."""
-        before = [self._boundary(i, _QUANTIZE, into=True) for i in self.graph.inputs if self._is_int8(i)]
-        after = [self._boundary(i, _DEQUANTIZE, into=False) for i in self.graph.outputs if self._is_int8(i)]
-        self.graph.operators = before + list(self.graph.operators) + after
+    def integer_boundary(self) -> None:
+        """Take away the QUANTIZE behind each float input and the DEQUANTIZE before each float output: callers see int8.
+
+        An input that other ops read in float as well keeps its type, and so does an output that no DEQUANTIZE makes.
+        """
+        for index in list(self.graph.inputs):
+            readers = [op for op in self.graph.operators if index in op.inputs]
+            if len(readers) == 1 and self._builtin(readers[0]) == _QUANTIZE:
+                self._replace_port("inputs", index, readers[0].outputs[0], readers[0])
+        for index in list(self.graph.outputs):
+            makers = [op for op in self.graph.operators if index in op.outputs]
+            read = any(index in op.inputs for op in self.graph.operators)
+            if makers and self._builtin(makers[0]) == _DEQUANTIZE and not read and self._is_int8(makers[0].inputs[0]):
+                self._replace_port("outputs", index, makers[0].inputs[0], makers[0])
+
+    def _replace_port(self, ports: str, old: int, new: int, operator: Any) -> None:
+        """Make tensor `new` the input or output that `old` was, under its name, and drop the op between them."""
+        self.graph.operators = [op for op in self.graph.operators if op is not operator]
+        self.graph.tensors[new].name, self.graph.tensors[old].name = self.graph.tensors[old].name, self.graph.tensors[new].name
+        setattr(self.graph, ports, [new if i == old else i for i in getattr(self.graph, ports)])
+        for definition in self.model.signatureDefs or []:
+            for entry in getattr(definition, ports):
+                entry.tensorIndex = new if entry.tensorIndex == old else entry.tensorIndex
+
+    def _builtin(self, operator: Any) -> int:
+        return int(self.model.operatorCodes[operator.opcodeIndex].builtinCode)
+
+    def stamp_versions(self) -> None:
+        """Give ops with float activations and int8 weights per channel the version that has that kernel.
+
+        ai-edge-quantizer leaves version 1, which an older runtime accepts and computes with a scale of zero: wrong outputs
+        without an error, where the right version makes it refuse the file.
+        """
+        for operator in self.graph.operators:
+            code = self.model.operatorCodes[operator.opcodeIndex]
+            version = _PER_CHANNEL_VERSION.get(code.builtinCode)
+            if version is not None and code.version < version and self._has_channel_weights(operator):
+                operator.opcodeIndex = self._code(code.builtinCode, version)
+        used = sorted({operator.opcodeIndex for operator in self.graph.operators})
+        self.model.operatorCodes = [self.model.operatorCodes[i] for i in used]
+        for operator in self.graph.operators:
+            operator.opcodeIndex = used.index(operator.opcodeIndex)
+
+    def _has_channel_weights(self, operator: Any) -> bool:
+        weight = self.graph.tensors[operator.inputs[0 if len(operator.inputs) == 1 else 1]]
+        result = self.graph.tensors[operator.outputs[0]]
+        scales = weight.quantization.scale if weight.quantization is not None else None
+        return bool(weight.type == _INT8 and result.type == _FLOAT32 and scales is not None and len(scales) > 1)
 
     def io_signature(self, signature: Signature, batch: int) -> tuple[Signature, dict[str, Any]]:
         """Inputs and outputs as stored, in the order of `signature`, and scale and zero point of the integer ones."""
@@ -102,31 +148,10 @@ class TfliteFile:
         tensor = self.graph.tensors[index]
         return bool(tensor.type == _INT8 and tensor.quantization is not None and tensor.quantization.scale is not None)
 
-    def _boundary(self, index: int, code: int, *, into: bool) -> Any:
-        """A float tensor that takes the place and the name of the int8 tensor `index` at the boundary, and the op between them."""
+    def _code(self, builtin: int, version: int) -> int:
+        """Index of an operator code of at least this version, added when absent."""
         from ai_edge_litert import schema_py_generated as schema
 
-        inner = self.graph.tensors[index]
-        outer = schema.TensorT()
-        outer.shape, outer.shapeSignature, outer.type, outer.buffer = inner.shape, inner.shapeSignature, _FLOAT32, 0
-        outer.name, inner.name = inner.name, _text(inner.name) + "_int8"
-        self.graph.tensors.append(outer)
-        added = len(self.graph.tensors) - 1
-        ports = "inputs" if into else "outputs"
-        setattr(self.graph, ports, [added if i == index else i for i in getattr(self.graph, ports)])
-        for definition in self.model.signatureDefs or []:
-            for entry in getattr(definition, ports):
-                entry.tensorIndex = added if entry.tensorIndex == index else entry.tensorIndex
-        operator = schema.OperatorT()
-        operator.opcodeIndex = self._code(code)
-        operator.inputs, operator.outputs = ([added], [index]) if into else ([index], [added])
-        return operator
-
-    def _code(self, builtin: int) -> int:
-        """Index of an operator code, added when absent. DEQUANTIZE of int8 is version 2, QUANTIZE of float32 version 1."""
-        from ai_edge_litert import schema_py_generated as schema
-
-        version = 2 if builtin == _DEQUANTIZE else 1
         for i, code in enumerate(self.model.operatorCodes):
             if code.builtinCode == builtin and code.version >= version:
                 return i
