@@ -59,16 +59,18 @@ class LiteRtExporter(Exporter):
         )
 
     def _content(self, request: ExportRequest) -> bytes:
-        from edgepress.compress.quantize import float_module
-
-        batch, kind = request.target.batch, request.scheme.kind
-        if kind in _STATIC:
-            return to_tflite(self.rendered(request).module, request.signature, request.samples, batch, quantized=True)
-        module = float_module(torch.export.load(request.program))
-        model = to_tflite(module, request.signature, request.samples, batch, quantized=False)
-        if kind == "float" and request.scheme.precision == "fp32":
+        model, kind = self._converted(request), request.scheme.kind
+        if kind in _STATIC or request.scheme.precision == "fp32":
             return model
         return requantize(model, "fp16" if kind == "float" else kind)
+
+    def _converted(self, request: ExportRequest) -> bytes:
+        """The file of the rendered model for static schemes, of the float model for all others."""
+        from edgepress.compress.quantize import float_module
+
+        static = request.scheme.kind in _STATIC
+        module = self.rendered(request).module if static else float_module(torch.export.load(request.program))
+        return to_tflite(module, request.signature, request.samples, request.target.batch, quantized=static)
 
     def remedy(self, error: Exception) -> str:
         """Names the torch op where the converter does."""
@@ -82,6 +84,8 @@ def _io(request: ExportRequest) -> str:
     io = str(request.target.options.get("io", "float"))
     if io not in ("float", "int8"):
         raise ConfigError(f"target {request.target.name!r}: io is {io!r}", remedy="Use float or int8.")
+    if request.scheme.kind == "float":  # also the fp32 file that an int8 target is compared with
+        return "float"
     if io == "int8" and request.scheme.kind not in _STATIC:
         raise ConfigError(
             f"target {request.target.name!r}: io int8 asks for static int8",

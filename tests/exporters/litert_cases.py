@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from functools import cache
 from pathlib import Path
 from tempfile import mkdtemp
+from typing import ClassVar
 
 import numpy as np
 
@@ -15,8 +16,6 @@ from edgepress.targets.nouns import Artifact, Scheme, Target
 from edgepress.validators.runtimes.litert import LiteRt
 from tests.exporters.tensorrt_models import case
 
-SCHEMES = {"float": "fp32", "static": "int8", "static-matmul": "int8", "dynamic": "int8", "weights": "int8-weights"}
-
 
 def request(name: str, precision: str, kind: str, options: Mapping[str, object] | None = None, batch: int = 1) -> ExportRequest:
     model = case(name)
@@ -25,11 +24,26 @@ def request(name: str, precision: str, kind: str, options: Mapping[str, object] 
     return ExportRequest(model.program, model.signature, statistics, target, Scheme(precision, kind), model.samples)
 
 
+class CachingExporter(LiteRtExporter):
+    """Converts the float model, and each static rendering, once per test session."""
+
+    files: ClassVar[dict[tuple[object, ...], bytes]] = {}
+
+    def _converted(self, request: ExportRequest) -> bytes:
+        scheme = request.scheme.kind if request.scheme.kind.startswith("static") else "float"
+        key = (request.program, scheme, request.target.batch)
+        if key not in self.files:
+            self.files[key] = super()._converted(request)
+        elif scheme != "float":
+            self.rendered(request)
+        return self.files[key]
+
+
 @cache
 def exported(name: str, precision: str, kind: str, io: str = "float", batch: int = 1) -> tuple[Artifact, Path]:
     """The artifact and the folder it is in."""
     folder = Path(mkdtemp(prefix="edgepress-test-"))
-    return LiteRtExporter().export(request(name, precision, kind, {"io": io}, batch), folder), folder
+    return CachingExporter().export(request(name, precision, kind, {"io": io}, batch), folder), folder
 
 
 def run(name: str, precision: str, kind: str, io: str = "float", batch: int = 1) -> np.ndarray:

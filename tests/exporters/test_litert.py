@@ -53,8 +53,8 @@ def test_a_float_file_computes_what_torch_computes_under_the_names_of_the_model(
         ("cnn", "int8", "dynamic", 30.0),
         ("cnn", "int8", "static", 35.0),
         ("cnn", "int8", "static-matmul", 35.0),  # its concatenation is float: without barriers it is clipped to 20 dB
-        ("transformer", "fp16", "float", 55.0),
-        ("transformer", "int8-weights", "weights", 35.0),
+        pytest.param("transformer", "fp16", "float", 55.0, marks=pytest.mark.slow),
+        pytest.param("transformer", "int8-weights", "weights", 35.0, marks=pytest.mark.slow),
         ("transformer", "int8", "dynamic", 30.0),
         ("transformer", "int8", "static-matmul", 25.0),
     ],
@@ -90,6 +90,7 @@ def test_float_io_wraps_the_integer_graph_and_int8_io_leaves_it_bare() -> None:
     np.testing.assert_allclose(run("cnn", "int8", "static"), run("cnn", "int8", "static", "int8"), atol=1e-6)
 
 
+@pytest.mark.slow
 def test_the_batch_of_the_target_is_the_batch_of_the_file() -> None:
     artifact, _ = exported("cnn", "fp32", "float", batch=3)
     assert artifact.signature.inputs[0].shape == (3, 3, 16, 16)
@@ -149,6 +150,11 @@ def test_an_io_type_the_scheme_cannot_have_is_refused(precision: str, kind: str,
     with pytest.raises(ConfigError, match=words):
         LiteRtExporter().export(request("cnn", precision, kind, {"io": io}), tmp_path)
     assert not list(tmp_path.iterdir())
+
+
+def test_the_float_file_an_int8_target_is_compared_with_keeps_float_io() -> None:
+    artifact, _ = exported("cnn", "fp32", "float", "int8")
+    assert (artifact.facts["io"], artifact.signature.inputs[0].dtype) == ("float", "float32")
 
 
 def test_a_precision_it_does_not_have_is_refused(tmp_path: Path) -> None:

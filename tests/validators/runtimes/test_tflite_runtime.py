@@ -33,8 +33,8 @@ def converted(name: str, precision: str, kind: str) -> tuple[Artifact, Path]:
         ("cnn", "fp32", "float", 1e-4),
         ("cnn", "int8", "static", 0.05),
         ("transformer", "fp32", "float", 1e-4),
-        ("transformer", "fp16", "float", 1e-4),
-        ("transformer", "int8-weights", "weights", 1e-4),
+        pytest.param("transformer", "fp16", "float", 1e-4, marks=pytest.mark.slow),
+        pytest.param("transformer", "int8-weights", "weights", 1e-4, marks=pytest.mark.slow),
         ("transformer", "int8", "static-matmul", 0.05),
     ],
 )
