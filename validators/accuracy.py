@@ -190,7 +190,10 @@ def samples_to_decide(
     gap = abs(limit - value)
     if gap == 0 or samples <= 0 or not np.isfinite(half):
         return None
-    needed = samples * ((1 + NormalDist().inv_cdf(power) / z_score(confidence)) * half / gap) ** 2
+    widths = (1 + NormalDist().inv_cdf(power) / z_score(confidence)) * half / gap
+    if widths > MOST:  # its square may not even be a float
+        return None
+    needed = samples * widths**2
     return max(int(np.ceil(needed)), samples + 1) if needed <= MOST else None
 
 
