@@ -5,13 +5,13 @@ ARG TORCH_INDEX="--index-url https://download.pytorch.org/whl/cpu"
 RUN pip install --no-cache-dir torch==2.13.0 ${TORCH_INDEX}
 
 WORKDIR /opt/edgepress
-COPY pyproject.toml README.md LICENSE ./
+COPY pyproject.toml constraints.txt README.md LICENSE ./
 COPY edgepress edgepress
 COPY compress compress
 COPY exporters exporters
 COPY validators validators
 COPY targets targets
-RUN pip install --no-cache-dir ".[all,digits]"
+RUN pip install --no-cache-dir --constraint constraints.txt ".[all,digits]"
 
 RUN useradd --create-home edgepress
 USER edgepress

@@ -23,10 +23,10 @@ lint: $(VENV)/.installed
 	$(BIN)/mypy
 
 # torch first and alone: a build that is at hand (CPU) is kept, and nothing later replaces it.
-$(VENV)/.installed: pyproject.toml
+$(VENV)/.installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/pip install --quiet torch==2.13.0
-	$(BIN)/pip install --quiet --editable ".[dev]" --editable examples/numpy-target
+	$(BIN)/pip install --quiet --constraint constraints.txt torch==2.13.0
+	$(BIN)/pip install --quiet --constraint constraints.txt --editable ".[dev]" --editable examples/numpy-target
 	touch $@
 
 clean:
