@@ -27,10 +27,7 @@ class NumpyExporter(Exporter):
     def _export_impl(self, request: ExportRequest, folder: Path) -> Artifact:
         import torch
 
-        if request.scheme.kind == "float":
-            module = torch.export.load(request.program).module()
-        else:
-            module = self.rendered(request).module
+        module = torch.export.load(request.program).module() if request.scheme.kind == "float" else self.rendered(request).module
         arrays: dict[str, np.ndarray] = {}
         lines: list[dict[str, Any]] = []
         for node in module.graph.nodes:
