@@ -159,9 +159,9 @@ def _publish(staging: Path, place: Path) -> None:
 
 def _link_latest(place: Path) -> None:
     link = place.parent / "latest"
+    if link.is_dir() and not link.is_symlink():
+        raise ConfigError(f"{str(link)!r} is a folder", "it should be a link to the newest run", "Rename it.")
     partial = place.parent / f".latest.{os.getpid()}"
     partial.unlink(missing_ok=True)
     partial.symlink_to(place.name)
-    if link.is_dir() and not link.is_symlink():
-        raise ConfigError(f"{str(link)!r} is a folder", "it should be a link to the newest run", "Rename it.")
     partial.replace(link)
