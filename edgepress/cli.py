@@ -33,7 +33,7 @@ DEFAULT_CONFIG = Path("edgepress.yaml")
 LATEST = Path("runs/latest")
 
 
-@app.callback()
+@app.callback(invoke_without_command=True)
 def _options(
     debug: Annotated[bool, typer.Option("--debug", help="Show tracebacks.")] = False,
     version: Annotated[bool, typer.Option("--version", help="Print the version and leave.")] = False,
