@@ -1,6 +1,6 @@
 """Our static int8 against each runtime's own post-training quantizer: interleaved latency and accuracy in one window.
 
-    EDGEPRESS_CASES=… python benchmarks/native_quantizers.py [--runtime onnxruntime|openvino]... [--pairs N]
+    EDGEPRESS_CASES=… python benchmarks/native_quantizers.py [--runtime onnxruntime|openvino|litert]... [--pairs N]
 
 CIFAR-10 ResNet-20, 512 training images for every quantizer, batch 1, 1 thread. Printed ratios are int8 latency over the other
 side's latency in ABBA order with a 95 % bootstrap interval; drops are in percentage points on the whole validation set.
@@ -117,10 +117,22 @@ def nncf_static(case: Case, float_artifact: Artifact, folder: Path) -> Artifact:
     return replace(float_artifact, path=written.name)
 
 
+def ai_edge_static(case: Case, float_artifact: Artifact, folder: Path) -> Artifact:
+    """ai-edge-quantizer's own recipe static_wi8_ai8: int8 weights per channel, int8 activations; float at the boundary, as ours."""
+    from ai_edge_quantizer import quantizer, recipe
+
+    tool = quantizer.Quantizer(str(folder / float_artifact.path), recipe.static_wi8_ai8())
+    statistics = tool.calibrate({"serving_default": [{"input": case.calibration[i : i + 1]} for i in range(CALIBRATION)]})
+    path = folder / "ai_edge_quantizer.tflite"
+    path.write_bytes(bytes(tool.quantize(statistics).quantized_model))
+    return replace(float_artifact, path=path.name)
+
+
 Rival = Callable[[Case, Artifact, Path], Artifact]
 RIVALS: dict[str, dict[str, Rival]] = {
     "onnxruntime": {"quantize_static": onnxruntime_static, "quantize_static reduce_range": onnxruntime_static_7bit},
     "openvino": {"nncf.quantize": nncf_static},
+    "litert": {"ai-edge-quantizer static": ai_edge_static},
 }
 
 
