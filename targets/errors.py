@@ -4,6 +4,8 @@ EdgepressError                exit code 2 at the command line, one line, no trac
 ├── ConfigError               edgepress.yaml: unknown key, wrong type, unit or range
 ├── ProjectError              the user's side: model factory, checkpoint, data, metric
 ├── QuantizationError         a model or a request the quantizer cannot honour
+├── PruneError                a model or a request the pruner cannot honour
+├── TrainingError             training that cannot start, go on or be resumed
 ├── ExportError               a converter refused or crashed: names target, op, remedy
 ├── RuntimeUnavailable        a runtime that is not installed or cannot exist on this machine
 ├── ExecutionError            a runtime failed while loading or running an artifact
@@ -45,6 +47,14 @@ class ProjectError(EdgepressError):
 
 class QuantizationError(EdgepressError):
     """The model or the requested scheme cannot be quantized as asked."""
+
+
+class TrainingError(EdgepressError):
+    """A training cannot start, go on or be resumed as asked."""
+
+
+class PruneError(EdgepressError):
+    """The model or the requested removal cannot be pruned as asked."""
 
 
 class ExportError(EdgepressError):
