@@ -15,7 +15,7 @@ from edgepress.targets.errors import TrainingError
 
 SCHEDULES = ("cosine", "one-cycle", "step", "constant")
 PRECISIONS = ("fp32", "bf16", "fp16")
-STRATEGIES = ("auto", "ddp", "fsdp", "deepspeed")
+STRATEGIES = ("auto", "ddp")
 LOGGERS = ("tensorboard", "mlflow")
 
 #: Where an optimizer is known well enough to choose for the user. SGD: He et al. 2016 with the rate for a trained net; AdamW: its paper's
@@ -46,7 +46,7 @@ class TrainConfig:
         patience: evaluations without a better metric after which training stops.
         restore_best: end with the best evaluated weights, the start's among them, rather than the last.
         activation_checkpointing: compute activations again in the backward pass instead of keeping them (Chen et al. 2016).
-        strategy: how processes share the work: `auto`, `ddp`, `fsdp`, `deepspeed`.
+        strategy: how processes share the work: `auto`, `ddp`.
         devices: how many per node, or `auto`.
         nodes: machines.
         augment: on batches of images (N, C, H, W): `flip`, `crop<pixels>`, `cutout<pixels>`, `mixup<alpha>`, each at most once.

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
@@ -40,15 +40,24 @@ def make_fabric(config: TrainConfig) -> Fabric:
         )
     return Fabric(
         accelerator="cuda" if cuda else "cpu",
-        strategy=_strategy(config, world, cuda),
+        strategy="ddp" if world > 1 else config.strategy,
         devices=devices,
         num_nodes=nodes,
         precision=_PRECISIONS[config.precision],
     )
 
 
-def _strategy(config: TrainConfig, world: int, cuda: bool) -> Any:
-    return "ddp" if world > 1 else "auto"
+class Sealed:
+    """A batch that Fabric hands on as it is: of what it can look into, it would round float labels to half precision along with the inputs.
+
+    Args:
+        inputs: (n, ...), on the device.
+        labels: (n, ...) or None, on the device.
+        index: int64 (n,), rows of the dataset, on the CPU.
+    """
+
+    def __init__(self, inputs: tuple[Tensor, ...], labels: Tensor | None, index: Tensor) -> None:
+        self.inputs, self.labels, self.index = inputs, labels, index
 
 
 class Step(nn.Module):  # type: ignore[misc]
@@ -66,7 +75,7 @@ class Step(nn.Module):  # type: ignore[misc]
         self.extra = nn.ModuleList(modules_of(objective))
         self.__dict__["objective"] = objective  # past nn.Module, which would register an objective that is a module, teacher and all
 
-    def forward(self, inputs: tuple[Tensor, ...], labels: Tensor | None, index: Tensor) -> Tensor:
+    def forward(self, batch: Sealed) -> Tensor:
         """The objective's loss, a scalar."""
-        loss: Tensor = self.__dict__["objective"](self.module, inputs, labels, index)
+        loss: Tensor = self.__dict__["objective"](self.module, batch.inputs, batch.labels, batch.index)
         return loss

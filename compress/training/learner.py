@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from edgepress.compress.training.augment import Augment
 from edgepress.compress.training.config import TrainConfig
 from edgepress.compress.training.data import Batch
-from edgepress.compress.training.fabric import Step
+from edgepress.compress.training.fabric import Sealed, Step
 from edgepress.compress.training.layout import channels_last, class_count
 from edgepress.compress.training.modes import set_training
 from edgepress.compress.training.objective import Objective
@@ -75,9 +75,9 @@ class Learner:
         self.waited = 0.0
         total = torch.zeros((), device=fabric.device)
         for part in range(config.accumulate):
-            inputs, labels, index = self._next(batches, seed_for("augment", config.seed, number, part))
+            batch = self._next(batches, seed_for("augment", config.seed, number, part))
             with fabric.no_backward_sync(self._wrapped, enabled=part + 1 < config.accumulate):
-                loss = self._wrapped(inputs, labels, index)
+                loss = self._wrapped(batch)
                 _check(loss)
                 fabric.backward(loss / config.accumulate)
             total += loss.detach().float() / config.accumulate
@@ -89,13 +89,13 @@ class Learner:
             self._weights.average_into(self._average, decay_at(config.ema, number))
         return fabric.all_reduce(total, reduce_op="mean") if fabric.world_size > 1 else total
 
-    def _next(self, batches: Iterator[Batch], seed: int) -> tuple[tuple[Tensor, ...], Tensor | None, Tensor]:
+    def _next(self, batches: Iterator[Batch], seed: int) -> Sealed:
         asked = time.perf_counter()
         batch = next(batches)
         inputs, labels = self._fabric.to_device((batch.inputs, batch.labels))
         inputs, labels = self._augment(inputs, labels, seed)
         self.waited += time.perf_counter() - asked
-        return inputs, labels, batch.index
+        return Sealed(inputs, labels, batch.index)
 
     @contextmanager
     def evaluated(self) -> Iterator[nn.Module]:
