@@ -109,14 +109,19 @@ class Feed:
             return _Rows(columns, torch.ones(self.size, dtype=torch.bool)), 0.0
         indices = sorted({int(i) for i in np.linspace(0, self.size - 1, min(_PROBED, self.size))})
         with generators_kept():
-            started = time.perf_counter()
-            one, two = (_unwrapped(_read(self._data, indices, ("probe", again))) for again in range(2))
-            seconds = (time.perf_counter() - started) / len(indices) / 2
+            one = _unwrapped(_read(self._data, indices, ("probe", 0)))
+            marks = [time.perf_counter()]
+            two = []
+            for index in indices:
+                two.append(_unwrapped(_read(self._data, [index], ("probe", 1))))
+                marks.append(time.perf_counter())
+        seconds = float(np.median(np.diff(marks)))
         self._inputs = _input_count(self._data[indices[0]])
-        if not all(torch.equal(a, b) for a, b in zip(one, two, strict=True)):
+        self._sample_bytes = sum(column[0].numel() * column.element_size() for column in one)
+        again = [torch.cat(column) for column in zip(*two, strict=True)]
+        if not all(torch.equal(a, b) for a, b in zip(one, again, strict=True)):
             return None, seconds
-        needed = sum(column[0].numel() * column.element_size() for column in one) * self.size
-        if needed > psutil.virtual_memory().available * _MEMORY_SHARE / self._world:
+        if self._sample_bytes * self.size > psutil.virtual_memory().available * _MEMORY_SHARE / self._world:
             return None, seconds
         rows = _Rows([column.new_empty((self.size, *column.shape[1:])) for column in one], torch.zeros(self.size, dtype=torch.bool))
         rows.put(torch.tensor(indices), one)
@@ -142,9 +147,7 @@ class Feed:
             return 0
         cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
         workers = max(1, cores // self._world - 1)
-        example = self.example(1)
-        tensors = [*example.inputs, *([] if example.labels is None else [example.labels])]
-        held = sum(t.numel() * t.element_size() for t in tensors) * share * (_AHEAD + 1) * workers
+        held = self._sample_bytes * share * (_AHEAD + 1) * workers
         return workers if _SHARED_MEMORY.is_dir() and held < shutil.disk_usage(_SHARED_MEMORY).free else 0
 
 

@@ -70,12 +70,12 @@ class Learner:
             The mean loss over all processes, float32, on the device. Where it is not finite, the weights are not to be used any more.
         """
         config, fabric = self._config, self._fabric
-        seed_everything(seed_for("step", config.seed, fabric.global_rank, number))
         set_rate(self._optimizer, rate)
         self.waited = 0.0
         total = torch.zeros((), device=fabric.device)
         for part in range(config.accumulate):
             batch = self._next(batches, seed_for("augment", config.seed, number, part))
+            seed_everything(seed_for("step", config.seed, fabric.global_rank, number, part))  # after a dataset may have drawn numbers here
             with fabric.no_backward_sync(self._wrapped, enabled=part + 1 < config.accumulate):
                 loss = self._wrapped(batch)
                 _check(loss)

@@ -6,18 +6,19 @@ from __future__ import annotations
 import functools
 import math
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import Any
 
 import torch
 from torch import nn
 from torch.fx import GraphModule, Interpreter, Node
-from torch.utils.checkpoint import CheckpointPolicy, checkpoint, create_selective_checkpoint_contexts
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils.checkpoint import checkpoint
 
 from edgepress.targets.errors import TrainingError
 
-#: Ops that change running statistics: their results are kept, since computing them again would count the batch twice.
-_ONCE = frozenset(["native_batch_norm", "cudnn_batch_norm", "miopen_batch_norm", "_native_batch_norm_legit", "_batch_norm_with_update"])
+#: Arguments of norms that a forward pass in train mode updates in place.
+_STATISTICS = ("running_mean", "running_var")
 
 
 @contextmanager
@@ -65,13 +66,22 @@ def _recomputing(part: nn.Module) -> Callable[..., Any]:
 def _checkpoint(function: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
     if not torch.is_grad_enabled():
         return function(*args, **kwargs)
-    contexts = functools.partial(create_selective_checkpoint_contexts, _policy)
-    return checkpoint(function, *args, use_reentrant=False, context_fn=contexts, **kwargs)
+    return checkpoint(function, *args, use_reentrant=False, context_fn=lambda: (nullcontext(), _Again()), **kwargs)
 
 
-def _policy(context: Any, op: Any, *args: Any, **kwargs: Any) -> CheckpointPolicy:
-    name = op.overloadpacket.__name__ if isinstance(op, torch._ops.OpOverload) else ""
-    return CheckpointPolicy.MUST_SAVE if name in _ONCE else CheckpointPolicy.PREFER_RECOMPUTE
+class _Again(TorchDispatchMode):  # type: ignore[misc]
+    """Computes the same values a second time without counting the batch a second time in running statistics."""
+
+    def __torch_dispatch__(self, op: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None) -> Any:
+        names = [argument.name for argument in op._schema.arguments]
+        if "running_mean" in names:
+            copied = [
+                value.clone() if name in _STATISTICS and value is not None else value for name, value in zip(names, args, strict=False)
+            ]
+            return op(*copied, **(kwargs or {}))
+        if op._schema.is_mutable and isinstance(args[0], torch.Tensor) and not args[0].is_floating_point():  # num_batches_tracked
+            return args[0]
+        return op(*args, **(kwargs or {}))
 
 
 class _Stretches:
@@ -89,10 +99,8 @@ class _Stretches:
         for node in nodes:
             if node.op == "placeholder":
                 values[node] = next(given, node.args[0] if node.args else None)
-        work = [node for node in nodes if node.op not in ("placeholder", "output")]
-        length = max(1, math.isqrt(len(work)))
-        for first in range(0, len(work), length):
-            self._run(interpreter, work[first : first + length], values)
+        for stretch in _stretches([node for node in nodes if node.op not in ("placeholder", "output")]):
+            self._run(interpreter, stretch, values)
         interpreter.env = values
         outputs = interpreter.run_node(nodes[-1])
         return self._module.graph.process_outputs(outputs)
@@ -109,3 +117,23 @@ class _Stretches:
             return tuple(interpreter.env[node] for node in gives)
 
         values.update(zip(gives, _checkpoint(compute, *(values[node] for node in needs)), strict=True))
+
+
+def _stretches(nodes: list[Node]) -> list[list[Node]]:
+    """Cut a list of nodes into about sqrt(n) parts, nowhere between a tensor and an op that changes it in place: what a part begins with
+    must still be there when it is
+    computed again.
+    """
+    position = {node: i for i, node in enumerate(nodes)}
+    together = [False] * (len(nodes) + 1)
+    for i, node in enumerate(nodes):
+        if isinstance(node.target, torch._ops.OpOverload) and node.target._schema.is_mutable:
+            for source in node.all_input_nodes[:1]:
+                together[position.get(source, -1) + 1 : i + 1] = [True] * (i - position.get(source, -1))
+    length = max(1, math.isqrt(len(nodes)))
+    parts: list[list[Node]] = [[]]
+    for i, node in enumerate(nodes):
+        if len(parts[-1]) >= length and not together[i]:
+            parts.append([])
+        parts[-1].append(node)
+    return parts
