@@ -16,6 +16,7 @@ from edgepress.targets.errors import TrainingError
 SCHEDULES = ("cosine", "one-cycle", "step", "constant")
 PRECISIONS = ("fp32", "bf16", "fp16")
 STRATEGIES = ("auto", "ddp")
+_SHARDED = ("fsdp", "deepspeed")
 LOGGERS = ("tensorboard", "mlflow")
 
 #: Where an optimizer is known well enough to choose for the user. SGD: He et al. 2016 with the rate for a trained net; AdamW: its paper's
@@ -85,6 +86,9 @@ class TrainConfig:
     log: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
+        if self.strategy in _SHARDED:
+            why = "models that edge targets hold fit one device, and nothing here gathers the shards of larger ones"
+            raise TrainingError(f"strategy is {self.strategy!r}", why, "Take ddp, and activation_checkpointing where memory is short.")
         for name, allowed in (("schedule", SCHEDULES), ("precision", PRECISIONS), ("strategy", STRATEGIES)):
             one_of(name, getattr(self, name), allowed)
         for logger in self.log:
@@ -132,8 +136,8 @@ class TrainResult:
     """What a training came to; the weights are in the module itself.
 
     Attributes:
-        best: highest metric of an evaluation, the one before the first step included; None without an evaluation.
-        last: metric of the last evaluation of trained weights.
+        best: highest metric of an evaluation, the one before the first step included; None without an evaluation that gave a number.
+        last: metric of the last evaluation of trained weights, None where it was not a number.
         best_epoch: after which epoch `best` was seen, 0 for the weights at the start; None without an evaluation.
         start: metric of the weights before the first step.
         epochs_done: passes over the data, in parts where the last one was cut.

@@ -105,14 +105,16 @@ class _Run:
 
     def go(self) -> TrainResult:
         """Resume or begin, train, and leave the final weights in the module."""
-        with self.loggers, checkpointed(self.module, self.config.activation_checkpointing):
-            if not self._resume():
-                self._begin()
-            if not self.state.stopped:
-                while not self.state.stopped:
-                    self._epoch()
-                self._end()
-        self.learner.give_back()
+        try:
+            with self.loggers, checkpointed(self.module, self.config.activation_checkpointing):
+                if not self._resume():
+                    self._begin()
+                if not self.state.stopped:
+                    while not self.state.stopped:
+                        self._epoch()
+                    self._end()
+        finally:
+            self.learner.give_back()
         return self.state.result()
 
     def _begin(self) -> None:
@@ -214,7 +216,7 @@ class _Run:
         self._save()
 
     def _metric(self) -> float | None:
-        """What `evaluate` says, asked by the first process alone; minus infinity where it is not a number."""
+        """What `evaluate` says, asked by the first process alone; None without it."""
         if self.evaluate is None:
             return None
         value = 0.0
@@ -222,8 +224,7 @@ class _Run:
             progress(f"training: evaluating after {self.state.steps} steps", self.state.steps, self.total)
             with self.learner.evaluated() as module:
                 value = float(self.evaluate(module))
-        value = float(self.fabric.broadcast(value)) if self.fabric.world_size > 1 else value
-        return -math.inf if math.isnan(value) else value
+        return float(self.fabric.broadcast(value)) if self.fabric.world_size > 1 else value
 
     def _rate(self) -> float:
         """The learning rate of the step under way, at its middle."""

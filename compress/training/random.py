@@ -19,7 +19,9 @@ def seed_for(*parts: int | str) -> int:
 
 def seed_everything(seed: int) -> None:
     """Seed the generators that models and datasets draw from: torch's, numpy's and Python's."""
-    torch.manual_seed(seed)
+    torch.default_generator.manual_seed(seed)
+    if torch.cuda.is_initialized():  # before that, torch.manual_seed would queue the seed with a traceback, at every call
+        torch.cuda.manual_seed_all(seed)
     np.random.seed(seed % 2**32)
     random.seed(seed)
 

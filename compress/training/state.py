@@ -42,20 +42,22 @@ class State:
     remarks: list[str] = field(default_factory=list)
 
     def begin(self, metric: float | None) -> None:
-        """Record the metric of the weights at the start."""
+        """Record the metric of the weights at the start, None where nothing is evaluated; NaN counts as worse than any number."""
         if metric is not None:
-            self.start = self.best = self.score = metric
             self.best_epoch = 0
+            if not math.isnan(metric):
+                self.start = self.best = self.score = metric
 
     def close_epoch(self, loss: float, metric: float | None, rate: float) -> bool:
         """Record an epoch; says whether its weights are the best so far.
 
         Args:
             loss: mean over the epoch's steps.
-            metric: of the weights after it; None where nothing is evaluated.
+            metric: of the weights after it; None where nothing is evaluated. NaN counts as worse than any number.
             rate: learning rate at its end.
         """
-        score = -loss if metric is None else metric
+        score = -loss if metric is None else -math.inf if math.isnan(metric) else metric
+        metric = None if metric is None or math.isnan(metric) else metric
         better = score > self.score
         self.stale = 0 if better else self.stale + 1
         if better:

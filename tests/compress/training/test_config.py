@@ -23,6 +23,7 @@ from edgepress.targets.errors import TrainingError
         ({"patience": 0}, "patience is 0"),
         ({"schedule": "cosin"}, "Did you mean 'cosine'"),
         ({"precision": "int8"}, "known are fp32, bf16, fp16"),
+        ({"strategy": "fsdp"}, "strategy is 'fsdp'.*Take ddp"),
         ({"strategy": "dpp"}, "Did you mean 'ddp'"),
         ({"optimizer": "adanw"}, "Did you mean 'adamw'|Did you mean 'adam'"),
         ({"optimizer": "lbfgs"}, "several times a step"),

@@ -101,6 +101,23 @@ def test_training_stops_early_after_so_many_evaluations_without_gain(tmp_path: P
     assert (result.stopped, result.epochs_done, result.best) == ("early stopping", 3, 0.5)
 
 
+def test_a_metric_that_is_no_number_counts_as_the_worst(tmp_path: Path) -> None:
+    metrics = iter([float("nan"), float("nan"), 0.3, float("nan"), 0.2])
+    result = train(mlp(), vectors(), task_loss(), CONFIG, tmp_path, lambda _: next(metrics))
+    assert (result.start, result.best, result.best_epoch, result.last) == (None, 0.3, 2, 0.2)
+    assert [line["metric"] for line in result.history] == [None, 0.3, None, 0.2]
+
+
+def test_a_training_that_fails_gives_the_module_back_in_eval_mode_and_its_own_memory_layout(tmp_path: Path) -> None:
+    def fails(outputs: Tensor, labels: Tensor) -> Tensor:
+        raise RuntimeError("of the user")
+
+    module = conv()
+    with pytest.raises(RuntimeError, match="of the user"):
+        train(module, images(), task_loss(fails), CONFIG, tmp_path)
+    assert not module.training and module.conv.weight.is_contiguous()
+
+
 def test_part_of_an_epoch_can_be_trained(tmp_path: Path) -> None:
     result = train(mlp(), vectors(96), task_loss(), replace(CONFIG, epochs=1.34), tmp_path)
     assert (result.steps, len(result.history)) == (4, 2)
