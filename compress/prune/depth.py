@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -9,9 +10,9 @@ from typing import Any
 import numpy as np
 import torch
 from torch.export import ExportedProgram
-from torch.fx import GraphModule, Node
+from torch.export.graph_signature import ExportGraphSignature
+from torch.fx import Graph, GraphModule, Node
 
-from edgepress.compress.program import export_like
 from edgepress.compress.prune.importance import Batch, Loss
 from edgepress.compress.quantize.graph import is_float, layer_of, op_name, value_of
 from edgepress.targets.errors import PruneError
@@ -25,13 +26,13 @@ class Block:
         name: dotted path of the layer that adds, or the name of the adding node.
         add: name of the adding node.
         shortcut: name of the node x whose value the sum becomes.
-        parameters: names of the parameters that only this branch reads.
+        tensors: names of the parameters and buffers that only this branch reads.
     """
 
     name: str
     add: str
     shortcut: str
-    parameters: tuple[str, ...]
+    tensors: tuple[str, ...]
 
 
 def residual_blocks(program: ExportedProgram) -> tuple[Block, ...]:
@@ -43,22 +44,19 @@ def residual_blocks(program: ExportedProgram) -> tuple[Block, ...]:
     Returns:
         Blocks in the order of execution.
     """
-    order = {node: place for place, node in enumerate(_opened(program).graph.nodes)}
+    order = {node: place for place, node in enumerate(program.graph.nodes)}
+    signature = program.graph_signature
+    names = {**signature.inputs_to_parameters, **signature.inputs_to_buffers}
     found = []
     for node in order:
         for shortcut, branch in _sides(node):
             inside = _between(shortcut, branch, order)
             if inside and _stands_alone(inside, node):
                 own = sorted(_only_for(inside), key=order.__getitem__)
-                parameters = tuple(str(member.target) for member in own if member.op == "get_attr")
-                found.append(Block(layer_of(node), node.name, shortcut.name, parameters))
+                tensors = tuple(names[member.name] for member in own if member.name in names)
+                found.append(Block(layer_of(node), node.name, shortcut.name, tensors))
                 break
     return tuple(found)
-
-
-def _opened(program: ExportedProgram) -> GraphModule:
-    module: GraphModule = program.module(check_guards=False)
-    return module
 
 
 def _stands_alone(inside: set[Node], add: Node) -> bool:
@@ -143,7 +141,7 @@ def block_importance(program: ExportedProgram, blocks: Sequence[Block], batches:
         PruneError: no samples, or a block is not the program's.
     """
     _check_known(program, blocks)
-    modules = [_opened(program), *(_bypassed(program, [block]) for block in blocks)]
+    modules = [each.module(check_guards=False) for each in (program, *(_bypassed(program, [block]) for block in blocks))]
     totals, samples = np.zeros(len(modules)), 0
     with torch.no_grad():
         for inputs, labels in batches:
@@ -155,20 +153,21 @@ def block_importance(program: ExportedProgram, blocks: Sequence[Block], batches:
 
 
 def remove_blocks(program: ExportedProgram, blocks: Sequence[Block]) -> ExportedProgram:
-    """A program in which every one of these blocks' sums is its shortcut; parameters that nothing reads any more are gone.
+    """A program in which every one of these blocks' sums is its shortcut; tensors that nothing reads any more are gone.
 
     Args:
         program: left as it was.
         blocks: of `residual_blocks(program)`.
 
     Returns:
-        A program with the same inputs, outputs and dynamic batch, exported anew.
+        A program with the same inputs, outputs, dynamic batch, and names of what is left; it shares no tensor with the program.
 
     Raises:
         PruneError: a block is not the program's.
     """
     _check_known(program, blocks)
-    return export_like(_bypassed(program, blocks), program)
+    shorter = _bypassed(program, blocks)
+    return _rebuilt(program, shorter.graph, shorter.graph_signature, copy.deepcopy({**shorter.constants, **shorter.state_dict}))
 
 
 def shorten(
@@ -209,39 +208,57 @@ def _check_known(program: ExportedProgram, blocks: Sequence[Block]) -> None:
         raise PruneError(f"block {strangers[0].name!r} is not in this program", "", "Find the blocks of this program first.")
 
 
-def _bypassed(program: ExportedProgram, blocks: Sequence[Block]) -> GraphModule:
-    """A module whose sums of these blocks are their shortcuts, without the parameters that nothing reads."""
-    module = _opened(program)
-    for node in list(module.graph.nodes):
+def _bypassed(program: ExportedProgram, blocks: Sequence[Block]) -> ExportedProgram:
+    """A program whose sums of these blocks are their shortcuts; its tensors are the program's own."""
+    graph = Graph()
+    graph.output(graph.graph_copy(program.graph, {})).meta = copy.copy(program.graph.output_node().meta)
+    for node in list(graph.nodes):
         if _checks(node):
-            module.graph.erase_node(node)
-    before = _read(module)
-    places = {node.name: node for node in module.graph.nodes}
-    unread = {node for node in module.graph.nodes if not node.users}
+            graph.erase_node(node)
+    places = {node.name: node for node in graph.nodes}
+    unread = {node for node in graph.nodes if not node.users}
     replaced: dict[Node, Node] = {}
     for block in blocks:
         add, shortcut = places[block.add], places[block.shortcut]
         shortcut = replaced.get(shortcut, shortcut)  # the shortcut of a block right behind a bypassed one
         add.replace_all_uses_with(shortcut)
         replaced[add] = shortcut
-    for node in reversed(list(module.graph.nodes)):  # not `eliminate_dead_code`, which keeps what writes in place
-        if node.op in ("call_function", "get_attr") and not node.users and (node.op == "get_attr" or node not in unread):
-            module.graph.erase_node(node)
-    _drop(module, before)
-    module.recompile()
-    return module
+    for node in reversed(list(graph.nodes)):  # not `eliminate_dead_code`, which keeps what writes in place
+        if node.op == "call_function" and not node.users and node not in unread:
+            graph.erase_node(node)
+    return _without_unread(program, graph, {node.name for node in unread})
 
 
-def _read(module: GraphModule) -> set[str]:
-    """Names of the tensors that the graph reads."""
-    return {str(node.target) for node in module.graph.nodes if node.op == "get_attr" and node.users}
+def _without_unread(program: ExportedProgram, graph: Graph, before: set[str]) -> ExportedProgram:
+    """Drop the tensors that are not read any more, and with the last one of a layer all of that layer (a batch norm's counter, say).
+
+    `before` names the nodes that nothing read in the first place.
+    """
+    places = {node.name: node for node in graph.nodes if node.op == "placeholder"}
+    signature = copy.deepcopy(program.graph_signature)
+    tensors = {spec.arg.name: str(spec.target) for spec in signature.input_specs if spec.target is not None}
+    lost = {name for name in tensors if not places[name].users and name not in before}
+    living = {tensors[name].rpartition(".")[0] for name in tensors if places[name].users}
+    layers = {tensors[name].rpartition(".")[0] for name in lost} - living
+    lost |= {name for name in tensors if tensors[name].rpartition(".")[0] in layers}
+    for name in lost:
+        graph.erase_node(places[name])
+    signature.input_specs = [spec for spec in signature.input_specs if spec.arg.name not in lost]
+    gone = {tensors[name] for name in lost}
+    values = {**program.constants, **program.state_dict}
+    return _rebuilt(program, graph, signature, {name: value for name, value in values.items() if name not in gone})
 
 
-def _drop(module: GraphModule, before: set[str]) -> None:
-    """Drop the tensors that are not read any more, and with the last one of a layer all of that layer (a batch norm's counter, say)."""
-    after = _read(module)
-    for path, owner in module.named_modules():
-        names = {f"{path}.{name}".lstrip("."): (store, name) for store in (owner._parameters, owner._buffers) for name in store}
-        gone = names.keys() & (before - after)
-        for store, name in [names[full] for full in (gone if names.keys() & after else names if gone else ())]:
-            del store[name]
+def _rebuilt(program: ExportedProgram, graph: Graph, signature: ExportGraphSignature, values: dict[str, Any]) -> ExportedProgram:
+    """The program with another graph and signature, and these tensors and constants by name."""
+    return ExportedProgram(
+        root=GraphModule(program.graph_module, graph),
+        graph=graph,
+        graph_signature=signature,
+        state_dict={name: values[name] for name in program.state_dict if name in values},
+        range_constraints=copy.deepcopy(program.range_constraints),
+        module_call_graph=copy.deepcopy(program.module_call_graph),
+        example_inputs=program.example_inputs,
+        constants={name: values[name] for name in program.constants if name in values},
+        verifiers=program.verifiers,
+    )

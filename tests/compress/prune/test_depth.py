@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -11,7 +12,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.export import Dim, ExportedProgram
 
+from edgepress.compress.prune import analyse, check, remove
 from edgepress.compress.prune.depth import block_importance, remove_blocks, residual_blocks, shorten
+from edgepress.compress.train import trainable
 from edgepress.targets.errors import PruneError
 
 
@@ -92,8 +95,8 @@ def test_blocks_are_sums_with_their_own_input_alone() -> None:
     blocks = residual_blocks(exported(Net(), images()))
     assert [block.name for block in blocks] == ["blocks.0", "blocks.1", "blocks.2"]
     names = ("conv1.weight", "bn1.weight", "bn1.bias", "conv2.weight", "conv2.bias")
-    assert {f"blocks.1.{name}" for name in names} <= set(blocks[1].parameters)
-    assert not any(name.startswith(("stem", "blocks.0")) for name in blocks[1].parameters)
+    assert {f"blocks.1.{name}" for name in names} <= set(blocks[1].tensors)
+    assert not any(name.startswith(("stem", "blocks.0")) for name in blocks[1].tensors)
 
 
 @pytest.mark.parametrize("inplace", [False, True])
@@ -109,6 +112,7 @@ def test_a_removed_block_is_the_identity(gone: list[int], inplace: bool) -> None
         torch.testing.assert_close(shorter.module()(images(batch)), net(images(batch)))
     assert set(shorter.state_dict) == set(net.state_dict())
     assert len(residual_blocks(program)) == 3
+    assert not {id(value) for value in shorter.state_dict.values()} & {id(value) for value in program.state_dict.values()}
 
 
 def test_transformer_layers_that_share_a_mask_can_go() -> None:
@@ -116,7 +120,7 @@ def test_transformer_layers_that_share_a_mask_can_go() -> None:
     net = Attention()
     program = exported(net, x, mask)
     blocks = residual_blocks(program)
-    assert len(blocks) == 2 and set(blocks[0].parameters) == {"q.0.weight", "q.0.bias", "out.0.weight", "out.0.bias"}
+    assert len(blocks) == 2 and set(blocks[0].tensors) == {"q.0.weight", "q.0.bias", "out.0.weight", "out.0.bias"}
     shorter = remove_blocks(program, blocks[:1])
     net.eval()
     expected = Attention().eval()
@@ -170,3 +174,17 @@ def test_more_blocks_than_there_are_is_an_error() -> None:
     shorter = remove_blocks(program, residual_blocks(program)[-1:])
     with pytest.raises(PruneError, match="not in this program"):
         remove_blocks(shorter, residual_blocks(program)[-1:])
+
+
+def test_a_shorter_program_can_be_saved_pruned_and_trained(tmp_path: Path) -> None:
+    program = exported(Net(), images())
+    torch.export.save(remove_blocks(program, residual_blocks(program)[:2]), tmp_path / "short.pt2")
+    shorter = torch.export.load(tmp_path / "short.pt2")
+    structure = analyse(shorter)
+    removed = np.zeros(structure.unit_count, dtype=bool)
+    removed[structure.families[0].units[0]] = True
+    smaller = remove(shorter, structure, removed)
+    check(shorter, smaller, structure, removed, [images()])
+    module = trainable(smaller)
+    module(images()).sum().backward()
+    assert all(parameter.grad is not None for parameter in module.parameters())
