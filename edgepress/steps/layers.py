@@ -1,0 +1,44 @@
+"""The latency table of a model's layers in one runtime: measured once, used by every pruning to a latency."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from edgepress.targets.nouns import Signature
+
+_SAMPLES = 8
+
+
+def latencies(params: dict[str, Any], folder: Path) -> dict[str, Any]:
+    """Time the model and each of its layers at several widths, in fp32.
+
+    Args:
+        params: `runtime`, `threads`, `batch`, `multiple` (widths that pruning will land on); `inputs` names the folders of `model` and
+            `data`.
+        folder: nothing is left in it.
+
+    Returns:
+        The table (`compress.prune.latency.LatencyTable.from_json` reads it).
+
+    Raises:
+        RuntimeUnavailable: exporter or runtime is missing.
+        MeasurementError: times cannot be taken on this machine.
+    """
+    import torch
+
+    from edgepress.compress.prune import analyse
+    from edgepress.steps.arrays import load_inputs
+    from edgepress.validators.layer_latency import LayerPlan, measure_layers
+
+    inputs = {name: Path(path) for name, path in params["inputs"].items()}
+    program = inputs["model"] / "model.pt2"
+    signature = Signature.from_json(json.loads((inputs["model"] / "signature.json").read_text()))
+    found = load_inputs(inputs["data"] / "calibration", signature, max(_SAMPLES, params["batch"]))
+    rows = np.arange(max(_SAMPLES, params["batch"])) % len(next(iter(found.values())))
+    samples = {name: np.ascontiguousarray(value[rows]) for name, value in found.items()}
+    plan = LayerPlan(params["runtime"], params["threads"], params["batch"], params["multiple"])
+    return measure_layers(program, analyse(torch.export.load(program)), signature, samples, plan).to_json()
