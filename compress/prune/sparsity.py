@@ -47,15 +47,17 @@ class SparsitySettings:
             raise PruneError(f"sparsity training with {values}", "strength must be above 0, alpha 0 or more, refresh 1 or more", "")
 
 
-class GroupPenalty:
+class GroupPenalty(nn.Module):  # type: ignore[misc]
     """A penalty on the weights that go with each unit, in all layers at once, so that they vanish together.
 
     - "lasso": sum over units of sqrt(number of weights) * ||w|| (Yuan & Lin 2006, equation 2.1): drives whole units to exactly zero.
     - "growing": sum over units of 2^(alpha * (I_max - I) / (I_max - I_min)) * ||w||^2, with the squared norm as I, per family
       (Fang et al. 2023, section 3.4, equations 4 and 5).
 
+    It is a module so that its state (the factors of "growing" and their age) is saved and resumed along with what is trained.
+
     Args:
-        module: holds the structure's tensors as parameters of the same names; no wrapper around it.
+        module: holds the structure's tensors as parameters of the same names; no wrapper around it. Its parameters stay its own.
         structure: of the program that the module was made from.
         settings: rule and strength.
 
@@ -63,36 +65,39 @@ class GroupPenalty:
         PruneError: the module has none of the structure's parameters.
     """
 
+    factors: Tensor
+    steps: Tensor
+
     def __init__(self, module: nn.Module, structure: Structure, settings: SparsitySettings | None = None) -> None:
+        super().__init__()
         self._settings = settings or SparsitySettings()
         parameters = dict(module.named_parameters())
-        self._count = structure.unit_count
-        self._places: list[tuple[nn.Parameter, int, Tensor, Tensor]] = []
-        for footprint in structure.footprints:
-            if footprint.role in _ROLES and footprint.tensor in parameters:
-                weight = parameters[footprint.tensor]
-                self._places.append((weight, footprint.dim, torch.from_numpy(footprint.index), torch.from_numpy(footprint.unit)))
-        if not self._places:
+        footprints = [each for each in structure.footprints if each.role in _ROLES and each.tensor in parameters]
+        if not footprints:
             raise PruneError("there is nothing to make sparse", "the module has none of the structure's parameters", "Train this program.")
-        self._families = [torch.tensor(family.units) for family in structure.families]
-        self._sizes = self._sum(lambda weight: torch.ones_like(weight)).detach()
-        self._factors: Tensor | None = None
-        self._steps = 0
+        self._places = [(parameters[each.tensor], each.dim) for each in footprints]  # in a list: not registered
+        for number, each in enumerate(footprints):
+            self.register_buffer(f"index_{number}", torch.from_numpy(each.index), persistent=False)
+            self.register_buffer(f"unit_{number}", torch.from_numpy(each.unit), persistent=False)
+        self._families = [list(family.units) for family in structure.families]
+        self.register_buffer("factors", torch.zeros(structure.unit_count))
+        self.register_buffer("steps", torch.zeros((), dtype=torch.int64))
+        self.register_buffer("sizes", self._sum(torch.ones_like), persistent=False)
 
-    def __call__(self) -> Tensor:
+    def forward(self) -> Tensor:
         """The penalty for the weights as they are now, a float32 scalar with gradients; counts as one training step."""
-        squares = self._sum(lambda weight: weight.square())
+        squares = self._sum(torch.square)
         if self._settings.penalty == "lasso":
-            return self._settings.strength * (self._sizes * (squares + _EPSILON)).sqrt().sum()
-        if self._factors is None or self._steps % self._settings.refresh == 0:
-            self._factors = self._growth(squares.detach())
-        self._steps += 1
-        return self._settings.strength * (self._factors.to(squares.device) * squares).sum()
+            return self._settings.strength * (self.sizes * (squares + _EPSILON)).sqrt().sum()
+        if int(self.steps) % self._settings.refresh == 0:
+            self.factors.copy_(self._growth(squares.detach()))
+        self.steps += 1
+        return self._settings.strength * (self.factors * squares).sum()
 
     def norms(self) -> Tensor:
         """||w|| of every unit now, float32 (unit_count,), without gradients."""
         with torch.no_grad():
-            return self._sum(lambda weight: weight.square()).sqrt()
+            return self._sum(torch.square).sqrt()
 
     def _growth(self, squares: Tensor) -> Tensor:
         factors = torch.zeros_like(squares)
@@ -104,15 +109,16 @@ class GroupPenalty:
 
     def _sum(self, value: Callable[[Tensor], Tensor]) -> Tensor:
         """Add a value of every weight to the units that it goes with."""
-        total = torch.zeros(self._count, device=self._places[0][0].device)
+        total = torch.zeros_like(self.factors)
         known: dict[tuple[int, int], Tensor] = {}
-        for weight, dim, index, unit in self._places:
+        for number, (weight, dim) in enumerate(self._places):
             key = (id(weight), dim)
             if key not in known:
                 others = [i for i in range(weight.ndim) if i != dim]
                 values = value(weight.float())
                 known[key] = values.sum(dim=others) if others else values
-            total = total.index_add(0, unit.to(total.device), known[key][index.to(total.device)])
+            index, unit = self.get_buffer(f"index_{number}"), self.get_buffer(f"unit_{number}")
+            total = total.index_add(0, unit, known[key][index])
         return total
 
 
@@ -132,6 +138,6 @@ class SparseObjective:
         return self._objective(module, inputs, labels, index) + self._penalty()
 
     def modules(self) -> Sequence[nn.Module]:
-        """What the objective inside trains along."""
+        """What the objective inside trains along, and the penalty for its state."""
         inner = getattr(self._objective, "modules", None)
-        return tuple(inner()) if inner is not None else ()
+        return (*(inner() if callable(inner) else ()), self._penalty)

@@ -87,6 +87,19 @@ def test_training_makes_some_units_small_and_spares_others(structure: Structure,
     assert left[2:].max() < 0.5 * left[:2].max()
 
 
+def test_a_resumed_penalty_goes_on_where_it_was(structure: Structure) -> None:
+    net, settings = Net(), SparsitySettings("growing", refresh=10)
+    penalty, fresh, resumed = (GroupPenalty(net, structure, settings) for _ in range(3))
+    penalty()
+    with torch.no_grad():
+        net.conv2.weight[0] *= 10
+    resumed.load_state_dict(penalty.state_dict())
+    expected = penalty().item()
+    assert resumed().item() == expected
+    assert fresh().item() != expected
+    assert resumed.state_dict().keys() == {"factors", "steps"} and not list(resumed.parameters())
+
+
 def test_an_objective_inside_keeps_its_modules(structure: Structure) -> None:
     class WithProjector:
         def __call__(self, module: nn.Module, inputs: tuple[Tensor, ...], labels: Tensor | None, index: Tensor) -> Tensor:
@@ -98,7 +111,7 @@ def test_an_objective_inside_keeps_its_modules(structure: Structure) -> None:
     projector, net = nn.Linear(2, 2), Net()
     penalty = GroupPenalty(net, structure)
     objective = SparseObjective(WithProjector(), penalty)
-    assert list(objective.modules()) == [projector]
+    assert list(objective.modules()) == [projector, penalty]
     assert objective(net, (images(),), None, torch.arange(4)).item() == pytest.approx(penalty().item(), rel=1e-5)
 
 
