@@ -228,7 +228,7 @@ def allowed(structure: Structure, settings: SelectSettings) -> tuple[Family, ...
     for footprint in structure.footprints:
         if footprint.role != "in":
             owners.setdefault(unit_family[int(footprint.unit[0])], set()).add(footprint.tensor.rpartition(".")[0])
-    known = sorted({layer for family in structure.families for layer in family.layers} | {pin.layer for pin in structure.pinned})
+    known = sorted({name.rpartition(".")[0] for name in structure.tensors.names.values()} - {""})
     ignored, protected = matching_layers(settings.ignore, known), matching_layers(settings.protect, known)
     found = tuple(
         family

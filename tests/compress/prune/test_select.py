@@ -179,6 +179,20 @@ def test_ignored_layers_keep_their_outputs_and_protected_ones_everything(structu
     assert {width for name, width in kept.items() if whole(structure)[name] in (16, 24)} == {16, 24}
 
 
+def test_a_layer_that_could_lose_nothing_may_be_named() -> None:
+    class Two(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.body, self.tail, self.aux = nn.Linear(4, 8), nn.Linear(8, 5), nn.Linear(4, 3)
+
+        def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+            return self.tail(torch.relu(self.body(x))), self.aux(x)
+
+    structure = analyse(torch.export.export(Two().eval(), (torch.randn(2, 4),), dynamic_shapes=({0: Dim("batch", min=1)},)))
+    ranks = np.ones(structure.unit_count)
+    assert choose(structure, ranks, Budget("parameters", 0.8), SelectSettings(protect=("aux",))).removed.any()
+
+
 def test_patterns_that_match_nothing_name_the_nearest_layer(structure: Structure, ranks: np.ndarray) -> None:
     for settings in (SelectSettings(ignore=("convl",)), SelectSettings(protect=("convl",))):
         with pytest.raises(PruneError, match=r"no layer matches 'convl'.*conv1"):
