@@ -147,11 +147,17 @@ class DistillObjective:
         """
         lesson = self._teacher(inputs, index)
         raw = module(*inputs)
+        features = self._features.take() if self._features is not None else {}
         outputs = flatten(raw)
-        total = outputs[0].new_zeros((), dtype=torch.float32)
+        with torch.autocast(outputs[0].device.type, enabled=False):  # differences of nearly equal numbers: never in half precision
+            total = self._distilled(outputs, features, lesson, labels)
         if self._task is not None and self.settings.task_weight > 0:
             total = total + self.settings.task_weight * self._task(raw, _needed(labels, "the task's loss"))
-        features = self._features.take() if self._features is not None else {}
+        return total
+
+    def _distilled(self, outputs: Sequence[Tensor], features: Mapping[str, Tensor], lesson: Lesson, labels: Tensor | None) -> Tensor:
+        """The weighted sum of distillation losses."""
+        total = outputs[0].new_zeros((), dtype=torch.float32)
         for name, weight in self.settings.losses.items():
             if name in FEATURE_LOSSES:
                 total = total + weight * self._feature_loss(name, features, lesson)

@@ -141,6 +141,26 @@ def test_dkd_of_blended_labels_takes_the_likeliest_class() -> None:
     torch.testing.assert_close(objective(student, (x,), blended, ROWS), objective(student, (x,), LABELS, ROWS))
 
 
+def test_losses_stay_in_float32_where_the_models_run_in_half_precision() -> None:
+    """Same outputs, with and without autocast: rkd and the projectors multiply matrices, which autocast would round."""
+
+    class Fixed(nn.Module):
+        def __init__(self, width: int) -> None:
+            super().__init__()
+            self.layer, self.value = nn.Identity(), torch.randn(6, width, generator=torch.Generator().manual_seed(width))
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.layer(self.value)[:, :4] + 0 * x.sum()
+
+    x, student = images(), Fixed(8)
+    settings = DistillSettings({"rkd": 1, "hint": 1}, task_weight=0, pairs=(("layer", "layer"),))
+    objective = DistillObjective(student, ModuleTeacher(Fixed(16)), [x], settings)
+    expected = objective(student, (x,), None, ROWS)
+    with torch.autocast("cpu", torch.bfloat16):
+        got = objective(student, (x,), None, ROWS)
+    assert torch.equal(got, expected)
+
+
 def test_a_teacher_with_other_outputs_is_refused_with_both_shapes() -> None:
     with pytest.raises(TrainingError, match=r"student gives \(5,\) per sample, the teacher \(7,\)"):
         DistillObjective(conv(4), ModuleTeacher(conv(8, classes=7)), [images()], DistillSettings(task_weight=0))
