@@ -15,6 +15,7 @@ from edgepress.config import Config
 from edgepress.evidence import gather
 from edgepress.machine import cores, cpu_name, fingerprint
 from edgepress.pipeline import Candidate, Prepared, TargetRun
+from edgepress.step import Result
 from edgepress.targets.errors import RuntimeUnavailable
 from edgepress.targets.nouns import Artifact, Scheme, Verdict
 from edgepress.validators.gates import judge, overall
@@ -69,8 +70,8 @@ def assemble(
                 "samples": original["samples"],
                 "drop_unit": original["unit"],
             },
-            "parameters": prepared.model.value["parameters"],
-            "macs": prepared.model.value["macs"],
+            "parameters": prepared.source.value["parameters"],
+            "macs": prepared.source.value["macs"],
             "size_bytes": config.checkpoint.stat().st_size,
         },
         "stages": _stages(prepared, runs),
@@ -103,26 +104,25 @@ def package_versions() -> dict[str, str]:
 
 
 def _stages(prepared: Prepared, runs: Sequence[TargetRun]) -> list[dict[str, Any]]:
-    model, reference = prepared.model.value, prepared.reference
-    sizes = {"parameters": model["parameters"], "macs": model["macs"]}
-    stages = [
-        {"name": "original", "metric": prepared.original.value["value"], **sizes, "seconds": reference.seconds, "cached": reference.cached}
-    ]
+    reference = prepared.reference
+    stages = [_stage("original", prepared.original.value["value"], prepared.source, reference.seconds, reference.cached)]
+    for stage in prepared.stages:
+        row = _stage(stage.name, stage.score.value["value"], stage.model, stage.model.seconds, stage.model.cached)
+        row |= {key: stage.score.value[key] for key in ("drop", "interval")}
+        stages.append(row | {"report": stage.model.value["report"]})
     worst = [run for run in runs if run.score is not None and run.plan.target.precision != "fp32"]
     if worst and prepared.calibration is not None:
         run = max(worst, key=lambda r: float(r.score.value["drop"]) if r.score else 0.0)
         assert run.score is not None
-        calibration = prepared.calibration
-        stages.append(
-            {
-                "name": f"quantize (worst target: {run.plan.target.name})",
-                "metric": run.score.value["value"],
-                **sizes,
-                "seconds": calibration.seconds,
-                "cached": calibration.cached,
-            }
-        )
+        name, calibration = f"quantize (worst target: {run.plan.target.name})", prepared.calibration
+        row = _stage(name, run.score.value["value"], prepared.model, calibration.seconds, calibration.cached)
+        stages.append(row | {key: run.score.value[key] for key in ("drop", "interval")})
     return stages
+
+
+def _stage(name: str, metric: float, model: Result, seconds: float, cached: bool) -> dict[str, Any]:
+    sizes = {key: model.value[key] for key in ("parameters", "macs")}
+    return {"name": name, "metric": metric, **sizes, "seconds": seconds, "cached": cached}
 
 
 def _shipment(config: Config, prepared: Prepared, run: TargetRun) -> Shipment:

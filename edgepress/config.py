@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,11 +14,11 @@ from edgepress.config_models import (
     DataConfig,
     GatesConfig,
     ModelConfig,
-    QuantizeConfig,
     RunConfig,
     TopLevel,
     keys_of,
 )
+from edgepress.config_steps import PruneConfig, QuantizeConfig, Step
 from edgepress.config_targets import TargetEntry, read_steps, read_targets
 from edgepress.config_yaml import Place, Source, read
 from edgepress.quantities import Quantity
@@ -73,7 +74,7 @@ class Config:
         path: the file, absolute.
         root: folder of the user's modules and of relative paths, absolute.
         source: the file with its lines, for messages about what only shows later.
-        quantize: the quantize step, or None: every target stays fp32.
+        steps: the compression steps in their order, `quantize` last.
         targets: entries of `targets:`; `recipe` makes nouns of them.
     """
 
@@ -84,11 +85,16 @@ class Config:
     model: ModelConfig
     data: DataConfig
     metric: str
-    quantize: QuantizeConfig | None
+    steps: tuple[Step, ...]
     targets: tuple[TargetEntry, ...]
     gates: GatesConfig
     run: RunConfig
     seed: int
+
+    @property
+    def quantize(self) -> QuantizeConfig | None:
+        """The quantize step, or None: every target stays fp32."""
+        return next((step for step in self.steps if isinstance(step, QuantizeConfig)), None)
 
     @property
     def checkpoint(self) -> Path:
@@ -135,8 +141,9 @@ def load(path: str | Path) -> Config:
     path = Path(path)
     source = read(path)
     top = build(TopLevel, source.data, source, ())
-    quantize = read_steps(top.compress, source)
+    steps = read_steps(top.compress, source)
     targets = read_targets(top.targets, source)
+    _check_latency(steps, targets, source)
     _check_drops(top.gates, top.metric, source, ("gates",))
     for entry in targets:
         _check_drops(entry.overrides.gates, top.metric, source, (*entry.place, "gates"))
@@ -151,7 +158,7 @@ def load(path: str | Path) -> Config:
         model=top.model,
         data=top.data,
         metric=top.metric,
-        quantize=quantize,
+        steps=steps,
         targets=targets,
         gates=top.gates,
         run=top.run,
@@ -226,6 +233,15 @@ def _limit(name: str, gate: Any) -> GateLimit:
     return GateLimit(
         name, limit * (1000.0 if unit == "ms" else 1.0), unit, getattr(gate, "confidence", 0.95), getattr(gate, "machine", None)
     )
+
+
+def _check_latency(steps: Sequence[Step], targets: Sequence[TargetEntry], source: Source) -> None:
+    """A latency budget names a target of the recipe."""
+    names = [entry.name for entry in targets]
+    for i, step in enumerate(steps):
+        if isinstance(step, PruneConfig) and step.latency is not None and step.latency.target not in names:
+            place = ("compress", i, "prune", "latency", "target")
+            raise source.error(place, f"{step.latency.target!r} is not a target of this recipe", f"It has {', '.join(names)}.")
 
 
 def _check_drops(gates: GatesConfig, metric: str, source: Source, place: Place) -> None:

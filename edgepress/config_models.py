@@ -10,7 +10,6 @@ from edgepress.quantities import DECIBEL, DROP, DURATION, POINTS, RATIO, SIZE, D
 
 Dtype = Literal["float32", "float16", "int64", "int32", "int8", "uint8", "bool"]
 Precision = Literal["fp32", "fp16", "bf16", "int8", "int8-weights", "int4-weights", "mixed"]
-Observer = Literal["histogram", "minmax", "moving-average", "percentile", "entropy", "mse"]
 
 #: Gates of `against_baseline` and the dimension of each.
 BASELINE_GATES = {"accuracy_drop": DROP, "latency_ratio": RATIO, "size": RATIO, "peak_memory": RATIO}
@@ -90,44 +89,6 @@ class DataConfig(Strict):
     train: Callable_
     validation: Callable_
     calibration: CalibrationConfig = CalibrationConfig()
-
-
-class QuantizeConfig(Strict):
-    """The quantize step.
-
-    `scheme: auto` ships, per target, the first scheme that loses at most `max_drop` on training samples held apart.
-    """
-
-    precision: Precision = "int8"
-    method: Literal["ptq", "qat"] = "ptq"
-    observer: Observer = "histogram"
-    scheme: Literal["auto", "static", "static-matmul", "dynamic", "weights"] = "auto"
-    max_drop: Points = 0.5
-
-
-class FinetuneConfig(Strict):
-    """Training after pruning."""
-
-    epochs: Whole
-
-
-class PruneConfig(Strict):
-    """The prune step."""
-
-    speedup: Annotated[float, Field(gt=1)] | None = None
-    criterion: str = "taylor"
-    finetune: FinetuneConfig | None = None
-
-
-class DistillConfig(Strict):
-    """The distill step."""
-
-    epochs: Whole
-    loss: str = "kd"
-    teacher: str | None = None
-
-
-STEPS: dict[str, type[Strict]] = {"prune": PruneConfig, "distill": DistillConfig, "quantize": QuantizeConfig}
 
 
 class DropLimit(Strict):
@@ -250,6 +211,7 @@ PATTERNS: dict[str, tuple[str, str]] = {
         "is neither a torchmetrics name nor `module:callable`",
         "Write e.g. accuracy, or metric:score for the function `score` in metric.py.",
     ),
+    r"^\d+:\d+$|^0?\.\d+$|^\d{1,2}%$": ("is no share of zeros", 'Write e.g. "2:4" or 50%.'),
     r"\.(safetensors|pt|pth|pt2)$": ("is not a checkpoint edgepress reads", "Use a .safetensors, .pt, .pth or .pt2 file."),
     r"^[A-Za-z0-9][A-Za-z0-9._ -]*$": (
         "cannot name files",

@@ -8,7 +8,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from edgepress.config_check import build
-from edgepress.config_models import STEPS, GatesConfig, QuantizeConfig, TargetOverrides, keys_of
+from edgepress.config_models import GatesConfig, TargetOverrides, keys_of
+from edgepress.config_steps import STEPS, QuantizeConfig, Step
 from edgepress.config_yaml import Place, Source, nearest
 from edgepress.targets.catalog import CATALOG, CatalogEntry
 
@@ -36,29 +37,25 @@ class TargetEntry:
     place: Place
 
 
-def read_steps(entries: list[Any], source: Source) -> QuantizeConfig | None:
-    """The quantize step of `compress:`, or None where there is none.
+def read_steps(entries: list[Any], source: Source) -> tuple[Step, ...]:
+    """The steps of `compress:` in their order; `quantize` comes last and once.
 
     Raises:
-        ConfigError: an unknown step or key, a step or method this version does not have, or two quantize steps.
+        ConfigError: an unknown step or key, a precision this version does not have, or a step after quantize.
     """
-    found: QuantizeConfig | None = None
+    found: list[Step] = []
     for i, raw in enumerate(entries):
         name, settings, place = _word_or_mapping(raw, source, ("compress", i), "step", sorted(STEPS))
         if name not in STEPS:
             raise source.error(place, f"unknown step {name!r}", nearest(name, sorted(STEPS)))
-        step = build(STEPS[name], settings, source, place)
-        if not isinstance(step, QuantizeConfig):
-            raise source.error(
-                place, f"`{name}` is not available in this version of edgepress", "Remove the step; `quantize` is available."
-            )
-        if step.method != "ptq":
-            raise source.error((*place, "method"), f"{step.method!r} is not available in this version of edgepress", "Use ptq.")
-        _available(step.precision, source, (*place, "precision"))
-        if found is not None:
-            raise source.error(place, "a second quantize step has nothing left to quantize", "Keep one.")
-        found = step
-    return found
+        step: Any = build(STEPS[name], settings, source, place)
+        if any(isinstance(earlier, QuantizeConfig) for earlier in found):
+            what = "a second quantize step has nothing left to quantize" if name == "quantize" else f"`{name}` stands after quantize"
+            raise source.error(place, what, "Keep one." if name == "quantize" else "Put quantize last: it turns weights into integers.")
+        if isinstance(step, QuantizeConfig):
+            _available(step.precision, source, (*place, "precision"))
+        found.append(step)
+    return tuple(found)
 
 
 def read_targets(entries: list[Any], source: Source) -> tuple[TargetEntry, ...]:

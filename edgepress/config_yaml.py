@@ -21,6 +21,7 @@ _DEEPEST = 40
 _VARIABLE = re.compile(r"\$\$\{|\$\{(?P<name>[A-Za-z_][A-Za-z0-9_]*)(?::-(?P<default>[^}]*))?\}|\$\{(?P<wrong>[^}]*)\}?")
 _LOADER: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 _RESOLVER: Any = yaml.SafeLoader("")
+_SCIENTIFIC = re.compile(r"[+-]?\d+(\.\d*)?[eE][+-]?\d+")
 
 
 @dataclass(frozen=True)
@@ -155,6 +156,8 @@ class _Walk:
             if not getattr(node, "style", None):
                 tag = _RESOLVER.resolve(yaml.ScalarNode, text, (True, False))
         kind = tag.removeprefix("tag:yaml.org,2002:")
+        if kind == "str" and not getattr(node, "style", None) and _SCIENTIFIC.fullmatch(text):
+            return float(text)  # YAML 1.1 wants a dot in 1e-4; nobody else does
         if kind in ("str", "timestamp", "value") or (kind in ("int", "float") and ":" in text):
             return text  # a date or 12:30 is text here, not a number in base sixty
         if kind not in ("int", "float", "bool", "null"):

@@ -1,17 +1,19 @@
 """The way of a model through edgepress, as steps: the same code runs them and plans them.
 
-data -> model -> reference -> calibrate -> per target: export -> execute -> score -> latency, memory
+data -> model -> reference -> [prune, train, distill: stages.py] -> calibrate -> per target: export -> execute -> score -> latency, memory
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from edgepress.config import Config, TargetPlan
+from edgepress.config_steps import QatConfig
 from edgepress.isolate import Limits
 from edgepress.machine import cores
+from edgepress.stages import Origin, Stage, Stages
 from edgepress.step import Executor, Result, Step
 from edgepress.targets.catalog import CATALOG
 from edgepress.targets.errors import EdgepressError
@@ -33,6 +35,7 @@ class Candidate:
         selection: its score on the selection share, where one was needed.
         held: the drop on the selection share is within the recipe's `max_drop` (True where it was the only choice).
         why: in words.
+        training: quantization-aware training that made its weights, None for post-training quantization.
     """
 
     scheme: Scheme
@@ -40,6 +43,12 @@ class Candidate:
     selection: Result | None
     held: bool
     why: str
+    training: Result | None = None
+
+    @property
+    def drop(self) -> float:
+        """On the selection share; 0 where it was not taken."""
+        return float(self.selection.value["drop"]) if self.selection and not self.selection.pending else 0.0
 
 
 @dataclass
@@ -63,12 +72,24 @@ class TargetRun:
 
 @dataclass(frozen=True)
 class Prepared:
-    """The float model and its data, ready for every target."""
+    """The float model and its data, ready for every target.
+
+    Attributes:
+        data: the shares of the user's datasets.
+        source: the traced original: what latency is compared with.
+        model: what is exported: the last stage's model, or the original.
+        reference: what the original answers: every drop is counted from it.
+        original: the original's metric.
+        stages: what the steps before quantization made.
+        calibration: activation statistics of `model`, where a scheme needs them.
+    """
 
     data: Result
+    source: Result
     model: Result
     reference: Result
     original: Result
+    stages: tuple[Stage, ...]
     calibration: Result | None
 
 
@@ -97,12 +118,17 @@ class Pipeline:
         reference = self._user("reference", f"{_PROJECT}:reference", {"metric": config.metric}, {"model": model, "data": data})
         params = {"metric": config.metric, "root": str(config.root), "signature": self._signature(model)}
         original = self._user("score original", "edgepress.steps.score:original", params, {"reference": reference, "data": data})
+        source, stages = model, Stages(config, self._do).run(Origin(data, model, reference))
+        model = stages[-1].model if stages else source
         calibration = None
         if any(scheme.kind.startswith("static") for plan in self.plans for scheme in self.schemes(plan)):
-            quantize = config.quantize
-            params = {"observer": quantize.observer if quantize else "histogram", "signature": self._signature(model)}
-            calibration = self._shared("calibrate", "edgepress.steps.quantize:calibrate", params, {"model": model, "data": data})
-        return Prepared(data, model, reference, original, calibration)
+            calibration = self._calibrate("calibrate", model, data)
+        return Prepared(data, source, model, reference, original, stages, calibration)
+
+    def _calibrate(self, name: str, model: Result, data: Result) -> Result:
+        observer = self.config.quantize.observer if self.config.quantize else "histogram"
+        params = {"observer": observer, "signature": self._signature(model)}
+        return self._shared(name, "edgepress.steps.quantize:calibrate", params, {"model": model, "data": data})
 
     def schemes(self, plan: TargetPlan) -> list[Scheme]:
         """How the target's precision may be carried out, in the order of trial."""
@@ -169,26 +195,44 @@ class Pipeline:
         last: EdgepressError | None = None
         for scheme in schemes:
             try:
-                candidate = self._try(run.plan, prepared, scheme, only=len(schemes) == 1)
+                candidates = self._tries(run.plan, prepared, scheme, only=len(schemes) == 1)
             except EdgepressError as error:
                 last = error
                 run.tried.append(Candidate(scheme, None, None, False, str(error)))
                 continue
-            run.tried.append(candidate)
-            if candidate.held:
-                run.chosen = candidate
+            run.tried += candidates
+            best = min(candidates, key=lambda candidate: candidate.drop)
+            if best.held:
+                run.chosen = best
                 return
         made = [c for c in run.tried if c.export is not None and c.selection is not None]
         if not made:
             raise last or EdgepressError(f"target {run.plan.target.name!r} has no scheme to try")
-        run.chosen = min(made, key=lambda c: float(c.selection.value["drop"]) if c.selection else 0.0)
+        run.chosen = min(made, key=lambda candidate: candidate.drop)
 
-    def _try(self, plan: TargetPlan, prepared: Prepared, scheme: Scheme, only: bool) -> Candidate:
-        export = self._export(plan, prepared, scheme)
+    def _tries(self, plan: TargetPlan, prepared: Prepared, scheme: Scheme, only: bool) -> list[Candidate]:
+        """One scheme: as it is, and after quantization-aware training where the recipe asks for it. The first wins where they tie."""
+        quantize = self.config.quantize
+        train = quantize is not None and quantize.method == "qat" and scheme.kind.startswith("static") and prepared.calibration is not None
+        plain = self._try(plan, prepared, scheme, only and not train)
+        if not train or quantize is None or prepared.calibration is None:
+            return [plain]
+        origin = Origin(prepared.data, prepared.source, prepared.reference)
+        settings = quantize.qat or QatConfig()
+        runtime = plan.target.runtime
+        trained = Stages(self.config, self._do).qat(settings, origin, prepared.model, prepared.calibration, runtime, scheme)
+        calibration = self._calibrate(f"calibrate {plan.target.name} {scheme.label} after training", trained, prepared.data)
+        again = self._try(plan, replace(prepared, model=trained, calibration=calibration), scheme, False, " after training")
+        word = "better than" if again.drop < plain.drop else "no better than"
+        why = f"quantization-aware training: {again.why}; {word} {plain.drop:+.2f} without it"
+        return [plain, replace(again, training=trained, why=why)]
+
+    def _try(self, plan: TargetPlan, prepared: Prepared, scheme: Scheme, only: bool, suffix: str = "") -> Candidate:
+        export = self._export(plan, prepared, scheme, suffix=suffix)
         if only:
             return Candidate(scheme, export, None, True, "the only scheme for this precision")
-        execution = self._execute(plan, prepared, export, "selection", plan.target.runtime, scheme.label)
-        score = self._score(plan, prepared, execution, "selection", scheme.label)
+        execution = self._execute(plan, prepared, export, "selection", plan.target.runtime, f"{scheme.label}{suffix}")
+        score = self._score(plan, prepared, execution, "selection", f"{scheme.label}{suffix}")
         if score.pending:
             return Candidate(scheme, export, score, True, "")
         limit = self.config.quantize.max_drop if self.config.quantize else 0.5
@@ -198,14 +242,14 @@ class Pipeline:
         why = f"drop of {drop:+.2f} {unit} on {score.value['samples']} training samples kept apart, {sign} {limit:g} {unit}"
         return Candidate(scheme, export, score, held, why)
 
-    def _export(self, plan: TargetPlan, prepared: Prepared, scheme: Scheme, baseline: bool = False) -> Result:
+    def _export(self, plan: TargetPlan, prepared: Prepared, scheme: Scheme, baseline: bool = False, suffix: str = "") -> Result:
         target = plan.target.to_json() | {"precision": scheme.precision, "threads": 1}  # threads are measured with, not exported with
         params = {"target": target, "scheme": vars(scheme), "signature": self._signature(prepared.model)}
-        inputs = {"model": prepared.model, "data": prepared.data}
+        inputs = {"model": prepared.source if baseline else prepared.model, "data": prepared.data}
         if scheme.kind.startswith("static") and prepared.calibration is not None:
             inputs["calibration"] = prepared.calibration
         return self._shared(
-            f"export {plan.target.name} {scheme.label}" + (" (for comparison)" if baseline else ""),
+            f"export {plan.target.name} {scheme.label}{suffix}" + (" (for comparison)" if baseline else ""),
             "edgepress.steps.export:export",
             params,
             inputs,

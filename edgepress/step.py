@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import shutil
 import threading
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, Protocol
 
 from edgepress import isolate
@@ -52,6 +54,7 @@ class Step:
         alone: nothing else may run meanwhile (timing).
         threads: for OpenMP and friends.
         limits: when to kill it.
+        resumes: it keeps its state in `params["scratch"]` while it runs, and goes on from there after it was killed.
     """
 
     name: str
@@ -64,6 +67,7 @@ class Step:
     alone: bool = False
     threads: int = 1
     limits: Limits = field(default_factory=Limits)
+    resumes: bool = False
 
     def key(self) -> str:
         """Everything known before it runs that its result depends on."""
@@ -133,16 +137,29 @@ class Runner:
                 self._listener.ended(step, result)
                 return result
             with self._slots.take(step.alone):
-                result = self._run(step, key)
+                result = self._resumed(step, key) if step.resumes else self._run(step, key)
             self._made.add(key)
             return result
 
-    def _run(self, step: Step, key: str) -> Result:
+    def _resumed(self, step: Step, key: str) -> Result:
+        """Run a step that keeps its state; another run that does the same step waits, and then finds the result."""
+        with self._store.scratch(key, self._fresh) as scratch:
+            record = None if self._fresh else self._store.find(key)[0]
+            if record is not None:
+                result = _result(record, True)
+                self._listener.ended(step, result)
+                return result
+            result = self._run(step, key, {"scratch": str(scratch)})
+            shutil.rmtree(scratch, ignore_errors=True)
+            return result
+
+    def _run(self, step: Step, key: str, extra: Mapping[str, str] = MappingProxyType({})) -> Result:
         space = self._store.workspace()
         folder = space / "files"
         inputs = {name: str(result.folder) for name, result in step.inputs.items()}
         ignore = (self._store.root, self._log.parent)
-        request = Call(step.function, {**step.params, "inputs": inputs}, folder, step.name, step.root, ignore, step.threads)
+        params = {**step.params, **extra, "inputs": inputs}
+        request = Call(step.function, params, folder, step.name, step.root, ignore, step.threads)
         self._listener.started(step)
         try:
             outcome = isolate.call(request, step.limits, self._log, lambda *event: self._listener.moved(step, *event))

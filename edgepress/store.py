@@ -7,6 +7,7 @@ beside the result, and a later run is a hit when the record still matches (the s
     objects/<key>/files/        what the step wrote
     objects/<key>/record.json   value, digest, sha256 of every file, what it depended on
     steps/<static key>/         one empty file per object that was ever made under this key
+    scratch/<static key>/       state of a training that is running, or was killed
 
 An object appears by one rename, whole; reads verify the hashes. Two runs may share a store.
 """
@@ -18,7 +19,7 @@ import hashlib
 import json
 import shutil
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -88,6 +89,24 @@ class Store:
         space = Path(tempfile.mkdtemp(dir=self.root / "tmp"))
         (space / "files").mkdir()
         return space
+
+    @contextlib.contextmanager
+    def scratch(self, static_key: str, fresh: bool = False) -> Iterator[Path]:
+        """A folder that outlives the process, for a step that goes on where it was killed; one process holds it at a time.
+
+        Args:
+            static_key: the step's.
+            fresh: empty it first.
+        """
+        from filelock import FileLock
+
+        folder = self.root / "scratch" / static_key
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        with FileLock(folder.with_suffix(".lock")):  # the system lets go of it when its holder dies
+            if fresh:
+                shutil.rmtree(folder, ignore_errors=True)
+            folder.mkdir(exist_ok=True)
+            yield folder
 
     def put(self, static_key: str, outcome: Outcome, space: Path) -> Record:
         """Keep what a step wrote into a workspace, which is consumed. Where another run was first, its result is returned."""

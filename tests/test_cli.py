@@ -13,7 +13,8 @@ from pydantic import BaseModel
 
 from edgepress.cli import app
 from edgepress.config import load, recipe
-from edgepress.config_models import STEPS, TargetOverrides, TopLevel, keys_of, model_of
+from edgepress.config_models import TargetOverrides, TopLevel, keys_of, model_of
+from edgepress.config_steps import STEPS
 from edgepress.targets.catalog import CATALOG
 from tests.project import edgepress
 

@@ -13,11 +13,11 @@ from edgepress.config import Config, TargetPlan, load, recipe
 from edgepress.config_models import (
     GatesConfig,
     ModelConfig,
-    QuantizeConfig,
     RunConfig,
     TopLevel,
     keys_of,
 )
+from edgepress.config_steps import QuantizeConfig
 from edgepress.targets.errors import ConfigError
 
 MINIMAL = """\
@@ -253,14 +253,20 @@ BAD = [
         MINIMAL.replace("targets:\n  - onnxruntime", "targets: []"),
         "edgepress.yaml:9: targets: no target. Known: onnxruntime, openvino, tensorrt",
     ),
-    (
-        MINIMAL + STEP + "prune: {speedup: 2.0, criterion: taylor, finetune: {epochs: 4}}\n",
-        "`prune` is not available in this version of edgepress",
-    ),
-    (MINIMAL + STEP + "distill: {epochs: 8, loss: kd}\n", "`distill` is not available in this version of edgepress"),
+    (MINIMAL + STEP + "prune: {criterion: taylor}\n", "compress[0].prune: no budget. Give one of speedup, parameters, size, latency, mask"),
+    (MINIMAL + STEP + "prune: {speedup: 2.0, mask: '2:4'}\n", "`speedup` and `mask` are two budgets. Keep one"),
+    (MINIMAL + STEP + "prune: {speedup: 1.0}\n", "compress[0].prune.speedup: '1.0'"),
+    (MINIMAL + STEP + "prune: {mask: half}\n", "compress[0].prune.mask: 'half' is no share of zeros. Write e.g. \"2:4\" or 50%."),
+    (MINIMAL + STEP + "prune: {speedup: 2, latency: {target: openvino, ratio: 0.5x}}\n", "`speedup` and `latency` are two budgets"),
+    (MINIMAL + STEP + "prune: {latency: {target: openvin, ratio: 0.5x}}\n", "'openvin' is not a target of this recipe. It has onnx"),
+    (MINIMAL + STEP + "prune: {speedup: 2, finetune: {epoch: 4}}\n", "finetune.epoch: unknown key 'epoch'. Did you mean 'epochs'?"),
+    (MINIMAL + STEP + "distill: {epochs: 0}\n", "compress[0].distill.epochs: '0' is out of range"),
+    (MINIMAL + STEP + "distill: {epochs: 1, loss: kdd}\n", "compress[0].distill.loss: unknown distillation loss 'kdd'. Did you mean 'kd'?"),
+    (MINIMAL + STEP + "distill: {epochs: 1, schedule: cosin}\n", "schedule: 'cosin' is not known. Did you mean 'cosine'?"),
+    (MINIMAL + STEP + "quantize\n  - distill: {epochs: 1}\n", "`distill` stands after quantize. Put quantize last"),
     (MINIMAL + STEP + "prune: {sped: 2.0}\n", "edgepress.yaml:12: compress[0].prune.sped: unknown key 'sped'. Did you mean 'speedup'?"),
     (MINIMAL + STEP + "quantise: {}\n", "unknown step 'quantise'. Did you mean 'quantize'?"),
-    (MINIMAL + STEP + "quantize: {method: qat}\n", "compress[0].quantize.method: 'qat' is not available in this version of edgepress"),
+    (MINIMAL + STEP + "quantize: {method: qt}\n", "compress[0].quantize.method: 'qt' is not known. Did you mean 'qat'?"),
     (MINIMAL + STEP + "quantize: {precision: int4-weights}\n", "'int4-weights' is not available in this version"),
     (MINIMAL + STEP + "quantize: {observer: median}\n", "Write one of: histogram, minmax, moving-average, percentile, entropy, mse."),
     (MINIMAL + STEP + "quantize\n  - quantize\n", "a second quantize step"),
@@ -403,5 +409,5 @@ def test_what_is_written_is_what_is_loaded(tmp_path: Path, quantize: dict[str, s
     document = {**yaml.safe_load(MINIMAL), "compress": [{"quantize": quantize}], "run": {"threads": threads}, "seed": seed}
     config = loaded(tmp_path, yaml.safe_dump(document))
     assert isinstance(config.quantize, QuantizeConfig)
-    assert config.quantize.model_dump() == {**quantize, "method": "ptq", "max_drop": 0.5}
+    assert config.quantize.model_dump() == {**quantize, "method": "ptq", "max_drop": 0.5, "qat": None}
     assert (config.run.threads, config.seed) == (threads, seed)

@@ -32,6 +32,12 @@ class Shares:
     exact: frozenset[str] = frozenset()
 
 
+def shares_of(calibration: Mapping[str, int], exact: Sequence[str]) -> Shares:
+    """The recipe's `data.calibration` (`samples`, `selection`, `seed`), and which of the first two the user set."""
+    names = frozenset({"samples": "calibration"}.get(name, name) for name in exact)
+    return Shares(calibration["samples"], calibration["selection"], calibration["seed"], names)
+
+
 def draw(total: int, shares: Shares) -> dict[str, list[int]]:
     """Ascending, disjoint indices into the training data, the same for the same seed and total.
 

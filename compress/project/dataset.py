@@ -76,8 +76,21 @@ def samples(spec: str, dataset: Any, root: Path, indices: Sequence[int] | None, 
     Raises:
         ProjectError: an item has the wrong form or a value is not finite; the message names its index.
     """
-    for index, item in _items(spec, dataset, root, indices):
-        yield _sample(f"{spec!r}: sample {index}", item, casts)
+    if isinstance(dataset, IterableDataset):
+        for index, item in _walk(spec, dataset, root, indices):
+            yield _sample(f"{spec!r}: sample {index}", item, casts)
+    else:
+        for index in range(len(dataset)) if indices is None else indices:
+            yield read_sample(spec, dataset, root, index, casts)
+
+
+def read_sample(spec: str, dataset: Any, root: Path, index: int, casts: Sequence[str | None]) -> Sample:
+    """One sample of a map-style dataset; see `samples`."""
+    try:
+        item = dataset[index]
+    except Exception as error:  # the user's own __getitem__
+        raise user_error(f"{spec!r}: reading sample {index} failed", error, root) from error
+    return _sample(f"{spec!r}: sample {index}", item, casts)
 
 
 def write_samples(found: Iterable[Sample], count: int | None, folder: Path, spec: str) -> int:
@@ -113,29 +126,21 @@ def write_samples(found: Iterable[Sample], count: int | None, folder: Path, spec
     return number + 1
 
 
-def _items(spec: str, dataset: Any, root: Path, indices: Sequence[int] | None) -> Iterator[tuple[int, Any]]:
-    if isinstance(dataset, IterableDataset):
-        wanted = None if indices is None else set(indices)
-        last = None if indices is None or not indices else max(indices)
-        iterator = iter(dataset)
-        index = 0
-        while last is None or index <= last:
-            try:
-                item = next(iterator)
-            except StopIteration:
-                return
-            except Exception as error:  # the user's own __iter__
-                raise user_error(f"{spec!r}: reading sample {index} failed", error, root) from error
-            if wanted is None or index in wanted:
-                yield index, item
-            index += 1
-        return
-    for index in range(len(dataset)) if indices is None else indices:
+def _walk(spec: str, dataset: Any, root: Path, indices: Sequence[int] | None) -> Iterator[tuple[int, Any]]:
+    wanted = None if indices is None else set(indices)
+    last = None if indices is None or not indices else max(indices)
+    iterator = iter(dataset)
+    index = 0
+    while last is None or index <= last:
         try:
-            item = dataset[index]
-        except Exception as error:  # the user's own __getitem__
+            item = next(iterator)
+        except StopIteration:
+            return
+        except Exception as error:  # the user's own __iter__
             raise user_error(f"{spec!r}: reading sample {index} failed", error, root) from error
-        yield index, item
+        if wanted is None or index in wanted:
+            yield index, item
+        index += 1
 
 
 def _sample(what: str, item: Any, casts: Sequence[str | None]) -> Sample:

@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from edgepress.compress.project.collect import Shares, collect_data
+from edgepress.compress.project.collect import collect_data, shares_of
 from edgepress.targets.nouns import Signature
 
 _TRACE_SAMPLES = 4
@@ -35,9 +35,7 @@ def collect(params: dict[str, Any], folder: Path) -> dict[str, Any]:
     Returns:
         `counts` per share, `inputs`, `labels`, `train_samples`.
     """
-    draws = params["calibration"]
-    exact = frozenset({"samples": "calibration"}.get(name, name) for name in params["exact"])
-    shares = Shares(draws["samples"], draws["selection"], draws["seed"], exact)
+    shares = shares_of(params["calibration"], params["exact"])
     casts = [item["dtype"] for item in params["model_inputs"] or ()]
     datasets = {"train": params["train"], "validation": params["validation"]}
     return collect_data(Path(params["root"]), datasets, shares, casts, folder, params["seed"])

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import Any
+
 import torch
 from torch.fx import GraphModule, Node
 from torchao.quantization.pt2e import MinMaxObserver, PerChannelMinMaxObserver
@@ -23,6 +26,11 @@ _KEY = "quantization_annotation"
 _OUTPUT_AXIS = {"conv": 0, "linear": 0, "conv_transpose": 1}
 
 
+def observed_weight(per_channel: bool) -> Any:
+    """An observer of a constant weight."""
+    return (PerChannelMinMaxObserver if per_channel else MinMaxObserver).with_args(eps=SMALLEST_SCALE)
+
+
 class RulesQuantizer(Quantizer):  # type: ignore[misc]
     """Annotates weights, and activations where a placement is given.
 
@@ -30,11 +38,18 @@ class RulesQuantizer(Quantizer):  # type: ignore[misc]
         rules: the runtime's dtypes, bounds and per-channel kinds.
         placement: which ops compute in integers; None quantizes weights alone.
         parameters: scale and zero point of every activation; None with a placement of None.
+        weight: makes what observes, or simulates, a quantized weight, per channel or per tensor; torchao's min-max observers by default.
     """
 
-    def __init__(self, rules: QuantRules, placement: Placement | None = None, parameters: TensorParameters | None = None) -> None:
+    def __init__(
+        self,
+        rules: QuantRules,
+        placement: Placement | None = None,
+        parameters: TensorParameters | None = None,
+        weight: Callable[[bool], Any] = observed_weight,
+    ) -> None:
         super().__init__()
-        self._rules, self._placement, self._parameters = rules, placement, parameters
+        self._rules, self._placement, self._parameters, self._maker = rules, placement, parameters, weight
 
     def annotate(self, model: GraphModule) -> GraphModule:
         """Write a quantization annotation to every node that takes or makes integers."""
@@ -75,7 +90,7 @@ class RulesQuantizer(Quantizer):  # type: ignore[misc]
         channels = kind in self._rules.per_channel
         spec = QuantizationSpec(
             dtype=torch.int8,
-            observer_or_fake_quant_ctr=(PerChannelMinMaxObserver if channels else MinMaxObserver).with_args(eps=SMALLEST_SCALE),
+            observer_or_fake_quant_ctr=self._maker(channels),
             quant_min=self._rules.weight_min,
             quant_max=self._rules.weight_max,
             qscheme=torch.per_channel_symmetric if channels else torch.per_tensor_symmetric,

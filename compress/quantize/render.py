@@ -13,7 +13,7 @@ from torch.fx import GraphModule, Node
 from torchao.quantization.pt2e.quantize_pt2e import convert_pt2e, prepare_pt2e
 
 from edgepress.compress.quantize.graph import HEAVY, constant, kind_of
-from edgepress.compress.quantize.placement import place, summary
+from edgepress.compress.quantize.placement import Placement, place, summary
 from edgepress.compress.quantize.prepare import canonical_module, float_module
 from edgepress.compress.quantize.quantizer import RulesQuantizer
 from edgepress.compress.quantize.sharing import TensorParameters
@@ -56,6 +56,15 @@ def render(program: torch.export.ExportedProgram, statistics: Statistics | None,
     """
     if scheme.kind == "weights":
         return _render_weights(program, rules)
+    module, placement, parameters = placed(program, statistics, rules, scheme)
+    reasons = summary(placement.reasons)
+    return Rendered(_converted(module, RulesQuantizer(rules, placement, parameters), rules), reasons)
+
+
+def placed(
+    program: torch.export.ExportedProgram, statistics: Statistics | None, rules: QuantRules, scheme: Scheme
+) -> tuple[GraphModule, Placement, TensorParameters]:
+    """The canonical float graph, which of its ops compute in integers, and with which scales; see `render`."""
     if scheme.kind not in _STATIC:
         raise QuantizationError(
             f"scheme {scheme.label!r} has no calibrated rendering", remedy=f"Use one of {', '.join((*_STATIC, 'weights'))}."
@@ -79,9 +88,7 @@ def render(program: torch.export.ExportedProgram, statistics: Statistics | None,
     placement = place(module, rules, scheme.kind, largest)
     if not any(kind in HEAVY for kind in placement.kinds.values()):
         raise _nothing(placement.reasons)
-    parameters = TensorParameters(module, placement, rules, statistics)
-    reasons = summary(placement.reasons)
-    return Rendered(_converted(module, RulesQuantizer(rules, placement, parameters), rules), reasons)
+    return module, placement, TensorParameters(module, placement, rules, statistics)
 
 
 def _render_weights(program: torch.export.ExportedProgram, rules: QuantRules) -> Rendered:

@@ -21,6 +21,8 @@ _ROOMY = 110
 def print_run(report: Json, run_dir: Path, console: Console | None = None) -> None:
     """The table, the gates that did not pass with their next steps, the verdict, and where the report is."""
     out = console or stdout()
+    if any("report" in stage for stage in report["stages"]):
+        out.print(_stage_table(report))
     out.print(_run_table(report, roomy=out.width >= _ROOMY))
     if out.width < _ROOMY:
         _executors(out, views(report))
@@ -33,6 +35,20 @@ def print_run(report: Json, run_dir: Path, console: Console | None = None) -> No
         plain(f"{report['verdict'].upper()}", f"bold {STYLES[report['verdict']]}").append(f"  {tidy(headline(report))}", "not bold default")
     )
     out.print(plain("report  ", "dim").append(tidy(str(run_dir / "report.html")), "default"), soft_wrap=True)
+
+
+def _stage_table(report: Json) -> Table:
+    """What each compression step made of the model, before any runtime had it."""
+    made = table(stage="left", metric="right", drop="right", parameters="right", MACs="right", time="right")
+    unit, first = drop_unit(report), report["stages"][0]
+    for stage in report["stages"]:
+        sizes = [
+            _two(numbers.count(stage[key]), numbers.ratio(stage[key] / first[key]) if first[key] else "") for key in ("parameters", "macs")
+        ]
+        drop = _two(numbers.drop(stage["drop"], unit), numbers.interval(stage["interval"])) if "drop" in stage else plain(numbers.NONE)
+        cells = (plain(stage["name"], "bold"), plain(numbers.metric(stage["metric"], unit)), drop, *sizes)
+        made.add_row(*cells, plain(numbers.seconds(stage["seconds"])))
+    return made
 
 
 def _run_table(report: Json, roomy: bool) -> Table:

@@ -30,7 +30,7 @@ def original(params: dict[str, Any], folder: Path) -> dict[str, Any]:
     inputs = {name: Path(path) for name, path in params["inputs"].items()}
     labels = np.load(inputs["data"] / "validation" / "labels.npy")
     outputs = load_outputs(inputs["reference"] / "validation", Signature.from_json(params["signature"]))
-    bound = _metric(params).bind(outputs, labels)
+    bound = metric_of_step(params).bind(outputs, labels)
     return {"value": bound.value(outputs), "unit": bound.unit, "samples": bound.samples}
 
 
@@ -47,6 +47,15 @@ def score(params: dict[str, Any], folder: Path) -> dict[str, Any]:
     Raises:
         MeasurementError: the metric is not a finite number.
     """
+    return _compared(params, Path(params["inputs"]["execution"]))
+
+
+def stage(params: dict[str, Any], folder: Path) -> dict[str, Any]:
+    """The same for the outputs that `compress.project.steps:reference` wrote of a model between two steps."""
+    return _compared(params, Path(params["inputs"]["execution"]) / params["share"])
+
+
+def _compared(params: dict[str, Any], outputs: Path) -> dict[str, Any]:
     from edgepress.steps.arrays import load_outputs
     from edgepress.validators.accuracy import compare
 
@@ -54,7 +63,7 @@ def score(params: dict[str, Any], folder: Path) -> dict[str, Any]:
     signature = Signature.from_json(params["signature"])
     labels = np.load(inputs["data"] / params["share"] / "labels.npy")
     reference = load_outputs(inputs["reference"] / params["share"], signature)
-    found = compare(_metric(params), reference, load_outputs(inputs["execution"], signature), labels, params["confidence"])
+    found = compare(metric_of_step(params), reference, load_outputs(outputs, signature), labels, params["confidence"])
     return {
         "value": found.value,
         "reference": found.reference,
@@ -67,7 +76,8 @@ def score(params: dict[str, Any], folder: Path) -> dict[str, Any]:
     }
 
 
-def _metric(params: dict[str, Any]) -> Metric:
+def metric_of_step(params: dict[str, Any]) -> Metric:
+    """The recipe's metric: a name, or the user's callable below `root`."""
     from edgepress.compress.project.usercode import load_callable
     from edgepress.validators.metrics import metric_of
 

@@ -1,0 +1,110 @@
+"""Quantization-aware training (Jacob et al. 2018, section 3): the weights learn to be rounded as one runtime rounds them.
+
+The graph, the placement and the scales are those of the calibrated rendering; rounding is simulated in float with a straight-through
+gradient (Bengio et al. 2013, section 4). Weights are rounded by their range of the moment, activations by the calibrated one.
+"""
+
+from __future__ import annotations
+
+import copy
+import warnings
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.export import ExportedProgram
+from torch.fx import GraphModule
+from torchao.quantization.pt2e import FakeQuantize, MovingAverageMinMaxObserver, MovingAveragePerChannelMinMaxObserver
+from torchao.quantization.pt2e.quantize_pt2e import prepare_qat_pt2e
+
+from edgepress.compress.program import export_like
+from edgepress.compress.quantize.graph import attribute
+from edgepress.compress.quantize.quantizer import RulesQuantizer
+from edgepress.compress.quantize.render import placed
+from edgepress.compress.quantize.sharing import SMALLEST_SCALE
+from edgepress.compress.quantize.statistics import Statistics
+from edgepress.targets.nouns import Scheme
+from edgepress.targets.rules import QuantRules
+
+
+class PerChannelFakeQuantize(FakeQuantize):  # type: ignore[misc]
+    """torchao tells by the name whether an observer takes a channel axis."""
+
+
+def simulated_weight(per_channel: bool) -> Any:
+    """Rounds a weight by its range of the moment: a moving average that forgets at once."""
+    kind, observer = (
+        (PerChannelFakeQuantize, MovingAveragePerChannelMinMaxObserver) if per_channel else (FakeQuantize, MovingAverageMinMaxObserver)
+    )
+    return kind.with_args(observer=observer, averaging_constant=1.0, eps=SMALLEST_SCALE)
+
+
+@dataclass(frozen=True)
+class Simulation:
+    """A model that rounds as a runtime will.
+
+    Attributes:
+        module: takes and returns what the program does; its weights are parameters. Batch norms are folded, dropout is gone.
+        plain: the same graph without rounding; it gets the trained weights back.
+    """
+
+    module: GraphModule
+    plain: GraphModule
+
+    def program(self, like: ExportedProgram) -> ExportedProgram:
+        """The trained float weights as a program, to be calibrated and rendered.
+
+        Args:
+            like: the program that was simulated; its example inputs and dynamic batch are kept.
+        """
+        trained = dict(self.module.named_parameters())
+        for name, parameter in self.plain.named_parameters():
+            parameter.data.copy_(trained[name].detach())
+        return export_like(self.plain, like)
+
+
+def simulate(program: ExportedProgram, statistics: Statistics, rules: QuantRules, scheme: Scheme) -> Simulation:
+    """Insert the rounding of a rendering into the float graph.
+
+    Args:
+        program: float, eval mode.
+        statistics: of the same program; training starts from the ranges they give.
+        rules: of the runtime. Outlier channels are not moved into weights: training finds its own balance.
+        scheme: kind `static` or `static-matmul`.
+
+    Raises:
+        QuantizationError: see `render`.
+    """
+    module, placement, parameters = placed(program, statistics, replace(rules, smooth=False), scheme)
+    _weights_to_parameters(module)
+    plain = copy.deepcopy(module)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        prepared: GraphModule = prepare_qat_pt2e(module, RulesQuantizer(rules, placement, parameters, simulated_weight))
+    return Simulation(prepared, plain)
+
+
+def _weights_to_parameters(module: GraphModule) -> None:
+    """Folded weights are constants; what a conv, a linear layer or a norm reads is trained."""
+    for node in module.graph.nodes:
+        if node.op != "get_attr" or not node.target:
+            continue
+        name = str(node.target)
+        tensor = attribute(module, name)
+        if isinstance(tensor, Tensor) and tensor.is_floating_point() and not isinstance(tensor, nn.Parameter) and _read_as_weight(node):
+            owner_name, _, last = name.rpartition(".")
+            owner = module.get_submodule(owner_name)
+            delattr(owner, last)
+            owner.register_parameter(last, nn.Parameter(tensor.detach().clone()))
+    for parameter in module.parameters():
+        parameter.requires_grad_(parameter.is_floating_point())
+
+
+def _read_as_weight(node: torch.fx.Node) -> bool:
+    return any(node in user.args[1:3] and "weight" in _arguments(user) for user in node.users)
+
+
+def _arguments(node: torch.fx.Node) -> Sequence[str]:
+    return [a.name for a in node.target._schema.arguments] if isinstance(node.target, torch._ops.OpOverload) else []

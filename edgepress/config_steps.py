@@ -1,0 +1,163 @@
+"""The entries of `compress:`: pruning, distillation and quantization, and the training that each may bring."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from difflib import get_close_matches
+from typing import Annotated, Any, Literal
+
+from pydantic import BeforeValidator, Field, model_validator
+
+from edgepress.config_models import Bytes, Callable_, Points, Precision, Ratio, Seconds, Strict, Whole
+
+Observer = Literal["histogram", "minmax", "moving-average", "percentile", "entropy", "mse"]
+Criterion = Literal["taylor", "fisher", "l1", "l2", "bn_scale", "activation", "random"]
+Unit = Literal["channels", "heads", "head_dims", "neurons", "groups", "group_channels"]
+#: What a student may copy of its teacher (`compress.distill.objective`).
+LOSSES = ("kd", "dkd", "mse", "rkd", "rkd_distance", "rkd_angle", "hint", "attention")
+
+
+def _loss(value: object) -> object:
+    """`kd`, or `{kd: 1.0, hint: 0.5}` with names that exist and weights above zero."""
+    given = value if isinstance(value, Mapping) else {value: 1.0}
+    for name, weight in given.items():
+        if name not in LOSSES:
+            near = get_close_matches(str(name), LOSSES, 1, 0.5)
+            guess = f"Did you mean {near[0]!r}? " if near else ""
+            raise ValueError(f"unknown distillation loss {str(name)!r}|{guess}Use {', '.join(LOSSES)}.")
+        if isinstance(weight, bool) or not isinstance(weight, int | float) or weight <= 0:
+            raise ValueError(f"{name!r} has the weight {weight!r}|Give a number above zero.")
+    return {name: float(weight) for name, weight in given.items()} if isinstance(value, Mapping) else value
+
+
+Loss = Annotated[Any, BeforeValidator(_loss)]
+Share = Annotated[float, Field(ge=0, lt=1)]
+Positive = Annotated[float, Field(gt=0)]
+
+
+class TrainSettings(Strict):
+    """How a model is trained; what is left out takes the default of `compress.train.TrainConfig`."""
+
+    epochs: Positive
+    batch: Whole = 128
+    optimizer: str = "sgd"
+    lr: Positive | None = None
+    weight_decay: Annotated[float, Field(ge=0)] | None = None
+    momentum: Share = 0.9
+    schedule: Literal["cosine", "one-cycle", "step", "constant"] = "cosine"
+    warmup: Share = 0.05
+    precision: Literal["fp32", "bf16", "fp16"] = "fp32"
+    accumulate: Whole = 1
+    clip: Positive | None = None
+    ema: Share | None = None
+    label_smoothing: Share = 0.0
+    patience: Whole | None = None
+    restore_best: bool = True
+    activation_checkpointing: bool = False
+    strategy: Literal["auto", "ddp", "fsdp", "deepspeed"] = "auto"
+    devices: Whole | Literal["auto"] = "auto"
+    nodes: Whole = 1
+    augment: list[str] = Field(default_factory=list)
+    no_decay_norms: bool = True
+    log: list[Literal["tensorboard", "mlflow"]] = Field(default_factory=list)
+    time_limit: Seconds | None = None
+    data: Callable_ | None = None
+
+    def train_config(self, seed: int) -> dict[str, Any]:
+        """Keyword arguments of `compress.train.TrainConfig`."""
+        own = self.model_dump(include=set(TrainSettings.model_fields) - {"time_limit", "data"})
+        return {**own, "augment": list(self.augment), "log": list(self.log), "time_limit_s": self.time_limit, "seed": seed}
+
+
+class LatencyBudget(Strict):
+    """As fast as `ratio` of the unpruned float model in the runtime of `target`, by a table of measured layer latencies."""
+
+    target: str
+    ratio: Ratio
+
+
+class SparsityConfig(TrainSettings):
+    """Training with a group lasso on the sets of channels that go together, before they are removed."""
+
+    strength: Positive = 1e-4
+
+
+class FinetuneConfig(TrainSettings):
+    """Training after pruning: the task's loss, and the original as teacher where `loss` asks for one."""
+
+    loss: Loss | None = None
+    temperature: Positive = 4.0
+
+
+class PruneConfig(Strict):
+    """Structured pruning to one budget, or masks of zeros."""
+
+    speedup: Annotated[float, Field(gt=1)] | None = None
+    parameters: Ratio | None = None
+    size: Bytes | None = None
+    latency: LatencyBudget | None = None
+    mask: Annotated[str, Field(pattern=r"^\d+:\d+$|^0?\.\d+$|^\d{1,2}%$")] | None = None
+    criterion: Criterion = "taylor"
+    ranking: Literal["global", "local", "cost"] = "global"
+    normalize: Literal["mean", "max", "none"] = "mean"
+    multiple: Whole | Literal["auto"] = "auto"
+    min_channels: Whole = 1
+    max_sparsity: Share = 0.9
+    units: list[Unit] | None = None
+    ignore: list[str] = Field(default_factory=list)
+    protect: list[str] = Field(default_factory=list)
+    blocks: Annotated[int, Field(ge=0)] = 0
+    steps: Whole = 1
+    sparsity: SparsityConfig | None = None
+    finetune: FinetuneConfig | None = None
+
+    @model_validator(mode="after")
+    def _one_budget(self) -> PruneConfig:
+        given = [name for name in BUDGETS if getattr(self, name) is not None]
+        if len(given) > 1:
+            raise ValueError(f"`{given[0]}` and `{given[1]}` are two budgets|Keep one of {', '.join(BUDGETS)}.")
+        if not given and not self.blocks:
+            raise ValueError(f"no budget|Give one of {', '.join(BUDGETS)}, e.g. `speedup: 2.0`, or `blocks: 1`.")
+        return self
+
+
+BUDGETS = ("speedup", "parameters", "size", "latency", "mask")
+
+
+class DistillConfig(TrainSettings):
+    """Training with teachers: the original checkpoint unless `teacher` names others."""
+
+    loss: Loss = "kd"
+    temperature: Positive = 4.0
+    task: Annotated[float, Field(ge=0)] = 1.0
+    task_loss: str = "auto"
+    teacher: str | list[str] | None = None
+    layers: list[list[str]] | Literal["auto"] = "auto"
+
+
+class QatConfig(TrainSettings):
+    """Training with simulated integers, and the float model as teacher where `loss` asks for one."""
+
+    epochs: Positive = 1.0
+    optimizer: str = "sgd"
+    lr: Positive | None = 0.002
+    loss: Loss | None = "kd"
+    temperature: Positive = 4.0
+
+
+class QuantizeConfig(Strict):
+    """The quantize step.
+
+    `scheme: auto` ships, per target, the first scheme that loses at most `max_drop` on training samples held apart.
+    """
+
+    precision: Precision = "int8"
+    method: Literal["ptq", "qat"] = "ptq"
+    observer: Observer = "histogram"
+    scheme: Literal["auto", "static", "static-matmul", "dynamic", "weights"] = "auto"
+    max_drop: Points = 0.5
+    qat: QatConfig | None = None
+
+
+Step = PruneConfig | DistillConfig | QuantizeConfig
+STEPS: dict[str, type[Strict]] = {"prune": PruneConfig, "distill": DistillConfig, "quantize": QuantizeConfig}

@@ -1,0 +1,203 @@
+"""The compression steps before quantization: what each does to the model, and what the model is worth after it.
+
+prune      -> [sparsity training] -> prune -> [fine-tuning], as often as `steps` says, each time to a part of the budget
+distill    -> training with teachers
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, replace
+from functools import partial
+from types import MappingProxyType
+from typing import Any
+
+from edgepress.config import Config
+from edgepress.config_steps import BUDGETS, DistillConfig, PruneConfig, QatConfig, TrainSettings
+from edgepress.isolate import Limits
+from edgepress.machine import cores
+from edgepress.step import Result, Step
+from edgepress.targets.nouns import Scheme
+from edgepress.targets.rules import rules_for
+
+#: A training says how far it is and can be stopped; it is not taken for a hanging converter.
+_TRAINING_S = 30 * 24 * 3600.0
+
+
+#: Makes a step from the model before it.
+Builder = Callable[[Result], Step]
+
+
+@dataclass(frozen=True)
+class Origin:
+    """Where the steps start: the traced original, its data and what it answers on them."""
+
+    data: Result
+    model: Result
+    reference: Result
+
+
+@dataclass(frozen=True)
+class Stage:
+    """A model between two steps.
+
+    Attributes:
+        name: e.g. `prune 2.00x`, `finetune`, `distill kd`.
+        model: `model.pt2` with its signature, parameters and multiply-accumulates; `report` in its value says what was done.
+        outputs: what it answers on the validation and selection shares.
+        score: its metric on the validation share, paired with the original's.
+    """
+
+    name: str
+    model: Result
+    outputs: Result
+    score: Result
+
+
+class Stages:
+    """Builds the steps of `compress:` before quantization.
+
+    Args:
+        config: the recipe.
+        do: runs or plans a step.
+    """
+
+    def __init__(self, config: Config, do: Callable[[Step], Result]) -> None:
+        self._config, self._do = config, do
+        self._limits = Limits(config.run.timeout, int(config.run.memory))
+
+    def run(self, origin: Origin) -> tuple[Stage, ...]:
+        """Every stage in order; the last one's model is exported.
+
+        Raises:
+            EdgepressError: a step failed; no target can run then.
+        """
+        made: list[Stage] = []
+        model = origin.model
+        for name, build in self._builders(origin):
+            model = self._do(build(model))
+            made.append(self._judged(name, model, origin))
+        return tuple(made)
+
+    def _builders(self, origin: Origin) -> Iterator[tuple[str, Builder]]:
+        for place, config in enumerate(self._config.steps):
+            if isinstance(config, PruneConfig):
+                yield from self._prune(place, config, origin)
+            elif isinstance(config, DistillConfig):
+                yield f"distill {_losses(config.loss)}", partial(self._train, self._title("distill", place), "distill", config, origin)
+
+    def _prune(self, place: int, config: PruneConfig, origin: Origin) -> Iterator[tuple[str, Builder]]:
+        choice, table = self._choice(config), self._table(config, origin)
+        if config.sparsity is not None:
+            yield (
+                "sparsity training",
+                partial(self._train, self._title("sparsity", place), "sparsity", config.sparsity, origin, extra=choice),
+            )
+        for turn in range(1, config.steps + 1):
+            name = f"prune {_budget(config)}" + (f" ({turn} of {config.steps})" if config.steps > 1 else "")
+            yield name, partial(self._remove, self._title(name, place), {**choice, "turn": turn, "turns": config.steps}, origin, table)
+            if config.finetune is not None:
+                share = config.finetune.model_copy(update={"epochs": config.finetune.epochs / config.steps})
+                yield "finetune", partial(self._train, self._title("finetune", place), "finetune", share, origin)
+
+    def _table(self, config: PruneConfig, origin: Origin) -> Result | None:
+        """What every layer costs in the runtime of a latency budget, measured once on the original."""
+        if config.latency is None:
+            return None
+        entry = next(entry for entry in self._config.targets if entry.name == config.latency.target)
+        run, runtime = self._config.run, entry.entry.runtime
+        params = {"runtime": runtime, "threads": run.threads, "batch": run.batch, "multiple": rules_for(runtime).multiple}
+        inputs = {"model": origin.model, "data": origin.data}
+        title = f"layer latencies {config.latency.target}"
+        function = "edgepress.steps.layers:latencies"
+        return self._do(Step(title, function, params, inputs, machine=True, alone=True, threads=run.threads, limits=self._limits))
+
+    def _remove(self, title: str, settings: Mapping[str, Any], origin: Origin, table: Result | None, model: Result) -> Step:
+        inputs = {"model": model, "data": origin.data, "original": origin.model}
+        if table is not None:
+            settings = {**settings, "table": dict(table.value)}
+        return Step(title, "edgepress.steps.prune:prune", settings, inputs, threads=cores(), limits=self._limits)
+
+    def _choice(self, config: PruneConfig) -> dict[str, Any]:
+        """JSON-able parameters of `steps.prune:prune`; `multiple: auto` is what every target of the recipe likes."""
+        runtimes = sorted({entry.entry.runtime for entry in self._config.targets})
+        own = config.model_dump(exclude={"finetune", "sparsity", "steps"})
+        if config.multiple == "auto":
+            own["multiple"] = max((rules_for(runtime).multiple for runtime in runtimes), default=1)
+        return own | {"seed": self._config.seed}
+
+    def qat(self, config: QatConfig, origin: Origin, model: Result, calibration: Result, runtime: str, scheme: Scheme) -> Result:
+        """The model after training with one runtime's integers simulated, to be calibrated and exported like any other."""
+        settings = {"runtime": runtime, "scheme": vars(scheme)}
+        step = self._train(f"train {runtime} {scheme.label}", "qat", config, origin, model, settings)
+        return self._do(replace(step, inputs={**step.inputs, "calibration": calibration}))
+
+    def _train(
+        self, title: str, kind: str, config: TrainSettings, origin: Origin, model: Result, extra: Mapping[str, Any] = MappingProxyType({})
+    ) -> Step:
+        own = self._config.collect_params()
+        params: dict[str, Any] = {
+            "kind": kind,
+            "train_config": config.train_config(self._config.seed),
+            "root": own["root"],
+            "train": config.data or own["train"],
+            "shares": {"calibration": own["calibration"], "exact": own["exact"]},
+            "model_inputs": own["model_inputs"],
+            "metric": self._config.metric,
+            "factory": self._config.model.factory,
+            "args": self._config.model.args,
+            **config.model_dump(include={"loss", "temperature", "task", "task_loss", "layers", "strength"}),
+            **extra,
+        }
+        if isinstance(config, DistillConfig):
+            params["teacher"] = [config.teacher] if isinstance(config.teacher, str) else config.teacher
+        inputs = {"model": model, "data": origin.data, "original": origin.model, "reference": origin.reference}
+        return Step(
+            title,
+            "edgepress.steps.train:train",
+            params,
+            inputs,
+            self._config.root,
+            tuple(self._config.root / name for name in params.get("teacher") or ()),
+            threads=cores(),
+            limits=Limits(_TRAINING_S, int(self._config.run.memory)),
+            resumes=True,
+        )
+
+    def _judged(self, name: str, model: Result, origin: Origin) -> Stage:
+        root, metric = str(self._config.root), self._config.metric
+        outputs = self._do(
+            Step(
+                f"run {name}",
+                "edgepress.compress.project.steps:reference",
+                {"metric": metric},
+                {"model": model, "data": origin.data},
+                threads=cores(),
+                limits=self._limits,
+            )
+        )
+        params = {"metric": metric, "root": root, "share": "validation", "confidence": 0.95, "signature": model.value.get("signature")}
+        inputs = {"execution": outputs, "reference": origin.reference, "data": origin.data}
+        score = self._do(
+            Step(f"score {name}", "edgepress.steps.score:stage", params, inputs, self._config.root, threads=cores(), limits=self._limits)
+        )
+        return Stage(name, model, outputs, score)
+
+    def _title(self, name: str, place: int) -> str:
+        return name if len(self._config.steps) < 3 else f"{name} (step {place + 1})"
+
+
+def _budget(config: PruneConfig) -> str:
+    name = next((name for name in BUDGETS if getattr(config, name) is not None), None)
+    if name == "speedup":
+        return f"{config.speedup:.2f}x MACs"
+    if name == "latency":
+        assert config.latency is not None
+        return f"to {config.latency.ratio:.2f}x latency in {config.latency.target}"
+    if name == "mask":
+        return f"mask {config.mask}"
+    return f"{config.blocks} blocks" if name is None else f"{name} {getattr(config, name):g}"
+
+
+def _losses(loss: str | dict[str, float]) -> str:
+    return loss if isinstance(loss, str) else " + ".join(loss)

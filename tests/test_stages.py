@@ -1,0 +1,146 @@
+"""Compression steps through the command line: what pruning, distillation and training leave in the report, and how they go on."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+from edgepress.bundle.digest import digest
+from tests.project import digits, edgepress, report_of
+
+GATES = {"accuracy_drop": {"max": "5pp"}}
+TRAIN = {"epochs": 2, "lr": 0.01}
+
+
+def project(folder: Path, *steps: dict[str, Any]) -> Path:
+    return digits(folder, compress=[*steps, {"quantize": {"precision": "int8"}}], gates=GATES)
+
+
+@pytest.fixture(scope="module")
+def pruned(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A finished run that prunes to 1.5x, fine-tunes and distils."""
+    prune = {"prune": {"speedup": 1.5, "multiple": 2, "finetune": TRAIN}}
+    recipe = project(tmp_path_factory.mktemp("pruned") / "project", prune, {"distill": {**TRAIN, "loss": {"kd": 1.0, "hint": 0.1}}})
+    done = edgepress("run", recipe, "--out", recipe.parent / "run")
+    assert done.returncode == 0, done.stderr + done.stdout
+    return recipe.parent
+
+
+def test_every_stage_is_in_the_report_with_what_it_cost(pruned: Path) -> None:
+    stages = report_of(pruned / "run")["stages"]
+    assert [stage["name"] for stage in stages[:4]] == ["original", "prune 1.50x MACs", "finetune", "distill kd + hint"]
+    original, prune, finetune, distill = stages[:4]
+    assert original["macs"] / prune["macs"] >= 1.5 and prune["parameters"] < original["parameters"]
+    assert finetune["macs"] == distill["macs"] == prune["macs"]
+    for stage in (prune, finetune, distill):
+        assert stage["interval"][0] <= stage["drop"] <= stage["interval"][1]
+    assert prune["report"]["largest_error"] < 1e-5
+    assert any(family["kept"] < family["units"] and family["kept"] % 2 == 0 for family in prune["report"]["families"])
+    assert len(finetune["report"]["history"]) == 2 and finetune["report"]["stopped"] == "finished"
+    assert 0 <= finetune["report"]["waiting_share"] <= 1
+
+
+def test_the_artifact_is_the_smaller_model_and_is_judged_against_the_original(pruned: Path) -> None:
+    report = report_of(pruned / "run")
+    target = report["targets"][0]
+    assert report["reference"]["macs"] == report["stages"][0]["macs"]
+    assert target["metric"]["drop"] == pytest.approx(100 * (report["reference"]["metric"]["value"] - target["metric"]["value"]))
+    assert target["parity"]["argmax_agreement"] > 0.97
+
+
+def test_an_unchanged_run_trains_nothing_again(pruned: Path) -> None:
+    again = edgepress("run", pruned / "edgepress.yaml", "--out", pruned / "again")
+    assert again.returncode == 0 and "done" not in again.stderr, again.stderr
+    assert digest(pruned / "again" / "bundle") == digest(pruned / "run" / "bundle")
+
+
+def test_the_report_and_the_terminal_show_the_stages(pruned: Path) -> None:
+    again = edgepress("run", pruned / "edgepress.yaml", "--out", pruned / "again")
+    assert "prune 1.50x MACs" in again.stdout and "distill kd + hint" in again.stdout
+    page = (pruned / "run" / "report.html").read_text()
+    assert "what was done" in page and "samples kept apart" in page
+
+
+def test_a_training_killed_with_9_goes_on_to_the_same_weights(tmp_path: Path) -> None:
+    recipe = project(tmp_path / "project", {"distill": {"epochs": 40, "lr": 0.01}})
+    whole = edgepress("run", recipe, "--out", tmp_path / "whole", EDGEPRESS_STORE=str(tmp_path / "one"))
+    assert whole.returncode == 0, whole.stderr
+    store = tmp_path / "two"
+    command = [sys.executable, "-m", "edgepress", "run", str(recipe), "--out", str(tmp_path / "cut")]
+    process = subprocess.Popen(command, env={**os.environ, "EDGEPRESS_STORE": str(store)}, stderr=subprocess.PIPE)
+    deadline = time.monotonic() + 120
+    while process.poll() is None and not list(store.glob("scratch/*/training/checkpoint*")) and time.monotonic() < deadline:
+        time.sleep(0.02)
+    assert process.poll() is None, "the training was over before it could be killed"
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    assert list(store.glob("scratch/*/training/checkpoint*"))
+    done = edgepress("run", recipe, "--out", tmp_path / "cut", EDGEPRESS_STORE=str(store))
+    assert done.returncode == 0, done.stderr
+    assert digest(tmp_path / "cut" / "bundle") == digest(tmp_path / "whole" / "bundle")
+    assert not list(store.glob("scratch/*/training"))
+
+
+def test_quantization_aware_training_is_kept_where_it_is_better_and_said_where_not(tmp_path: Path) -> None:
+    recipe = digits(tmp_path / "project", compress=[{"quantize": {"method": "qat", "qat": {"epochs": 1}}}], gates=GATES)
+    done = edgepress("run", recipe, "--out", tmp_path / "run")
+    assert done.returncode == 0, done.stderr
+    plain, trained = report_of(tmp_path / "run")["targets"][0]["tried"][:2]
+    assert "quantization-aware training" in trained["why"] and "quantization-aware" not in plain["why"]
+    word = "; better than" if trained["drop_on_selection"] < plain["drop_on_selection"] else "; no better than"
+    assert word in trained["why"]
+
+
+def test_masks_keep_their_zeros_through_fine_tuning(tmp_path: Path) -> None:
+    recipe = project(tmp_path / "project", {"prune": {"mask": "50%", "finetune": TRAIN}})
+    store = tmp_path / "store"
+    done = edgepress("run", recipe, "--out", tmp_path / "run", EDGEPRESS_STORE=str(store))
+    assert done.returncode == 0, done.stderr
+    stage = report_of(tmp_path / "run")["stages"][1]
+    assert stage["macs"] == report_of(tmp_path / "run")["stages"][0]["macs"]
+    assert any("gets no faster" in line for line in stage["report"]["remarks"])
+    masked = [path.parent for path in store.glob("objects/*/files/masks.safetensors")]
+    assert len(masked) == 2
+    for folder in masked:
+        weights = torch.export.load(folder / "model.pt2").state_dict
+        zeros = sum(int((value == 0).sum()) for name, value in weights.items() if value.ndim > 1)
+        assert zeros >= 0.5 * sum(value.numel() for value in weights.values() if value.ndim > 1)
+
+
+@pytest.mark.parametrize(
+    ("step", "message"),
+    [
+        ({"prune": {"speedup": 500.0}}, "speedup 500 cannot be reached"),
+        ({"prune": {"speedup": 2.0, "ignore": ["layer9*"]}}, "no layer matches 'layer9*'"),
+        ({"prune": {"parameters": "0.5x", "protect": ["*"]}}, "there is nothing to prune"),
+        ({"distill": {"epochs": 1, "optimizer": "sgdd"}}, "optimizer is 'sgdd'"),
+        ({"distill": {"epochs": 1, "augment": ["flop"]}}, "flop"),
+        ({"distill": {"epochs": 1, "teacher": "missing.safetensors"}}, "missing.safetensors"),
+        ({"distill": {"epochs": 1, "loss": "hint", "layers": [["nothing", "nothing"]]}}, "'nothing'"),
+    ],
+)
+def test_what_cannot_be_done_is_one_line_and_exit_code_two(step: dict[str, Any], message: str, tmp_path: Path) -> None:
+    recipe = project(tmp_path / "project", step)
+    done = edgepress("run", recipe, "--out", tmp_path / "run")
+    assert done.returncode == 2, done.stdout
+    last = [line for line in done.stderr.splitlines() if line.startswith("error:")]
+    assert len(last) == 1 and message in " ".join(done.stderr.split()), done.stderr
+    assert "Traceback" not in done.stderr and not (tmp_path / "run").exists()
+
+
+def test_a_teacher_with_other_outputs_is_named_with_its_shape(tmp_path: Path) -> None:
+    recipe = project(tmp_path / "project", {"distill": {"epochs": 1, "teacher": "other.pt2"}})
+    other = nn.Sequential(nn.Flatten(), nn.Linear(256, 11)).eval()
+    batch = {0: torch.export.Dim("batch", min=1)}
+    torch.export.save(torch.export.export(other, (torch.zeros(2, 1, 16, 16),), dynamic_shapes=(batch,)), recipe.parent / "other.pt2")
+    done = edgepress("run", recipe, "--out", tmp_path / "run")
+    assert done.returncode == 2 and "11" in done.stderr and "10" in done.stderr, done.stderr
