@@ -128,26 +128,24 @@ class Space:
         """Cut the factors of a dimension into consecutive dimensions of the given sizes.
 
         Raises:
-            Misfit: a cut falls inside an axis that does not divide there, or the sizes do not multiply to the dimension's.
+            Misfit: the sizes do not multiply to the dimension's.
         """
+        if math.prod(sizes) != size_of(dim):
+            raise Misfit(f"{size_of(dim)} indices cannot be arranged as {tuple(sizes)}")
         rest = list(reversed(dim))
         groups: list[Dim] = []
         for size in sizes:
             taken: list[Axis] = []
             while size > 1:
-                if not rest:
-                    raise Misfit(f"{size_of(dim)} indices cannot be arranged as {tuple(sizes)}")
                 axis = rest.pop()
-                if size % axis.size:
-                    if axis.size % size:
-                        raise Misfit(f"an axis of {axis.size} does not divide into {tuple(sizes)}")
+                if size % axis.size and axis.size % size:  # the cut falls inside two factors: take what is left as one
+                    axis, rest = self._block((axis, *reversed(rest))), []
+                if axis.size > size:
                     axis, tail = self.split(axis, axis.size // size)
                     rest.append(tail)
                 taken.append(axis)
                 size //= axis.size
             groups.append(tuple(taken))
-        if rest:
-            raise Misfit(f"{size_of(dim)} indices cannot be arranged as {tuple(sizes)}")
         return groups
 
     def unify(self, first: Dim, second: Dim) -> Dim:

@@ -41,7 +41,18 @@ def propagate(program: ExportedProgram) -> Flow:
             flow.dims[node.name] = _call(flow, node)
         elif node.op == "output":
             _outputs(flow, node, program)
+    live = _live(program)
+    flow.costs[:] = [cost for cost in flow.costs if cost[0] in live]
     return flow
+
+
+def _live(program: ExportedProgram) -> set[str]:
+    """Names of the nodes that an output needs."""
+    found = set[str]()
+    for node in reversed(program.graph.nodes):
+        if node.op == "output" or node.name in found:
+            found |= {source.name for source in node.all_input_nodes}
+    return found
 
 
 def _call(flow: Flow, node: Node) -> Any:

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch._dispatch.python import enable_python_dispatcher
 from torch._guards import detect_fake_mode
 from torch._subclasses import FakeTensorMode
 from torch.export import ExportedProgram
@@ -40,9 +41,7 @@ def remove(program: ExportedProgram, structure: Structure, removed: np.ndarray) 
     kept = structure.kept(removed)
     if structure.smallest(removed) == 0:
         raise PruneError("the removal leaves nothing of a layer", "every unit along one of its axes would go", "Keep one of each.")
-    graph = Graph()
-    result = graph.graph_copy(program.graph, {})
-    _output(graph, program.graph, result)
+    graph = _copied(program.graph)
     edited = _edit(graph, structure.flow.edits, kept)
     tensors = _sliced(program, structure, removed, kept)
     signature = copy.deepcopy(program.graph_signature)
@@ -60,9 +59,16 @@ def remove(program: ExportedProgram, structure: Structure, removed: np.ndarray) 
     )
 
 
-def _output(graph: Graph, source: Graph, result: Any) -> None:
-    node = graph.output(result)
-    node.meta = copy.copy(next(n for n in reversed(source.nodes) if n.op == "output").meta)
+def _copied(source: Graph) -> Graph:
+    """A graph with the same node names, also those that the copy of a graph avoids ("input", "len")."""
+    graph = Graph()
+    copies: dict[Node, Node] = {}
+    result = graph.graph_copy(source, copies)
+    for old, new in copies.items():
+        new.name = old.name
+    output = graph.output(result)
+    output.meta = copy.copy(next(n for n in reversed(source.nodes) if n.op == "output").meta)
+    return graph
 
 
 def _sliced(program: ExportedProgram, structure: Structure, removed: np.ndarray, kept: Kept) -> dict[str, Tensor]:
@@ -157,7 +163,7 @@ def _infer(graph: Graph, tensors: Mapping[str, Tensor], edited: set[Node]) -> No
 def _run(mode: FakeTensorMode, node: Node) -> Any:
     args, kwargs = map_arg((node.args, node.kwargs), value_of)
     try:
-        with mode, torch.no_grad():
+        with mode, enable_python_dispatcher(), torch.no_grad():
             return node.target(*args, **kwargs)
     except (RuntimeError, TypeError, ValueError) as error:
         raise PruneError(
