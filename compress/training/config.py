@@ -43,7 +43,7 @@ class TrainConfig:
         accumulate: batches whose gradients make one optimizer step.
         clip: largest norm of all gradients together.
         ema: decay of an exponential moving average of the weights, which is evaluated and returned in their place.
-        label_smoothing: for task losses on classes (Szegedy et al. 2016, section 7).
+        label_smoothing: for whoever makes the task loss to hand to `task_loss` (Szegedy et al. 2016, section 7).
         patience: evaluations without a better metric after which training stops.
         restore_best: end with the best evaluated weights, the start's among them, rather than the last.
         activation_checkpointing: compute activations again in the backward pass instead of keeping them (Chen et al. 2016).
@@ -145,8 +145,7 @@ class TrainResult:
         history: per epoch `epoch`, `loss` (mean over its batches), `metric`, `lr` (at its end) and `seconds` (evaluation included).
         waiting_share: share of the time of all steps spent waiting for data, 0 to 1.
         stopped: `finished`, `early stopping`, `time limit`, or `diverged`: the loss was not finite, and the module has the best weights
-            seen before
-            (by metric, else by training loss), which are the start's where none were better.
+            seen before (by metric, else by training loss), which are the start's where none were better.
         remarks: what the user should know of how it went.
     """
 

@@ -112,7 +112,7 @@ class Learner:
                 self._weights.load(mine)
 
     def live(self) -> dict[str, Tensor]:
-        """The module's tensors themselves."""
+        """The module's tensors themselves, which the next step changes."""
         return self._weights.live()
 
     def weights(self) -> dict[str, Tensor]:
@@ -124,9 +124,9 @@ class Learner:
         self._weights.load(values)
 
     def state(self) -> dict[str, Any]:
-        """Everything that steps change, for a checkpoint."""
+        """Everything that steps change, for a checkpoint: the tensors themselves, to be written before the next step."""
         return {
-            "weights": self._weights.copy(),
+            "weights": self._weights.live(),
             "optimizer": self._optimizer.state_dict(),
             "average": self._average,
             "scaler": self._scaler.state_dict() if self._scaler is not None else None,

@@ -1,5 +1,7 @@
-"""Activation checkpointing: keep few activations, compute the others again in the backward pass (Chen et al. 2016, "Training deep nets with
-sublinear memory cost")."""
+"""Activation checkpointing: keep few activations and compute the others again in the backward pass.
+
+Chen et al. 2016, "Training deep nets with sublinear memory cost".
+"""
 
 from __future__ import annotations
 
@@ -26,8 +28,7 @@ def checkpointed(module: nn.Module, enabled: bool) -> Iterator[None]:
     """Within the context, the module's forward pass keeps activations between parts only.
 
     The parts are the blocks in an `nn.Sequential` or `nn.ModuleList`, or of an exported graph with n nodes about sqrt(n) stretches of equal
-    length. Gradients and running statistics are those
-    of the ordinary pass.
+    length. Gradients and running statistics are those of the ordinary pass.
 
     Raises:
         TrainingError: a plain module has no such blocks.
@@ -120,9 +121,9 @@ class _Stretches:
 
 
 def _stretches(nodes: list[Node]) -> list[list[Node]]:
-    """Cut a list of nodes into about sqrt(n) parts, nowhere between a tensor and an op that changes it in place: what a part begins with
-    must still be there when it is
-    computed again.
+    """Cut a list of nodes into about sqrt(n) parts, nowhere between a tensor and an op that changes it in place.
+
+    What a part begins with must still be there when the part is computed again.
     """
     position = {node: i for i, node in enumerate(nodes)}
     together = [False] * (len(nodes) + 1)

@@ -19,13 +19,10 @@ def set_training(module: nn.Module, training: bool) -> None:
     """Switch a module between train and eval mode, exported graphs in it or as a whole included.
 
     A plain module gets `.train(training)`. In an exported graph, which has no such switch, the mode arguments of batch and instance norms,
-    dropouts and recurrent
-    nets are set, with everything else about them as it was (torchao's `move_exported_model_to_train` gives every batch norm torch's default
-    epsilon and momentum
-    and every dropout p = 0.5). Running statistics then update in place as in eager mode, except where the norm was exported with momentum
-    0, which is also
-    how export writes `momentum=None`: such a norm keeps its statistics and normalises with them. Attention's dropout was fixed by export
-    and stays off.
+    dropouts and recurrent nets are set, with everything else about them as it was (torchao's `move_exported_model_to_train` gives every
+    batch norm torch's default epsilon and momentum and every dropout p = 0.5). Running statistics then update in place as in eager mode,
+    except where the norm was exported with momentum 0, which is also how export writes `momentum=None`: such a norm keeps its statistics
+    and normalises with them. Attention's dropout was fixed by export and stays off.
     """
     if isinstance(module, GraphModule):
         _switch(module, training)

@@ -20,8 +20,7 @@ class Objective(Protocol):
     """A scalar loss of the module on one batch.
 
     An objective with parameters of its own (projectors of feature distillation) also has `modules() -> Sequence[nn.Module]`: those modules
-    are trained,
-    averaged, saved and resumed along with the module.
+    are trained, averaged, saved and resumed along with the module.
     """
 
     def __call__(self, module: nn.Module, inputs: tuple[Tensor, ...], labels: Tensor | None, index: Tensor) -> Tensor:
@@ -73,9 +72,8 @@ def task_loss(loss: str | Loss | None = None, label_smoothing: float = 0.0) -> T
 
     Args:
         loss: `cross_entropy` (outputs (N, C, ...); labels int64 (N, ...), or probabilities (N, C, ...)), `bce` (logits, labels in 0..1 of
-            the same shape), `mse`, `l1`,
-            a callable `(outputs, labels) -> scalar`, or None or `auto`: cross entropy for integer labels and for probabilities made by
-            mixup, else mean squared error.
+            the same shape), `mse`, `l1`, a callable `(outputs, labels) -> scalar`, or None or `auto`: cross entropy for integer labels and
+            for probabilities made by mixup, else mean squared error.
         label_smoothing: for cross entropy and bce (Szegedy et al. 2016, section 7).
 
     Raises:

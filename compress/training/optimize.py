@@ -89,12 +89,16 @@ class Weights:
         self._module = module
 
     def live(self) -> dict[str, Tensor]:
-        """The module's own tensors; looked up anew, since moving a module replaces its buffers."""
-        return {**dict(self._module.named_parameters()), **dict(self._module.named_buffers())}
+        """The module's own tensors; looked up anew, since moving a module replaces its buffers.
+
+        Expanded buffers, whose elements share memory, are constants: nothing can write to them, no training either.
+        """
+        found = {**dict(self._module.named_parameters()), **dict(self._module.named_buffers())}
+        return {name: tensor.detach() for name, tensor in found.items() if not _expanded(tensor)}
 
     def copy(self) -> dict[str, Tensor]:
         """Clones, on the module's device."""
-        return {name: tensor.detach().clone() for name, tensor in self.live().items()}
+        return {name: tensor.clone() for name, tensor in self.live().items()}
 
     @torch.no_grad()  # type: ignore[untyped-decorator]
     def load(self, values: Mapping[str, Tensor]) -> None:
@@ -107,12 +111,18 @@ class Weights:
         """`average = decay * average + (1 - decay) * weights` for floating-point tensors; others are copied."""
         live = self.live()
         floats = [name for name, tensor in live.items() if tensor.is_floating_point()]
-        torch._foreach_lerp_([average[name] for name in floats], [live[name].detach() for name in floats], 1 - decay)
+        torch._foreach_lerp_([average[name] for name in floats], [live[name] for name in floats], 1 - decay)
         for name in live.keys() - floats:
             average[name].copy_(live[name])
 
 
+def _expanded(tensor: Tensor) -> bool:
+    return any(stride == 0 and size > 1 for stride, size in zip(tensor.stride(), tensor.shape, strict=True))
+
+
 def decay_at(decay: float, step: int) -> float:
-    """The decay of the average after `step` steps: smaller in the beginning, so that the first weights are forgotten (as in TensorFlow's
-    ExponentialMovingAverage)."""
+    """The decay of the average after `step` steps: smaller in the beginning, so that the first weights are forgotten.
+
+    As in TensorFlow's `ExponentialMovingAverage` with `num_updates`.
+    """
     return min(decay, (1 + step) / (10 + step))

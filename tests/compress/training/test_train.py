@@ -259,6 +259,14 @@ def test_a_module_that_cannot_compute_channels_last_is_trained_as_it_is(tmp_path
     assert train(Views(), images(), task_loss(), CONFIG, tmp_path).stopped == "finished"
 
 
+def test_a_constant_buffer_that_nothing_can_write_to_is_left_alone(tmp_path: Path) -> None:
+    module = mlp()
+    module.register_buffer("scale", torch.ones(1).expand(6), persistent=False)
+    data = vectors()
+    assert train(module, data, task_loss(), replace(CONFIG, ema=0.9), tmp_path, accuracy(data)).stopped == "finished"
+    assert torch.equal(module.scale, torch.ones(6))
+
+
 def test_progress_tells_loss_metric_and_time_left(tmp_path: Path) -> None:
     seen: list[tuple[str, int, int]] = []
     progress.watch(lambda *event: seen.append(event))
