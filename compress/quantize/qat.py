@@ -87,19 +87,15 @@ def simulate(program: ExportedProgram, statistics: Statistics, rules: QuantRules
 
 
 def _weights_to_parameters(module: GraphModule) -> None:
-    """Folded weights are constants; what a conv, a linear layer or a norm reads is trained."""
+    """What a conv, a linear layer or a norm reads is trained, folded constants too; the program keeps its own copy."""
     for node in module.graph.nodes:
         if node.op != "get_attr" or not node.target:
             continue
-        name = str(node.target)
-        tensor = attribute(module, name)
-        if isinstance(tensor, Tensor) and tensor.is_floating_point() and not isinstance(tensor, nn.Parameter) and _read_as_weight(node):
-            owner_name, _, last = name.rpartition(".")
-            owner = module.get_submodule(owner_name)
+        owner_name, _, last = str(node.target).rpartition(".")
+        owner, tensor = module.get_submodule(owner_name), attribute(module, str(node.target))
+        if isinstance(tensor, Tensor) and tensor.is_floating_point() and (isinstance(tensor, nn.Parameter) or _read_as_weight(node)):
             delattr(owner, last)
             owner.register_parameter(last, nn.Parameter(tensor.detach().clone()))
-    for parameter in module.parameters():
-        parameter.requires_grad_(parameter.is_floating_point())
 
 
 def _read_as_weight(node: torch.fx.Node) -> bool:
