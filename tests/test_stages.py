@@ -78,16 +78,16 @@ def test_a_training_killed_with_9_goes_on_to_the_same_weights(tmp_path: Path) ->
     command = [sys.executable, "-m", "edgepress", "run", str(recipe), "--out", str(tmp_path / "cut")]
     process = subprocess.Popen(command, env={**os.environ, "EDGEPRESS_STORE": str(store)}, stderr=subprocess.PIPE)
     deadline = time.monotonic() + 120
-    while process.poll() is None and not list(store.glob("scratch/*/training/checkpoint*")) and time.monotonic() < deadline:
+    while process.poll() is None and not list(store.glob("scratch/*/training-*/checkpoint*")) and time.monotonic() < deadline:
         time.sleep(0.02)
     assert process.poll() is None, "the training was over before it could be killed"
     process.send_signal(signal.SIGKILL)
     process.wait()
-    assert list(store.glob("scratch/*/training/checkpoint*"))
+    assert list(store.glob("scratch/*/training-*/checkpoint*"))
     done = edgepress("run", recipe, "--out", tmp_path / "cut", EDGEPRESS_STORE=str(store))
     assert done.returncode == 0, done.stderr
     assert digest(tmp_path / "cut" / "bundle") == digest(tmp_path / "whole" / "bundle")
-    assert not list(store.glob("scratch/*/training"))
+    assert not list(store.glob("scratch/*/training-*"))
 
 
 def test_quantization_aware_training_is_kept_where_it_is_better_and_said_where_not(tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import importlib
 import importlib.util
 import inspect
@@ -53,6 +54,13 @@ def load_callable(spec: str, root: Path) -> Callable[..., Any]:
     if not callable(found):
         raise ProjectError(f"{spec!r} cannot be called", f"it is {type(found).__name__}", "Name a function or a class.")
     return found  # type: ignore[no-any-return]
+
+
+def code_digest(root: Path) -> str:
+    """sha256 over every module below `root` that is loaded: what a training resumes only while it is unchanged."""
+    owned = [sys.modules[name] for name, owner in _loaded.items() if owner == root.resolve() and name in sys.modules]
+    files = {str(module.__file__) for module in owned if getattr(module, "__file__", None)}
+    return hashlib.sha256(b"".join(Path(name).read_bytes() for name in sorted(files))).hexdigest()
 
 
 def call_user(spec: str, function: Callable[..., Any], root: Path, arguments: Mapping[str, Any] | None = None) -> Any:

@@ -42,7 +42,7 @@ def train(params: dict[str, Any], folder: Path) -> dict[str, Any]:
     """
     import torch
 
-    from edgepress.compress.project.usercode import seed_everything
+    from edgepress.compress.project.usercode import code_digest, seed_everything
     from edgepress.compress.train import TrainConfig
     from edgepress.compress.train import train as fit
     from edgepress.steps.stage import save_stage
@@ -55,8 +55,9 @@ def train(params: dict[str, Any], folder: Path) -> dict[str, Any]:
     data, judged = _data(params, inputs["data"])
     objective, notes = _objective(params, inputs, config, module, data)
     evaluate = _evaluation(params, inputs, judged)
+    state = Path(params["scratch"]) / f"training-{code_digest(Path(params['root']))[:16]}"
     with _kept_zeros(inputs["model"], module, folder):
-        result = fit(module, data, objective, config, Path(params["scratch"]) / "training", evaluate)
+        result = fit(module, data, objective, config, state, evaluate)
     if hasattr(objective, "close"):
         objective.close()
     value = save_stage(finish(), inputs["model"], inputs["data"], folder)
