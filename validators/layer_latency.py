@@ -7,75 +7,40 @@ that call, take turns in one window, so that drift of the machine hits them alik
 
 from __future__ import annotations
 
-import gc
-import shutil
-import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from collections.abc import Sequence
 from pathlib import Path
-from tempfile import TemporaryDirectory
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from edgepress.targets.errors import EdgepressError, MeasurementError
-from edgepress.targets.nouns import Scheme, Signature, Target
+from edgepress.targets.nouns import Signature
 from edgepress.targets.progress import progress
+from edgepress.validators.layer_bench import FP32, Bench, LayerPlan, Model, bench
 
 if TYPE_CHECKING:
+    from torch.export import ExportedProgram
+
     from edgepress.compress.prune.heavy import Configuration
     from edgepress.compress.prune.latency import LatencyTable, Point
     from edgepress.compress.prune.structure import Structure
 
-_FP32 = Scheme("fp32", "float")
 #: Numbers in all weights that are open at once: half a gigabyte.
 _LARGEST_WEIGHTS = 1 << 27
-Clock = Callable[[], int]
-
-
-@dataclass(frozen=True)
-class LayerPlan:
-    """What is timed, and how long.
-
-    Attributes:
-        runtime: key of the exporter and the runtime.
-        threads, batch: of every call.
-        multiple: widths are multiples of it, as the pruned model's will be.
-        copies: of the layer in one program.
-        widths: most widths per side.
-        exports: most programs in all; with more configurations each gets fewer widths.
-        rounds: most calls of each program, after a tenth as warm-up.
-        seconds: no round of a window starts later, but for the first `least`.
-        least: fewest rounds.
-    """
-
-    runtime: str
-    threads: int = 1
-    batch: int = 1
-    multiple: int = 8
-    copies: int = 4
-    widths: int = 8
-    exports: int = 160
-    rounds: int = 200
-    seconds: float = 2.0
-    least: int = 20
-
-    def __post_init__(self) -> None:
-        if min(self.threads, self.batch, self.multiple, self.copies, self.exports, self.rounds, self.least) < 1 or self.widths < 2:
-            raise MeasurementError(f"a plan of {self}", "", "Take 1 or more of everything, and 2 widths or more.")
+#: Shares of every family that the whole models timed beside the original lack.
+_SHARES = (0.25, 0.5, 0.75)
 
 
 def measure_layers(
-    program: Path, structure: Structure, signature: Signature, samples: Mapping[str, np.ndarray], plan: LayerPlan
+    program: Path, structure: Structure, signature: Signature, samples: tuple[np.ndarray, ...], plan: LayerPlan
 ) -> LatencyTable:
-    """Time the whole model and each of its layers.
+    """Time the whole model, some pruned from it, and each of its layers.
 
     Args:
         program: the model's `.pt2`, float.
         structure: of that program.
         signature: the model's.
-        samples: inputs by name, of shape (n >= 2 and >= batch, ...).
+        samples: per input an array of shape (n >= 2 and >= batch, ...).
         plan: where and how long.
 
     Raises:
@@ -85,38 +50,76 @@ def measure_layers(
     import torch
 
     from edgepress.compress.prune.heavy import heavy_layers
-    from edgepress.compress.prune.latency import LatencyTable, light_elements
+    from edgepress.compress.prune.latency import Grid, LatencyTable, ModelTime, parts_of
 
     loaded = torch.export.load(program)
-    layers = heavy_layers(loaded, structure, plan.batch)
-    configurations = {layer.configuration.key: layer.configuration for layer in layers}
-    grids = widths_of(list(configurations.values()), plan)
+    layers = {layer.name: layer.configuration for layer in heavy_layers(loaded, structure, plan.batch)}
+    configurations = {configuration.key: configuration for configuration in layers.values()}
+    widths = widths_of(list(configurations.values()), plan)
+    removals = even_removals(structure, plan.multiple)
+    keys = {name: configuration.key for name, configuration in layers.items()}
     with bench(plan) as machine:
-        progress("timing the whole model")
-        machine.add_saved(program, signature, tuple(np.array(samples[spec.name]) for spec in signature.inputs), plan.batch)
-        whole, call = machine.window()
+        *models, call = _models(machine, loaded, structure, removals, Model(signature, samples, plan.batch))
         points: dict[str, tuple[Point, ...]] = {}
-        total = sum(map(len, grids.values()))
-        done = 0
         for key, configuration in configurations.items():
-            progress(f"timing {configuration.op} {configuration.widths[0]} -> {configuration.widths[1]}", done, total)
-            points[key] = _points(machine, configuration, grids[key], plan)
-            done += len(grids[key])
-        return LatencyTable(
-            runtime=plan.runtime,
-            executed_by=machine.executed_by,
-            precision=_FP32.precision,
-            threads=plan.threads,
-            batch=plan.batch,
-            whole_ms=whole,
-            call_ms=call,
-            elements=light_elements(loaded, structure, layers),
-            layers={layer.name: layer.configuration.key for layer in layers},
-            points=points,
-        )
+            sides = " -> ".join(map(str, configuration.widths))
+            progress(f"timing {configuration.op} {sides}", sum(map(len, points.values())), sum(map(len, widths.values())))
+            points[key] = time_layer(machine, configuration, widths[key], plan)
+    parts = parts_of({key: Grid.of(measured) for key, measured in points.items()}, keys, structure, loaded)
+    return LatencyTable(
+        runtime=plan.runtime,
+        executed_by=machine.executed_by,
+        precision=FP32.precision,
+        threads=plan.threads,
+        batch=plan.batch,
+        call_ms=call,
+        models=tuple(ModelTime(*parts(removed), ms) for removed, ms in zip(removals, models, strict=True)),
+        layers=keys,
+        points=points,
+    )
 
 
-def _points(machine: Bench, configuration: Configuration, widths: Sequence[tuple[int, int]], plan: LayerPlan) -> tuple[Point, ...]:
+def even_removals(structure: Structure, multiple: int) -> list[np.ndarray]:
+    """Nothing, and what takes the same share of every family and leaves multiples; only what leaves something everywhere."""
+    from edgepress.compress.prune.select import SelectSettings
+
+    settings = SelectSettings(multiple=multiple)
+    found = [np.zeros(structure.unit_count, dtype=bool)]
+    for share in _SHARES:
+        removed = found[0].copy()
+        for family in structure.families:
+            step = settings.multiple_of(family.kind) if len(family.units) > multiple else 1
+            kept = max(1, round(len(family.units) * (1 - share) / step)) * step
+            removed[list(family.units[kept:])] = True
+        if structure.smallest(removed) > 0 and not any(np.array_equal(removed, other) for other in found):
+            found.append(removed)
+    return found
+
+
+def _models(machine: Bench, program: ExportedProgram, structure: Structure, removals: Sequence[np.ndarray], model: Model) -> list[float]:
+    """Milliseconds of whole models, and of the call."""
+    import torch
+
+    from edgepress.compress.prune import remove
+
+    for done, removed in enumerate(removals):
+        progress("exporting whole models", done, len(removals))
+        path = machine.folder / "model.pt2"
+        torch.export.save(remove(program, structure, removed) if removed.any() else program, path)
+        machine.add_saved(path, model)
+    progress("timing whole models")
+    return machine.window()
+
+
+def time_layer(machine: Bench, configuration: Configuration, widths: Sequence[tuple[int, int]], plan: LayerPlan) -> tuple[Point, ...]:
+    """Time one configuration at these (reading, making) widths.
+
+    Returns:
+        For each its milliseconds, without the call.
+
+    Raises:
+        MeasurementError: the layer alone cannot be exported or run in this runtime.
+    """
     from edgepress.validators.layer_programs import layer_module
 
     fit = _LARGEST_WEIGHTS // max(configuration.weight_size, 1)
@@ -160,111 +163,3 @@ def _widths(size: int, step: int, count: int) -> list[int]:
     steps = [*range(step, size, step), size]
     chosen = np.unique(np.linspace(0, len(steps) - 1, min(count, len(steps))).round().astype(int))
     return [steps[i] for i in chosen]
-
-
-class Bench:
-    """Exports programs, opens them in one runtime, and times all that are open in turns.
-
-    Args:
-        plan: the runtime, and how long.
-        folder: for the exports.
-        clock: nanoseconds; a test hands in its own.
-
-    Raises:
-        RuntimeUnavailable: exporter or runtime is missing.
-        MeasurementError: times of this runtime cannot be taken here.
-    """
-
-    def __init__(self, plan: LayerPlan, folder: Path, clock: Clock = time.perf_counter_ns) -> None:
-        from edgepress.exporters import EXPORTERS
-        from edgepress.validators.layer_programs import Nothing
-        from edgepress.validators.runtimes import RUNTIMES
-
-        self._plan, self._folder, self._clock = plan, folder, clock
-        self._runtime, self._exporter = RUNTIMES.get(plan.runtime)(), EXPORTERS.get(plan.runtime)
-        if reason := self._runtime.timing_unavailable():
-            raise MeasurementError(
-                f"latency in {plan.runtime} cannot be taken here", reason, "Choose a budget of MACs, parameters or size."
-            )
-        self._made: list[Path] = []
-        self._opened = ExitStack()
-        self._calls: list[Callable[[], object]] = []
-        self.executed_by = ""
-        self.add(Nothing(plan.batch))
-        self._nothing, self._base = self._calls.pop(), self._opened.pop_all()
-
-    def add(self, module: Any) -> None:
-        """Export a module of `layer_programs` and open it."""
-        from edgepress.validators.layer_programs import save_program
-
-        path = self._folder / "program.pt2"
-        signature, samples = save_program(module, path)
-        self.add_saved(path, signature, samples, len(module.inputs[0]))
-
-    def add_saved(self, program: Path, signature: Signature, samples: tuple[np.ndarray, ...], batch: int) -> None:
-        """Export a saved program and open it for calls of `batch` samples."""
-        from edgepress.exporters.base import ExportRequest
-
-        target = Target(f"{self._plan.runtime}:layer", self._plan.runtime, "", "fp32", threads=self._plan.threads, batch=batch)
-        request = ExportRequest(program, signature, None, target, _FP32, samples)
-        folder = self._folder / str(len(self._made))
-        self._made.append(folder)
-        artifact = self._exporter().export(request, folder)
-        session = self._opened.enter_context(self._runtime.open(artifact, folder, self._plan.threads))
-        self._calls.append(session.bind({s.name: np.ascontiguousarray(a[:batch]) for s, a in zip(signature.inputs, samples, strict=True)}))
-        self.executed_by = session.executed_by
-
-    def window(self) -> list[float]:
-        """Median milliseconds of every open program in the order they were added, then of the empty one; closes them."""
-        times = interleaved([*self._calls, self._nothing], self._plan, self._clock)
-        self._calls.clear()
-        self._opened.close()
-        while len(self._made) > 1:  # the first is the empty program, which stays open
-            shutil.rmtree(self._made.pop(), ignore_errors=True)
-        return times
-
-    def close(self) -> None:
-        """Release every session."""
-        self._opened.close()
-        self._base.close()
-
-
-@contextmanager
-def bench(plan: LayerPlan) -> Iterator[Bench]:
-    """A bench whose files and sessions are gone afterwards."""
-    with TemporaryDirectory() as folder:
-        machine = Bench(plan, Path(folder))
-        try:
-            yield machine
-        finally:
-            machine.close()
-
-
-def interleaved(calls: Sequence[Callable[[], object]], plan: LayerPlan, clock: Clock = time.perf_counter_ns) -> list[float]:
-    """Call each in turn, in a new order every round, and take the median time of each in milliseconds.
-
-    Raises:
-        MeasurementError: a call failed.
-    """
-    shuffled = np.random.default_rng(0)
-    taken: list[list[int]] = []
-    deadline = clock() + int(plan.seconds * 1e9)
-    collecting = gc.isenabled()
-    gc.disable()  # a collection would land on any of them at random
-    try:
-        warm_up = max(3, plan.rounds // 10)
-        while len(taken) < warm_up + plan.rounds and (len(taken) < plan.least or clock() < deadline):
-            taken.append([0] * len(calls))
-            for which in shuffled.permutation(len(calls)).tolist():
-                start = clock()
-                calls[which]()
-                taken[-1][which] = clock() - start
-    except EdgepressError:
-        raise
-    except Exception as error:  # a runtime may raise anything; there is no latency then
-        raise MeasurementError("a layer failed while its latency was taken", f"{type(error).__name__}: {error}") from error
-    finally:
-        if collecting:
-            gc.enable()
-    kept = taken[min(warm_up, len(taken) // 4) :]
-    return [float(value) / 1e6 for value in np.median(np.asarray(kept, dtype=np.float64), axis=0)]

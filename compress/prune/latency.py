@@ -2,7 +2,8 @@
 
 The latency of a network on a device is close to the sum of its layers' latencies (Yang et al. 2018, "NetAdapt", ECCV, on layer-wise look-up
 tables), so layers are timed once at several widths, and every candidate is looked up. What the sum does not explain (elementwise operators,
-pooling, copies) is the measured rest, and shrinks with the activations.
+pooling, copies, and that layers alone are not quite as fast as in a model) is fitted to a few whole models, pruned evenly, that were timed
+too.
 
 Kernels work in tiles, so a layer's time is a staircase: a table holds for widths on the multiples it was measured at.
 """
@@ -10,9 +11,10 @@ Kernels work in tiles, so a layer's time is a staircase: a table holds for width
 from __future__ import annotations
 
 from bisect import bisect_right
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from itertools import product
+from typing import Any, NamedTuple
 
 import numpy as np
 from torch import Tensor
@@ -34,6 +36,8 @@ Term = tuple[str, Sequence[Dim]]
 _LEAST_MS = 1e-6
 #: How far a measured interior point may pull the product of row and column.
 _LARGEST_CORRECTION = 2.0
+#: How strongly the three coefficients of `fit` are drawn to their priors, against relative errors of a few percent.
+_PRIOR = (0.1, 0.03, 0.03)
 
 
 @dataclass(frozen=True)
@@ -68,8 +72,8 @@ class Grid:
             )
         column = np.array([known[a, makes[-1]] for a in reads])
         row = np.array([known[reads[-1], b] for b in makes])
-        product = np.outer(column, row) / row[-1]
-        times = product * _corrections(known, product, reads, makes)
+        separable = np.outer(column, row) / row[-1]
+        times = separable * _corrections(known, separable, reads, makes)
         for (a, b), time in known.items():
             times[reads.index(a), makes.index(b)] = time
         return cls(reads, makes, monotone(times))
@@ -91,14 +95,16 @@ def _place(widths: tuple[int, ...], width: float) -> tuple[int, float]:
     return index, max(0.0, (width - widths[index]) / (widths[index + 1] - widths[index]))
 
 
-def _corrections(known: Mapping[tuple[int, int], float], product: np.ndarray, reads: tuple[int, ...], makes: tuple[int, ...]) -> np.ndarray:
+def _corrections(
+    known: Mapping[tuple[int, int], float], separable: np.ndarray, reads: tuple[int, ...], makes: tuple[int, ...]
+) -> np.ndarray:
     """Measured over predicted, interpolated (bilinear, logarithms) from the points inside; 1 on the last row and column."""
     inner_reads = sorted({a for a, b in known if a != reads[-1] and b != makes[-1]})
     inner_makes = sorted({b for a, b in known if a != reads[-1] and b != makes[-1]})
     coarse = np.zeros((len(inner_reads) + 1, len(inner_makes) + 1))
     for i, a in enumerate(inner_reads):
         for j, b in enumerate(inner_makes):
-            predicted = product[reads.index(a), makes.index(b)]
+            predicted = separable[reads.index(a), makes.index(b)]
             coarse[i, j] = np.log(known.get((a, b), predicted) / predicted)
     limit = np.log(_LARGEST_CORRECTION)
     coarse = coarse.clip(-limit, limit)
@@ -123,17 +129,30 @@ def monotone(times: np.ndarray) -> np.ndarray:
     return middle
 
 
+class ModelTime(NamedTuple):
+    """A whole model that was timed.
+
+    Attributes:
+        layers_ms: the sum over its layers, by the table.
+        elements: activation elements per sample that other ops compute.
+        ms: median of one call.
+    """
+
+    layers_ms: float
+    elements: int
+    ms: float
+
+
 @dataclass(frozen=True)
 class LatencyTable:
     """Layers timed in one runtime on one machine.
 
     Attributes:
         runtime, executed_by: where they were timed, and what really computed.
-        precision: of layers and model, e.g. `fp32`.
+        precision: of layers and models, e.g. `fp32`.
         threads, batch: per call.
-        whole_ms: median of one call of the unpruned model.
         call_ms: median of one call of a model that computes nothing; layers are without it.
-        elements: `light_elements` of the unpruned model.
+        models: the unpruned model, then others pruned from it.
         layers: name of a layer (`HeavyLayer.name`) -> key of its configuration.
         points: key -> what was measured.
     """
@@ -143,9 +162,8 @@ class LatencyTable:
     precision: str
     threads: int
     batch: int
-    whole_ms: float
     call_ms: float
-    elements: int
+    models: tuple[ModelTime, ...]
     layers: Mapping[str, str]
     points: Mapping[str, tuple[Point, ...]]
     grids: Mapping[str, Grid] = field(init=False, repr=False, compare=False)
@@ -154,19 +172,9 @@ class LatencyTable:
         object.__setattr__(self, "grids", {key: Grid.of(points) for key, points in self.points.items()})
 
     @property
-    def layers_ms(self) -> float:
-        """The sum over all layers at full width."""
-        return sum(float(self.grids[key].milliseconds[-1, -1]) for key in self.layers.values())
-
-    @property
-    def scale(self) -> float:
-        """What layer times are multiplied with: below 1 where alone they take longer in sum than the whole model."""
-        return min(1.0, max(self.whole_ms - self.call_ms, 0.0) / self.layers_ms) if self.layers_ms else 1.0
-
-    @property
-    def rest_ms(self) -> float:
-        """What neither the layers nor the call explain of the whole model."""
-        return max(0.0, self.whole_ms - self.call_ms - self.layers_ms)
+    def whole_ms(self) -> float:
+        """Median of one call of the unpruned model."""
+        return self.models[0].ms
 
     def cost(self, structure: Structure, program: ExportedProgram) -> Cost:
         """Milliseconds of a program as a function of the units removed from it; it never grows when more is removed.
@@ -178,19 +186,12 @@ class LatencyTable:
         Raises:
             PruneError: the program has a layer that the table does not.
         """
-        layers = heavy_layers(program, structure, self.batch)
-        if unknown := [layer.name for layer in layers if layer.name not in self.layers]:
-            raise PruneError(f"the latency table has no layer {unknown[0]!r}", "it was measured on another model", "Measure this one.")
-        grids = [self.grids[self.layers[layer.name]] for layer in layers]
-        sides: list[Term] = [(layer.name, [side]) for layer in layers for side in (layer.reads[0], layer.reads[-1], layer.makes)]
-        sizes = Products(Counter(structure.solution), structure.flow, [*sides, *_light(program, structure, layers)])
-        scale, rest = self.scale, self.rest_ms / max(self.elements, 1)
+        parts = parts_of(self.grids, self.layers, structure, program)
+        per_ms, per_element, fixed = fit(self.models, self.call_ms)
 
         def cost(removed: np.ndarray) -> float:
-            values = sizes.values(structure.check(removed))
-            widths = values[: len(sides)].reshape(-1, 3).tolist()
-            heavy = sum(grid.at((one + other) / 2, make) for grid, (one, other, make) in zip(grids, widths, strict=True))
-            return float(self.call_ms + scale * heavy + rest * values[len(sides) :].sum())
+            layers_ms, elements = parts(removed)
+            return self.call_ms + per_ms * layers_ms + per_element * elements + fixed
 
         return cost
 
@@ -206,7 +207,8 @@ class LatencyTable:
             }
             for key, grid in self.grids.items()
         }
-        return {**plain, "layers": dict(self.layers), "configurations": configurations}
+        models = [model._asdict() for model in self.models]
+        return {**plain, "whole_ms": self.whole_ms, "models": models, "layers": dict(self.layers), "configurations": configurations}
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> LatencyTable:
@@ -215,19 +217,74 @@ class LatencyTable:
             key: tuple((int(read), int(make), float(time)) for read, make, time in value["points"])
             for key, value in data["configurations"].items()
         }
-        return cls(**{name: data[name] for name in _PLAIN}, layers=data["layers"], points=points)
+        models = tuple(ModelTime(**model) for model in data["models"])
+        return cls(**{name: data[name] for name in _PLAIN}, models=models, layers=data["layers"], points=points)
 
 
-_PLAIN = ("runtime", "executed_by", "precision", "threads", "batch", "whole_ms", "call_ms", "elements")
+_PLAIN = ("runtime", "executed_by", "precision", "threads", "batch", "call_ms")
 
 
-def light_elements(program: ExportedProgram, structure: Structure, heavy: Sequence[HeavyLayer]) -> int:
-    """Activation elements per sample that are computed by ops other than the heavy ones; views are not counted."""
-    nothing = np.zeros(structure.unit_count, dtype=bool)
-    return int(Products(Counter(structure.solution), structure.flow, _light(program, structure, heavy)).values(nothing).sum())
+def fit(models: Sequence[ModelTime], call_ms: float) -> tuple[float, float, float]:
+    """What a model takes per millisecond of its layers, per element, and in any case; each at least 0, and exact for the first model.
+
+    Least squares of relative errors, drawn towards layers that take what they take alone: few models cannot tell the three apart.
+    """
+    taken = np.array([max(model.ms - call_ms, _LEAST_MS) for model in models])
+    whole = np.array([max(models[0].layers_ms, _LEAST_MS), max(models[0].elements, 1), 1.0])
+    rows = np.array([[model.layers_ms, model.elements, 1.0] for model in models]) / whole / taken[:, None]
+    prior = np.diag(_PRIOR) / taken[0]
+    matrix = np.vstack([rows, prior])
+    target = np.concatenate([np.ones(len(models)), [_PRIOR[0] * whole[0] / taken[0], 0.0, 0.0]])
+    shares = _not_negative(matrix, target)
+    per_ms, per_element, fixed = (shares * taken[0] / shares.sum() / whole).tolist()
+    return per_ms, per_element, fixed
+
+
+def _not_negative(matrix: np.ndarray, target: np.ndarray) -> np.ndarray:
+    """Least squares with no negative coefficient, by trying every set of coefficients that are not 0."""
+    best, error = np.zeros(matrix.shape[1]), np.inf
+    for chosen in product((False, True), repeat=matrix.shape[1]):
+        columns = np.array(chosen)
+        found = np.zeros(matrix.shape[1])
+        found[columns] = np.linalg.lstsq(matrix[:, columns], target, rcond=None)[0]
+        left = float(((matrix @ found - target) ** 2).sum())
+        if found.any() and (found >= 0).all() and left < error:
+            best, error = found, left
+    return best
+
+
+def parts_of(
+    grids: Mapping[str, Grid], layers: Mapping[str, str], structure: Structure, program: ExportedProgram
+) -> Callable[[np.ndarray], tuple[float, int]]:
+    """(sum of the layers' milliseconds, elements that other ops compute) of a program, as a function of the units removed from it.
+
+    Args:
+        grids: key of a configuration -> its times.
+        layers: name of a layer -> key of its configuration.
+        structure: `analyse(program)`.
+        program: its layers are a part of these.
+
+    Raises:
+        PruneError: one is not.
+    """
+    found = heavy_layers(program, structure)
+    if unknown := [layer.name for layer in found if layer.name not in layers]:
+        raise PruneError(f"the latency table has no layer {unknown[0]!r}", "it was measured on another model", "Measure this one.")
+    own = [grids[layers[layer.name]] for layer in found]
+    sides: list[Term] = [(layer.name, [side]) for layer in found for side in (layer.reads[0], layer.reads[-1], layer.makes)]
+    sizes = Products(Counter(structure.solution), structure.flow, [*sides, *_light(program, structure, found)])
+
+    def parts(removed: np.ndarray) -> tuple[float, int]:
+        values = sizes.values(structure.check(removed))
+        widths = values[: len(sides)].reshape(-1, 3).tolist()
+        layers_ms = sum(grid.at((one + other) / 2, make) for grid, (one, other, make) in zip(own, widths, strict=True))
+        return float(layers_ms), int(values[len(sides) :].sum())
+
+    return parts
 
 
 def _light(program: ExportedProgram, structure: Structure, heavy: Sequence[HeavyLayer]) -> list[Term]:
+    """Elements of what ops other than the heavy ones compute; views are not counted."""
     timed = {layer.node for layer in heavy}
     return [
         (node.name, structure.flow.dims[node.name])

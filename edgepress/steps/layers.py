@@ -32,13 +32,14 @@ def latencies(params: dict[str, Any], folder: Path) -> dict[str, Any]:
 
     from edgepress.compress.prune import analyse
     from edgepress.steps.arrays import load_inputs
-    from edgepress.validators.layer_latency import LayerPlan, measure_layers
+    from edgepress.validators.layer_bench import LayerPlan
+    from edgepress.validators.layer_latency import measure_layers
 
     inputs = {name: Path(path) for name, path in params["inputs"].items()}
     program = inputs["model"] / "model.pt2"
     signature = Signature.from_json(json.loads((inputs["model"] / "signature.json").read_text()))
     found = load_inputs(inputs["data"] / "calibration", signature, max(_SAMPLES, params["batch"]))
     rows = np.arange(max(_SAMPLES, params["batch"])) % len(next(iter(found.values())))
-    samples = {name: np.ascontiguousarray(value[rows]) for name, value in found.items()}
+    samples = tuple(np.ascontiguousarray(value[rows]) for value in found.values())
     plan = LayerPlan(params["runtime"], params["threads"], params["batch"], params["multiple"])
     return measure_layers(program, analyse(torch.export.load(program)), signature, samples, plan).to_json()

@@ -19,7 +19,8 @@ from edgepress.compress.prune.heavy import Configuration
 from edgepress.compress.prune.latency import LatencyTable
 from edgepress.steps.layers import latencies
 from edgepress.targets.errors import MeasurementError
-from edgepress.validators.layer_latency import LayerPlan, interleaved, widths_of
+from edgepress.validators.layer_bench import Bench, LayerPlan, interleaved
+from edgepress.validators.layer_latency import even_removals, time_layer, widths_of
 from edgepress.validators.layer_programs import layer_module, save_program
 from edgepress.validators.runtimes.onnxruntime import OnnxRuntime
 
@@ -175,6 +176,7 @@ def test_the_step_times_every_layer_in_the_runtime(runtime: str, by: str, tmp_pa
     stem = table.points[table.layers["stem.weight"]]
     assert sorted((read, make) for read, make, _ in stem) == [(3, 32), (3, 64)]
     assert table.whole_ms > table.call_ms > 0
+    assert len(table.models) == 2 and table.models[1].layers_ms < table.models[0].layers_ms
     program = torch.export.load(tmp_path / "model" / "model.pt2")
     structure = analyse(program)
     cost = table.cost(structure, program)
@@ -187,12 +189,18 @@ def test_the_step_times_every_layer_in_the_runtime(runtime: str, by: str, tmp_pa
     assert all(later <= before for before, later in pairwise(costs)) and costs[-1] < costs[0]
 
 
-def test_a_layer_that_a_runtime_lacks_is_named(tmp_path: Path) -> None:
-    from edgepress.validators.layer_latency import Bench, _points
+def test_whole_models_lose_even_shares_and_keep_multiples() -> None:
+    with torch.no_grad():
+        program = torch.export.export(Net(64).eval(), (torch.randn(3, 3, 16, 16),), dynamic_shapes=({0: Dim("batch", min=1)},))
+    structure = analyse(program)
+    assert [64 - int(removed.sum()) for removed in even_removals(structure, 8)] == [64, 48, 32, 16]
+    assert [64 - int(removed.sum()) for removed in even_removals(structure, 32)] == [64, 32]
 
+
+def test_a_layer_that_a_runtime_lacks_is_named(tmp_path: Path) -> None:
     machine = Bench(QUICK, tmp_path)
     with pytest.raises(MeasurementError, match=r"layer attention 16->8 .* cannot be timed alone in numpy"):
-        _points(machine, LAYERS["attention"][0], [(16, 8)], QUICK)
+        time_layer(machine, LAYERS["attention"][0], [(16, 8)], QUICK)
 
 
 def test_a_runtime_whose_time_cannot_be_taken_here_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

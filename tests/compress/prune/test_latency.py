@@ -17,7 +17,7 @@ from torch.export import ExportedProgram
 
 from edgepress.compress.prune import Structure, analyse, remove
 from edgepress.compress.prune.heavy import Configuration, heavy_layers
-from edgepress.compress.prune.latency import Grid, LatencyTable, light_elements, monotone
+from edgepress.compress.prune.latency import Grid, LatencyTable, ModelTime, fit, monotone, parts_of
 from edgepress.compress.prune.select import Budget, SelectSettings, choose
 from edgepress.targets.errors import PruneError
 
@@ -56,18 +56,11 @@ def table_of(program: ExportedProgram, structure: Structure, whole_ms: float, ti
         size = c.widths[side]
         return tuple(range(4, size + 1, 4)) if c.free[side] else (size,)
 
-    return LatencyTable(
-        runtime="anywhere",
-        executed_by="a formula",
-        precision="fp32",
-        threads=1,
-        batch=1,
-        whole_ms=whole_ms,
-        call_ms=0.005,
-        elements=light_elements(program, structure, layers),
-        layers={layer.name: layer.configuration.key for layer in layers},
-        points={key: tuple(cross(time, widths(c, 0), widths(c, 1))) for key, c in configurations.items()},
-    )
+    keys = {layer.name: layer.configuration.key for layer in layers}
+    points = {key: tuple(cross(time, widths(c, 0), widths(c, 1))) for key, c in configurations.items()}
+    parts = parts_of({key: Grid.of(measured) for key, measured in points.items()}, keys, structure, program)
+    whole = ModelTime(*parts(np.zeros(structure.unit_count, dtype=bool)), whole_ms)
+    return LatencyTable("anywhere", "a formula", "fp32", 1, 1, 0.005, (whole,), keys, points)
 
 
 @pytest.fixture(scope="module")
@@ -136,13 +129,35 @@ def test_removing_more_never_costs_more(program: ExportedProgram, structure: Str
             before = cost(removed)
 
 
-def test_the_rest_shrinks_with_the_activations(program: ExportedProgram, structure: Structure) -> None:
-    table = table_of(program, structure, 1.0, lambda a, b: 1e-3)
+def test_layers_and_what_other_ops_compute_are_told_apart(program: ExportedProgram, structure: Structure) -> None:
+    table = table_of(program, structure, 1.0)
+    parts = parts_of(table.grids, table.layers, structure, program)
     inner = next(family for family in structure.families if family.name == "inner")
     removed = np.zeros(structure.unit_count, dtype=bool)
+    before = parts(removed)
     removed[list(inner.units[:16])] = True
-    lost = 1.0 - table.cost(structure, program)(removed)
-    assert lost == pytest.approx(table.rest_ms * 16 * 64 / table.elements)  # of sigmoid's 32 x 8 x 8, and of nothing else
+    after = parts(removed)
+    assert before[0] - after[0] == pytest.approx(0.02)  # a tile of `inner` and one of `outer`
+    assert before[1] - after[1] == 16 * 8 * 8  # of what sigmoid computes
+    assert before[1] == (16 + 16 + 32) * 8 * 8 + 16  # norm, sum, sigmoid, mean
+
+
+def test_whole_models_tell_what_the_layers_do_not() -> None:
+    def taken(layers_ms: float, elements: int) -> ModelTime:
+        return ModelTime(layers_ms, elements, 0.02 + 0.8 * layers_ms + 1e-6 * elements + 0.1)
+
+    models = [taken(1.0, 300_000), taken(0.8, 150_000), taken(0.4, 200_000), taken(0.2, 40_000)]
+    per_ms, per_element, fixed = fit(models, 0.02)
+    for layers_ms, elements in [(0.6, 100_000), (0.3, 30_000), (0.9, 250_000)]:
+        predicted = 0.02 + per_ms * layers_ms + per_element * elements + fixed
+        assert predicted == pytest.approx(taken(layers_ms, elements).ms, rel=0.03)
+
+
+def test_noise_never_makes_less_work_cost_more() -> None:
+    models = [ModelTime(1.0, 1000, 1.0), ModelTime(0.5, 600, 1.1), ModelTime(0.4, 500, 1.2)]
+    coefficients = fit(models, 0.1)
+    assert min(coefficients) >= 0
+    assert 0.1 + coefficients[0] + coefficients[1] * 1000 + coefficients[2] == pytest.approx(1.0)
 
 
 def test_a_pruned_model_costs_what_its_removal_did(program: ExportedProgram, structure: Structure) -> None:
