@@ -116,12 +116,14 @@ def layer_name(tensor: str) -> str:
 
 
 def _acts(flow: Flow, tensors: Tensors) -> Iterator[_Acts]:
+    parameters = frozenset(tensors.parameters)
+    roles = {(tensors.same[placeholder], dim): role for (placeholder, dim), role in flow.roles.items() if placeholder in tensors.same}
     for placeholder, tensor in tensors.names.items():
-        for dim, axes in enumerate(flow.dims[placeholder]):
+        for dim, axes in enumerate(flow.dims[placeholder] if tensors.same[placeholder] == placeholder else ()):
             labels = flow.space.flat(axes)
             if labels is not None:
                 variables = [flow.space.labels.members(label) for label in labels.tolist()]
-                yield _Acts(tensor, dim, variables, placeholder in tensors.parameters, flow.roles.get((placeholder, dim), "other"))
+                yield _Acts(tensor, dim, variables, placeholder in parameters, roles.get((placeholder, dim), "other"))
 
 
 def _signatures(acts: list[_Acts]) -> dict[int, tuple[tuple[str, int, int], ...]]:

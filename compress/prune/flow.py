@@ -52,18 +52,28 @@ class Tensors:
 
     Attributes:
         names: placeholder name -> name of the parameter, buffer or constant.
-        parameters: the placeholders that are parameters.
+        same: placeholder name -> the first placeholder that is the same tensor (tied weights have several).
+        parameters: the first placeholder of every parameter.
     """
 
     names: Mapping[str, str]
-    parameters: frozenset[str]
+    same: Mapping[str, str]
+    parameters: tuple[str, ...]
 
     @classmethod
     def of(cls, program: ExportedProgram) -> Tensors:
         """The tensors of a program, in the order of its signature."""
         specs = [s for s in program.graph_signature.input_specs if isinstance(held(program, s.target), Tensor)]
-        parameters = frozenset(s.arg.name for s in specs if s.kind == InputKind.PARAMETER)
-        return cls({s.arg.name: str(s.target) for s in specs}, parameters)
+        first: dict[Any, str] = {}
+        same = {s.arg.name: first.setdefault(_identity(held(program, s.target)), s.arg.name) for s in specs}
+        parameters = tuple(s.arg.name for s in specs if s.kind == InputKind.PARAMETER and same[s.arg.name] == s.arg.name)
+        return cls({s.arg.name: str(s.target) for s in specs}, same, parameters)
+
+
+def _identity(tensor: Tensor) -> Any:
+    """Equal for tensors that are the same elements of one memory."""
+    pointer = tensor.untyped_storage().data_ptr() or id(tensor)
+    return pointer, tensor.storage_offset(), tuple(tensor.shape), tensor.stride(), tensor.dtype
 
 
 def held(program: ExportedProgram, name: str | None) -> Any:
@@ -178,15 +188,19 @@ class Flow:
         """Record how a call's arguments change when units are removed."""
         self.edits.append(Edit(node.name, change, target))
 
-    def role(self, argument: Any, roles: Sequence[str]) -> None:
-        """Say what the dimensions of a parameter are to its reader, from the first one on; a transpose in between is looked through."""
+    def parameter(self, argument: Any) -> tuple[str, list[int]] | None:
+        """(the placeholder that an argument is but for transposes, which of its dimensions each dimension is); None for an activation."""
         order = list(range(len(self.of(argument))))
         while isinstance(argument, Node) and op_name(argument) in ("t", "transpose", "permute", "numpy_T"):
             order = _permuted(argument, order)
             argument = argument.args[0]
-        if isinstance(argument, Node) and argument.op == "placeholder":
-            for dim, role in zip(order, roles, strict=False):
-                self.roles.setdefault((argument.name, dim), role)
+        return (argument.name, order) if isinstance(argument, Node) and argument.op == "placeholder" else None
+
+    def role(self, argument: Any, roles: Sequence[str]) -> None:
+        """Say what the dimensions of a parameter are to its reader, from the first one on."""
+        name, order = self.parameter(argument) or ("", [])
+        for dim, role in zip(order, roles, strict=False):
+            self.roles.setdefault((name, dim), role)
 
     def mark(self, dim: Dim, kind: str) -> None:
         """Say what the indices of a dimension are."""

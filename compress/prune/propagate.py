@@ -10,7 +10,7 @@ from torch.export.graph_signature import InputKind, OutputKind
 from torch.fx import Node
 
 from edgepress.compress.prune.axes import Dim, Dims, Misfit, opaque, size_of
-from edgepress.compress.prune.flow import Flow, held
+from edgepress.compress.prune.flow import Flow, Tensors, held
 from edgepress.compress.prune.rules import RULES
 from edgepress.compress.prune.rules.elementwise import is_pointwise, pointwise
 from edgepress.compress.quantize.graph import op_name, value_of
@@ -30,11 +30,14 @@ def propagate(program: ExportedProgram) -> Flow:
     """
     flow = Flow()
     kinds = {spec.arg.name: spec for spec in program.graph_signature.input_specs}
+    same = Tensors.of(program).same
+    used = {same.get(node.name) for node in program.graph.nodes if node.op == "placeholder" and node.users}
     for node in program.graph.nodes:
         if node.op == "placeholder":
             spec = kinds[node.name]
-            free = spec.kind != InputKind.USER_INPUT and isinstance(value_of(node), Tensor) and bool(node.users)
-            flow.dims[node.name] = tuple(flow.space.fresh(size) if free else opaque(size) for size in flow.shape(node))
+            free = spec.kind != InputKind.USER_INPUT and same.get(node.name, "") in used
+            fresh = tuple(flow.space.fresh(size) if free else opaque(size) for size in flow.shape(node))
+            flow.dims[node.name] = flow.dims.get(same.get(node.name, ""), fresh)
             if spec.kind in (InputKind.CONSTANT_TENSOR, InputKind.BUFFER) and isinstance(value_of(node), Tensor):
                 flow.constants[node.name] = held(program, spec.target)
         elif node.op == "call_function":

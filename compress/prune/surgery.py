@@ -17,7 +17,7 @@ from torch._subclasses import FakeTensorMode
 from torch.export import ExportedProgram
 from torch.fx import Graph, GraphModule, Node, map_arg
 
-from edgepress.compress.prune.flow import Edit, call_of
+from edgepress.compress.prune.flow import Edit, call_of, held
 from edgepress.compress.prune.kept import Kept, Scaled
 from edgepress.compress.prune.structure import Structure
 from edgepress.compress.quantize.graph import layer_of, op_name, value_of
@@ -74,18 +74,17 @@ def _copied(source: Graph) -> Graph:
 def _sliced(program: ExportedProgram, structure: Structure, removed: np.ndarray, kept: Kept) -> dict[str, Tensor]:
     """Every tensor of the program, copied, without the removed indices; tensors that were one object stay one."""
     keeps = structure.keeps(removed)
-    placeholders = {name: placeholder for placeholder, name in structure.tensors.names.items()}
-    done: dict[int, Tensor] = {}
-    result = {}
-    for name, tensor in {**program.constants, **program.state_dict}.items():
-        if not isinstance(tensor, Tensor):
+    result: dict[str, Tensor] = {n: t.clone() for n, t in {**program.constants, **program.state_dict}.items() if isinstance(t, Tensor)}
+    for placeholder, name in structure.tensors.names.items():
+        first = structure.tensors.same[placeholder]
+        tensor = held(program, name)
+        if first != placeholder:
+            result[name] = result[structure.tensors.names[first]]
             continue
-        if id(tensor) not in done:
-            renumber = structure.flow.revalued.get(placeholders.get(name, ""))
-            data = _slice(tensor.detach(), keeps.get(name, ()))
-            data = renumber(kept, data) if renumber else data
-            done[id(tensor)] = nn.Parameter(data, tensor.requires_grad) if isinstance(tensor, nn.Parameter) else data
-        result[name] = done[id(tensor)]
+        renumber = structure.flow.revalued.get(placeholder)
+        data = _slice(tensor.detach(), keeps.get(name, ()))
+        data = renumber(kept, data) if renumber else data
+        result[name] = nn.Parameter(data, tensor.requires_grad) if isinstance(tensor, nn.Parameter) else data
     return result
 
 

@@ -13,7 +13,10 @@ from edgepress.compress.prune.rules.registry import rule
 
 
 def contract(flow: Flow, node: Node, operands: Sequence[Dims], subscripts: Sequence[str], result: str) -> Dims:
-    """Unify the dimensions that share a letter (a size of 1 is broadcast), as in Einstein notation; records the multiply-accumulates."""
+    """Unify the dimensions that share a letter (a size of 1 is broadcast), as in Einstein notation; records the multiply-accumulates.
+
+    In a product of two activations, what both share and keep are heads, and the rest are features of a head.
+    """
     dims: dict[str, Dim] = {}
     for operand, letters in zip(operands, subscripts, strict=True):
         if len(operand) != len(letters):
@@ -23,6 +26,12 @@ def contract(flow: Flow, node: Node, operands: Sequence[Dims], subscripts: Seque
             dims[letter] = flow.space.unify(known, dim) if known and dim else known or dim
     if len(operands) > 1:
         flow.cost(node, list(dims.values()))
+    if len(operands) == 2 and not any(flow.parameter(source) for source in node.all_input_nodes):
+        for letter in set(subscripts[0]) & set(subscripts[1]):
+            flow.mark(dims[letter], "heads" if letter in result else "head_dims")
+        if set(subscripts[0]) & set(subscripts[1]) & set(result):
+            for letter in set(subscripts[1]) - set(subscripts[0]):
+                flow.mark(dims[letter], "head_dims")
     return tuple(dims[letter] for letter in result)
 
 
@@ -48,7 +57,7 @@ def linear(flow: Flow, node: Node) -> Dims:
 
 @rule("matmul", "bmm", "mm", "mv", "dot", "baddbmm", "addmm", "addbmm", "addmv")
 def matmul(flow: Flow, node: Node) -> Dims:
-    """(..., n, k) @ (..., k, m); a product of two activations marks its heads."""
+    """(..., n, k) @ (..., k, m)."""
     call = call_of(node)
     values = [value for value in call.values() if isinstance(value, Node)]
     one, other = values[-2:]
@@ -60,11 +69,6 @@ def matmul(flow: Flow, node: Node) -> Dims:
     result = contract(flow, node, [first, second], [f"{ours}{rows}k", f"{theirs}k{columns}"], f"{batch}{rows}{columns}")
     flow.role(other, [*["other"] * (len(second) - 2), "in", "out"] if columns else ["in"])
     flow.role(one, [*["other"] * (len(first) - 2), "out", "in"] if rows else ["in"])
-    if batch and "placeholder" not in (one.op, other.op):
-        for dim in result[: len(batch)]:
-            flow.mark(dim, "heads")
-        flow.mark(first[-1], "head_dims")
-        flow.mark(result[-1], "head_dims")
     if len(values) > 2:
         flow.role(values[0], ["bias"] * len(flow.of(values[0])))
         return flow.broadcast([flow.of(values[0]), result])
@@ -89,3 +93,9 @@ def einsum(flow: Flow, node: Node) -> Dims:
         full.append(letters.replace("...", names[wide - count :] if count else ""))
         flow.role(tensor, ["out" if c in result else "in" for c in full[-1]])
     return contract(flow, node, operands, full, result.replace("...", names))
+
+
+@rule("outer", "ger")
+def outer(flow: Flow, node: Node) -> Dims:
+    """(n,) and (m,) to (n, m)."""
+    return (*flow.of(node.args[0]), *flow.of(node.args[1]))
