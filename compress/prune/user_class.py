@@ -197,7 +197,8 @@ def _tensors(model: nn.Module, program: ExportedProgram, prefix: str) -> dict[st
     missing = [name for name, _ in model.named_parameters() if name not in stored]
     if missing:
         raise Unfit(f"the program has no {missing[0]!r} any more, which the class still reads")
-    read = {str(s.target).removeprefix(prefix) for s in program.graph_signature.input_specs if s.target is not None}
+    targets = {s.arg.name: str(s.target) for s in program.graph_signature.input_specs if s.target is not None}
+    read = {targets[node.name].removeprefix(prefix) for node in program.graph.nodes if node.name in targets and node.users}
     values: dict[int, tuple[str, Tensor]] = {}
     for name in sorted(own.keys() & stored.keys(), key=lambda name: name not in read):
         first, value = values.setdefault(id(own[name]), (name, stored[name]))

@@ -144,7 +144,7 @@ class Tied(nn.Module):
     def __init__(self) -> None:
         super().__init__()
         self.embed = nn.Embedding(30, 16)
-        self.mix = nn.Linear(16, 16)
+        self.mix = nn.Sequential(nn.Linear(16, 24), nn.GELU(), nn.Linear(24, 16))
         self.out = nn.Linear(16, 30, bias=False)
         self.out.weight = self.embed.weight
 

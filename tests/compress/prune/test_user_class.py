@@ -22,6 +22,7 @@ from edgepress.compress.project.trace import trace_model
 from edgepress.compress.project.usercode import load_callable
 from edgepress.compress.prune import Structure, analyse, remove
 from edgepress.compress.prune.user_class import Rebuilt, rebuild
+from edgepress.compress.train import to_program, trainable
 from tests.compress.prune.class_nets import Encoder, Gated, GroupedQueries, Ladder, Recurrent, ResidualNet, Shuffled, Tied, written
 
 CASES = Path(os.environ.get("EDGEPRESS_CASES", Path(__file__).parents[4] / "shared" / "cases")).absolute()
@@ -157,7 +158,23 @@ def test_tuples_plain_tensors_and_hidden_buffers_follow() -> None:
 
 def test_tied_weights_stay_one_tensor() -> None:
     net: Any = rebuilt(Tied, prune(Tied, [torch.arange(12).reshape(3, 4)])).module
-    assert net.out.weight is net.embed.weight and net.embed.embedding_dim == net.out.in_features == 8
+    assert net.out.weight is net.embed.weight
+    assert net.embed.embedding_dim == net.out.in_features == net.embed.weight.shape[1]
+    assert net.mix[0].out_features == 12
+
+
+def test_tied_weights_take_what_training_the_graph_made_of_them() -> None:
+    inputs = [torch.arange(12).reshape(3, 4)]
+    program = trace_model(Tied().eval(), [tensor.numpy() for tensor in inputs], Path()).program
+    module = trainable(program)
+    module(*inputs).square().sum().backward()
+    torch.optim.SGD(module.parameters(), 0.1).step()
+    trained = to_program(module, program)
+    structure = analyse(program)
+    result = rebuild(Tied(), trained, structure, np.zeros(structure.unit_count, dtype=bool), inputs)
+    assert result.module is not None, result.why
+    assert error(result.module, trained.module(), inputs) < 1e-5
+    assert error(result.module, program.module(), inputs) > 1e-3
 
 
 def test_recurrent_layers_say_their_hidden_size() -> None:
