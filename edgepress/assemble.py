@@ -75,6 +75,7 @@ def assemble(
             "size_bytes": config.checkpoint.stat().st_size,
         },
         "stages": _stages(prepared, runs),
+        "compressed": _compressed(prepared.rebuilt),
         "targets": targets,
     }
     return report, shipments
@@ -118,6 +119,15 @@ def _stages(prepared: Prepared, runs: Sequence[TargetRun]) -> list[dict[str, Any
         row = _stage(name, run.score.value["value"], prepared.model, calibration.seconds, calibration.cached)
         stages.append(row | {key: run.score.value[key] for key in ("drop", "interval")})
     return stages
+
+
+def _compressed(rebuilt: Result | None) -> dict[str, Any] | None:
+    """The smaller model for PyTorch, beside the bundle."""
+    if rebuilt is None:
+        return None
+    path = rebuilt.folder / rebuilt.value["file"]
+    facts = {"sha256": sha256(path), "size_bytes": path.stat().st_size, "route": rebuilt.value["route"], "why": rebuilt.value["why"]}
+    return {"path": f"compressed/{path.name}", **facts}
 
 
 def _stage(name: str, metric: float, model: Result, seconds: float, cached: bool) -> dict[str, Any]:

@@ -90,6 +90,8 @@ def run(config: Config, plans: Sequence[TargetPlan], options: RunOptions, listen
         staging.mkdir(parents=True)
         report, shipments = assemble(config, prepared, runs, started, time.monotonic() - clock)
         report["bundle"] = {"path": "bundle", "sha256": write_bundle(staging, report, shipments)}
+        if prepared.rebuilt is not None:
+            shutil.copytree(prepared.rebuilt.folder, staging / "compressed")
         shutil.copyfile(log, staging / "log.txt")
         write_report(staging, report)
         _publish(staging, place)

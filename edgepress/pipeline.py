@@ -81,6 +81,7 @@ class Prepared:
         reference: what the original answers: every drop is counted from it.
         original: the original's metric.
         stages: what the steps before quantization made.
+        rebuilt: the last stage's model as a file for PyTorch, where it was pruned.
         calibration: activation statistics of `model`, where a scheme needs them.
     """
 
@@ -90,6 +91,7 @@ class Prepared:
     reference: Result
     original: Result
     stages: tuple[Stage, ...]
+    rebuilt: Result | None
     calibration: Result | None
 
 
@@ -118,12 +120,14 @@ class Pipeline:
         reference = self._user("reference", f"{_PROJECT}:reference", {"metric": config.metric}, {"model": model, "data": data})
         params = {"metric": config.metric, "root": str(config.root), "signature": self._signature(model)}
         original = self._user("score original", "edgepress.steps.score:original", params, {"reference": reference, "data": data})
-        source, stages = model, Stages(config, self._do).run(Origin(data, model, reference))
+        source, steps, origin = model, Stages(config, self._do), Origin(data, model, reference)
+        stages = steps.run(origin)
+        rebuilt = steps.rebuilt(origin, stages)
         model = stages[-1].model if stages else source
         calibration = None
         if any(scheme.kind.startswith("static") for plan in self.plans for scheme in self.schemes(plan)):
             calibration = self._calibrate("calibrate", model, data)
-        return Prepared(data, source, model, reference, original, stages, calibration)
+        return Prepared(data, source, model, reference, original, stages, rebuilt, calibration)
 
     def _calibrate(self, name: str, model: Result, data: Result) -> Result:
         observer = self.config.quantize.observer if self.config.quantize else "histogram"

@@ -6,7 +6,7 @@ distill    -> training with teachers
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from types import MappingProxyType
@@ -125,6 +125,16 @@ class Stages:
         if config.multiple == "auto":
             own["multiple"] = max((rules_for(runtime).multiple for runtime in runtimes), default=1)
         return own | {"seed": self._config.seed}
+
+    def rebuilt(self, origin: Origin, made: Sequence[Stage]) -> Result | None:
+        """The last stage's model for PyTorch, where pruning changed its shape."""
+        if not any(isinstance(config, PruneConfig) for config in self._config.steps):
+            return None
+        model = self._config.model
+        params = {"root": str(self._config.root), "factory": model.factory, "args": model.args}
+        inputs = {"model": made[-1].model, "original": origin.model, "data": origin.data}
+        function = "edgepress.steps.rebuild:rebuild"
+        return self._do(Step("rebuild", function, params, inputs, self._config.root, threads=cores(), limits=self._limits))
 
     def qat(self, config: QatConfig, origin: Origin, model: Result, calibration: Result, runtime: str, scheme: Scheme) -> Result:
         """The model after training with one runtime's integers simulated, to be calibrated and exported like any other."""

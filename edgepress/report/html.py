@@ -8,7 +8,7 @@ from functools import cache
 from typing import TYPE_CHECKING, Any
 
 from edgepress.report import numbers, pictures
-from edgepress.report.present import WORDS, drop_unit, headline, scheme_label, unmeasured, views
+from edgepress.report.present import WORDS, compressed_sentence, drop_unit, headline, scheme_label, unmeasured, views
 
 if TYPE_CHECKING:
     from jinja2 import Environment
@@ -24,6 +24,7 @@ def render_html(report: Mapping[str, Any]) -> str:
             report=report,
             rows=rows,
             headline=headline(report),
+            compressed=compressed_sentence(report),
             unit=drop_unit(report),
             panels=pictures.pictures(report, rows),
             command=report.get("command") or "edgepress run",

@@ -113,6 +113,15 @@ def gate_sentence(gate: Json) -> str:
     return f"{gate['name']} is {gate['observed']}, limit: {gate['limit']}"
 
 
+def compressed_sentence(report: Json) -> str | None:
+    """Where the smaller model lies for PyTorch, and in which form; None where nothing was pruned."""
+    found = report.get("compressed")
+    if not found:
+        return None
+    form = "your own class" if found["route"] == "class" else f"the exported graph, because {found['why']}"
+    return f"For PyTorch: {found['path']}, {form}"
+
+
 def scheme_label(value: str | Json) -> str:
     """The label of a scheme given as text or as `{"label", "kind"}`."""
     return value if isinstance(value, str) else str(value["label"])
