@@ -236,12 +236,19 @@ def _limit(name: str, gate: Any) -> GateLimit:
 
 
 def _check_latency(steps: Sequence[Step], targets: Sequence[TargetEntry], source: Source) -> None:
-    """A latency budget names a target of the recipe."""
-    names = [entry.name for entry in targets]
+    """A latency budget names a target of the recipe, and widths its kernels like."""
+    runtimes = {entry.name: entry.entry.runtime for entry in targets}
     for i, step in enumerate(steps):
-        if isinstance(step, PruneConfig) and step.latency is not None and step.latency.target not in names:
-            place = ("compress", i, "prune", "latency", "target")
-            raise source.error(place, f"{step.latency.target!r} is not a target of this recipe", f"It has {', '.join(names)}.")
+        if not isinstance(step, PruneConfig) or step.latency is None:
+            continue
+        place: Place = ("compress", i, "prune")
+        name = step.latency.target
+        if name not in runtimes:
+            raise source.error((*place, "latency", "target"), f"{name!r} is not a target of this recipe", f"It has {', '.join(runtimes)}.")
+        needed = rules_for(runtimes[name]).multiple
+        if step.multiple != "auto" and step.multiple % needed:
+            what = f"kept widths that are multiples of {step.multiple} have no predictable latency in {name}"
+            raise source.error((*place, "multiple"), what, f"Its kernels want multiples of {needed}; leave it at auto.")
 
 
 def _check_drops(gates: GatesConfig, metric: str, source: Source, place: Place) -> None:

@@ -33,6 +33,8 @@ ENVIRONMENT = {
     "PYTHONUNBUFFERED": "1",
     "PYTHONHASHSEED": "0",
 }
+#: Threads of GNU OpenMP spin at barriers; where other work wants the cores that multiplies a training's time. So much of it costs nothing.
+_DEFAULTS = {"GOMP_SPINCOUNT": "2000"}
 _POLL_S = 0.03
 _MEMORY_TURNS = 5  # walking the process tree costs more than asking whether the child lives
 _live: set[subprocess.Popen[bytes]] = set()
@@ -142,7 +144,8 @@ def _run(request: Call, limits: Limits, scratch: Path, output: Path, watch: Watc
     }
     (scratch / "request.json").write_text(json.dumps(body))
     threads = str(request.threads)
-    environment = {**os.environ, **ENVIRONMENT, "OMP_NUM_THREADS": threads, "MKL_NUM_THREADS": threads, "OPENBLAS_NUM_THREADS": threads}
+    pools = {"OMP_NUM_THREADS": threads, "MKL_NUM_THREADS": threads, "OPENBLAS_NUM_THREADS": threads}
+    environment = {**_DEFAULTS, **os.environ, **ENVIRONMENT, **pools}
     with output.open("wb") as sink:
         process = subprocess.Popen(
             [sys.executable, "-P", "-m", "edgepress.worker", str(scratch / "request.json")],

@@ -259,6 +259,10 @@ BAD = [
     (MINIMAL + STEP + "prune: {mask: half}\n", "compress[0].prune.mask: 'half' is no share of zeros. Write e.g. \"2:4\" or 50%."),
     (MINIMAL + STEP + "prune: {speedup: 2, latency: {target: openvino, ratio: 0.5x}}\n", "`speedup` and `latency` are two budgets"),
     (MINIMAL + STEP + "prune: {latency: {target: openvin, ratio: 0.5x}}\n", "'openvin' is not a target of this recipe. It has onnx"),
+    (
+        MINIMAL + STEP + "prune: {multiple: 4, latency: {target: onnxruntime, ratio: 0.5x}}\n",
+        "prune.multiple: kept widths that are multiples of 4 have no predictable latency in onnxruntime",
+    ),
     (MINIMAL + STEP + "prune: {speedup: 2, finetune: {epoch: 4}}\n", "finetune.epoch: unknown key 'epoch'. Did you mean 'epochs'?"),
     (MINIMAL + STEP + "distill: {epochs: 0}\n", "compress[0].distill.epochs: '0' is out of range"),
     (MINIMAL + STEP + "distill: {epochs: 1, loss: kdd}\n", "compress[0].distill.loss: unknown distillation loss 'kdd'. Did you mean 'kd'?"),
