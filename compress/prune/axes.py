@@ -104,10 +104,6 @@ class Space:
         pairs = {(a, b): self.labels.union((a, b)) for a in set(major.tolist()) for b in set(minor.tolist())}
         return np.array([pairs[a, b] for a in major.tolist() for b in minor.tolist()], dtype=np.int64)
 
-    def joined(self, dim: Dim) -> Axis:
-        """The dimension as one axis."""
-        return dim[0] if len(dim) == 1 else Axis(size_of(dim), self.flat(dim))
-
     def split(self, axis: Axis, minor: int) -> tuple[Axis, Axis]:
         """Factor an axis into (size // minor, minor): index k becomes (k // minor, k % minor).
 
@@ -152,7 +148,12 @@ class Space:
         """State that two dimensions of one size lose the same indices; returns the finer factors of the two.
 
         Where the factors do not divide one another, the dimensions are compared index by index.
+
+        Raises:
+            Misfit: they differ in size (one depends on the batch or a length, and the other does not).
         """
+        if size_of(first) != size_of(second):
+            raise Misfit(f"{size_of(first)} indices meet {size_of(second)}")
         ours, theirs = list(reversed(first)), list(reversed(second))
         common: list[Axis] = []
         while ours:

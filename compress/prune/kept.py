@@ -54,11 +54,16 @@ class Solution:
         """The units that remove what carries this condition number."""
         return self._table[code] if code else []
 
-    def pairs(self, axis: Axis) -> tuple[np.ndarray, np.ndarray]:
-        """(index, unit), both int64 (k,): which unit removes which index of the axis; an index may stand with several units."""
-        codes = self.codes(axis)
-        found = [] if codes is None else [(k, u) for k, code in enumerate(codes.tolist()) for u in self.units_of(code)]
-        both = np.array(found, dtype=np.int64).reshape(-1, 2)
+    def pairs(self, dim: Dim) -> tuple[np.ndarray, np.ndarray]:
+        """(index, unit), both int64 (k,): which unit removes which index; an index may stand with several units."""
+        places = np.arange(math.prod(axis.size for axis in dim)).reshape([axis.size for axis in dim])
+        found: list[tuple[int, int]] = []
+        for position, axis in enumerate(dim):
+            codes = self.codes(axis)
+            for k, code in enumerate(() if codes is None else codes.tolist()):
+                where = places.take(k, position).reshape(-1).tolist()
+                found += [(index, unit) for unit in self.units_of(code) for index in where]
+        both = np.array(sorted(found), dtype=np.int64).reshape(-1, 2)
         return both[:, 0], both[:, 1]
 
     def gone(self, removed: np.ndarray) -> np.ndarray:

@@ -15,10 +15,12 @@ from edgepress.compress.prune.rules import RULES
 from edgepress.compress.prune.rules.elementwise import is_pointwise, pointwise
 from edgepress.compress.quantize.graph import op_name, value_of
 
+#: Operators whose result may be the memory of their input.
 _VIEWS = frozenset(
     [
         *("view", "reshape", "flatten", "unflatten", "permute", "transpose", "t", "squeeze", "unsqueeze", "expand", "slice", "select"),
-        *("narrow", "getitem", "alias", "detach", "movedim", "swapaxes", "contiguous"),
+        *("narrow", "getitem", "alias", "detach", "movedim", "swapaxes", "contiguous", "chunk", "split", "split_with_sizes", "unbind"),
+        *("tensor_split", "expand_as", "view_as", "to", "dropout", "feature_dropout"),
     ]
 )
 
@@ -84,11 +86,16 @@ def _has_tensors(node: Node) -> bool:
 
 
 def _writes_into_a_view(node: Node) -> bool:
-    """Operators in place on a view change its base too, which no label tells."""
+    """Operators in place on a view change its base too, which no label tells; it does not matter where nobody reads the base again."""
     name = op_name(node)
     if not name.endswith("_") or name.endswith("__") or not node.args or not isinstance(node.args[0], Node):
         return False
-    return op_name(node.args[0]) in _VIEWS
+    view = node.args[0]
+    while op_name(view) in _VIEWS and isinstance(view.args[0], Node):
+        view = view.args[0]
+        if len(view.users) > 1 or view.op == "placeholder":
+            return True
+    return False
 
 
 def _pin_all(flow: Flow, node: Node, reason: str) -> Any:

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 import numpy as np
 from torch.export import ExportedProgram
 
-from edgepress.compress.prune.axes import axes_of
+from edgepress.compress.prune.axes import axes_of, size_of
 from edgepress.compress.prune.counts import Counter, Products
 from edgepress.compress.prune.families import Family, Footprint, solve
 from edgepress.compress.prune.flow import Flow, Pinned, Tensors
@@ -98,13 +98,15 @@ class Structure:
     def activations(self, node_name: str) -> tuple[tuple[np.ndarray, np.ndarray], ...]:
         """Per dimension of a node's output: (index, unit), int64 (k,) each, which unit removes which index.
 
+        Dimensions that the batch is folded into are not listed.
+
         Raises:
             PruneError: there is no such node, or it returns several tensors.
         """
         dims = self.flow.dims.get(node_name)
         if not isinstance(dims, tuple):
             raise PruneError(f"node {node_name!r} has no labelled output", "it is not in the graph, or returns several tensors")
-        return tuple(self.solution.pairs(self.flow.space.joined(dim)) for dim in dims)
+        return tuple(self.solution.pairs(() if self.flow.sizes.static(size_of(dim)) != size_of(dim) else dim) for dim in dims)
 
 
 def analyse(program: ExportedProgram) -> Structure:

@@ -27,11 +27,11 @@ def contract(flow: Flow, node: Node, operands: Sequence[Dims], subscripts: Seque
     if len(operands) > 1:
         flow.cost(node, list(dims.values()))
     if len(operands) == 2 and not any(flow.parameter(source) for source in node.all_input_nodes):
-        for letter in set(subscripts[0]) & set(subscripts[1]):
+        shared = sorted(set(subscripts[0]) & set(subscripts[1]))
+        for letter in shared:
             flow.mark(dims[letter], "heads" if letter in result else "head_dims")
-        if set(subscripts[0]) & set(subscripts[1]) & set(result):
-            for letter in set(subscripts[1]) - set(subscripts[0]):
-                flow.mark(dims[letter], "head_dims")
+        for letter in sorted(set(subscripts[1]) - set(shared)) if any(letter in result for letter in shared) else ():
+            flow.mark(dims[letter], "head_dims")
     return tuple(dims[letter] for letter in result)
 
 

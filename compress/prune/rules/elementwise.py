@@ -18,7 +18,18 @@ _UNTAGGED = (
     *("dropout", "alpha_dropout", "feature_dropout", "to", "_to_copy", "contiguous", "alias", "detach", "lift_fresh_copy", "lift_fresh"),
     *("hardswish", "log_sigmoid", "softsign", "relu6", "rrelu", "type_as", "rsub", "fill", "positive", "square", "special_expit"),
     *("__and__", "__or__", "__xor__", "zeros_like", "ones_like", "full_like", "empty_like", "bernoulli", "copy", "copysign", "true_divide"),
-    *("fake_quantize_per_tensor_affine", "hardsigmoid", "multiply", "subtract", "divide", "negative", "greater", "less", "not_equal"),
+    *(
+        "fake_quantize_per_tensor_affine",
+        "hardsigmoid",
+        "where",
+        "multiply",
+        "subtract",
+        "divide",
+        "negative",
+        "greater",
+        "less",
+        "not_equal",
+    ),
 )
 #: What a parameter is to an operator that takes it elementwise.
 _ROLES = {"add": "bias", "sub": "bias", "mul": "norm", "div": "norm"}
@@ -38,6 +49,14 @@ def pointwise(flow: Flow, node: Node) -> Dims:
     for operand in operands if role else []:
         flow.role(operand, [role or ""] * len(flow.of(operand)))
     return result
+
+
+@rule("_weight_norm")
+def weight_norm(flow: Flow, node: Node) -> Dims:
+    """A direction is divided by its length, which zeros do not change, and multiplied by a length of its own."""
+    direction, length = flow.of(node.args[0]), flow.of(node.args[1])
+    flow.role(node.args[0], ["out", "in"])
+    return flow.broadcast([direction, length])
 
 
 @rule("prelu")

@@ -52,8 +52,9 @@ def cut(flow: Flow, node: Node) -> Dims:
             flow.change(node, lambda kept, call: whole)
         if op_name(node) == "slice" or flow.space.is_pinned(x[axis]):
             return x
-    if step != 1 or not isinstance(call.get("start") or 0, int) or flow.space.is_pinned(x[axis]):
-        flow.pin(node, [x[axis]], "it takes every n-th index" if step != 1 else "the range depends on the batch")
+    computed = any(isinstance(call.get(bound), Node) for bound in ("start", "end", "length"))
+    if step != 1 or computed or flow.space.is_pinned(x[axis]):
+        flow.pin(node, [x[axis]], "it takes every n-th index" if step != 1 else "the range is computed")
         return (*x[:axis], opaque(after), *x[axis + 1 :])
     start = _clipped(call["start"], size)
     before, piece = flow.space.part(x[axis], np.arange(start)), flow.space.take(x[axis], np.arange(start, start + after))
@@ -76,7 +77,8 @@ def split(flow: Flow, node: Node) -> list[Dims]:
     x = flow.of(call["self"])
     axis = int(call["dim"]) % len(x)
     sizes = [flow.shape(node, i)[axis] for i in range(len(node.meta["val"]))]
-    if flow.space.is_pinned(x[axis]):
+    if flow.space.is_pinned(x[axis]) or sum(sizes) != size_of(x[axis]):
+        flow.pin(node, [x[axis]], "the ranges are computed")
         return [(*x[:axis], opaque(size), *x[axis + 1 :]) for size in sizes]
     starts = [0, *accumulate(sizes)]
     pieces = [flow.space.take(x[axis], np.arange(start, start + size)) for start, size in zip(starts, sizes, strict=False)]

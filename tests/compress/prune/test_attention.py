@@ -7,9 +7,12 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.export import Dim
+
+from edgepress.compress.prune import analyse, check, remove
 
 from .nets import conv, image
-from .proof import kinds, prove
+from .proof import kinds, prove, removals
 
 WIDTH, HEADS, FEATURES, LENGTH = 12, 4, 6, 5
 
@@ -236,28 +239,51 @@ def test_rotary_grouped_gated_language_model() -> None:
     ]
 
 
-@pytest.mark.parametrize("implementation", ["sdpa", "eager"])
-def test_bert(implementation: str) -> None:
+@pytest.mark.parametrize("layer", [nn.TransformerEncoderLayer, nn.TransformerDecoderLayer])
+def test_transformer_layers_of_torch(layer: type[nn.Module]) -> None:
+    inputs = [tokens()] if layer is nn.TransformerEncoderLayer else [tokens(), tokens()]
+    structure = prove(layer(WIDTH, HEADS, 10, batch_first=True), *inputs)  # type: ignore[call-arg]
+    assert kinds(structure)["heads"] == HEADS * len(inputs)
+    assert kinds(structure)["neurons"] == 10
+
+
+def bert_config(implementation: str) -> object:
     transformers = pytest.importorskip("transformers")
-    config = transformers.BertConfig(
+    return transformers.BertConfig(
         vocab_size=30,
         hidden_size=12,
         num_hidden_layers=2,
         num_attention_heads=3,
         intermediate_size=10,
-        max_position_embeddings=8,
+        max_position_embeddings=16,
         attn_implementation=implementation,
     )
 
-    class Classifier(nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.bert = transformers.BertForSequenceClassification(config)
 
-        def forward(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
-            return self.bert(input_ids=input_ids, attention_mask=attention_mask).logits
+class BertClassifier(nn.Module):
+    def __init__(self, config: object) -> None:
+        super().__init__()
+        self.bert = pytest.importorskip("transformers").BertForSequenceClassification(config)
 
+    def forward(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
+        return self.bert(input_ids=input_ids, attention_mask=attention_mask).logits
+
+
+@pytest.mark.parametrize("implementation", ["sdpa", "eager"])
+def test_bert(implementation: str) -> None:
     mask = torch.ones(2, 6, dtype=torch.int64)
     mask[1, 4:] = 0
-    structure = prove(Classifier(), torch.randint(30, (2, 6)), mask)
+    structure = prove(BertClassifier(bert_config(implementation)), torch.randint(30, (2, 6)), mask)
     assert kinds(structure) == {"heads": 2 * 3, "head_dims": 2 * 2 * 4, "neurons": 2 * 10 + 12}
+
+
+def test_a_dynamic_length_stays_dynamic() -> None:
+    shapes = {0: Dim("batch", min=1), 1: Dim("length", min=2, max=16)}
+    inputs = (torch.randint(30, (2, 6)), torch.ones(2, 6, dtype=torch.int64))
+    program = torch.export.export(BertClassifier(bert_config("sdpa")).eval(), inputs, dynamic_shapes=(shapes, shapes))
+    structure = analyse(program)
+    assert kinds(structure)["heads"] == 2 * 3
+    for removed in removals(structure, seeds=1):
+        smaller = remove(program, structure, removed)
+        for length in (3, 11):
+            check(program, smaller, structure, removed, [torch.randint(30, (3, length)), torch.ones(3, length, dtype=torch.int64)])
