@@ -18,6 +18,7 @@ class Counter:
         self._solution = solution
         self._known: dict[bytes, int] = {}
         self._codes: list[np.ndarray] = []
+        self._flat = self._starts = np.zeros(0, dtype=np.int64)
 
     def add(self, axis: Axis) -> int | None:
         """The number of the axis, None for one that loses nothing."""
@@ -34,9 +35,11 @@ class Counter:
         """Kept indices per axis number, int64."""
         if not self._codes:
             return np.zeros(0, dtype=np.int64)
+        if len(self._starts) != len(self._codes):
+            self._flat = np.concatenate(self._codes)
+            self._starts = np.cumsum([0, *(len(codes) for codes in self._codes[:-1])])
         kept = ~self._solution.gone(removed)
-        starts = np.cumsum([0, *(len(codes) for codes in self._codes[:-1])])
-        return np.add.reduceat(kept[np.concatenate(self._codes)].astype(np.int64), starts)
+        return np.add.reduceat(kept[self._flat].astype(np.int64), self._starts)
 
 
 class Products:

@@ -32,6 +32,7 @@ class Solution:
         self._codes: dict[Axis, np.ndarray | None] = {}
         self._numbers: dict[int, int] = {0: 0}
         self._table: list[list[int]] = [[len(units)]]
+        self._flat = self._starts = np.zeros(0, dtype=np.int64)
         self.unit_count = len(units)
 
     def codes(self, axis: Axis) -> np.ndarray | None:
@@ -68,9 +69,10 @@ class Solution:
 
     def gone(self, removed: np.ndarray) -> np.ndarray:
         """Per condition number: does it hold? removed: bool (unit_count,)."""
-        flat = np.fromiter((u for units in self._table for u in units), dtype=np.int64)
-        starts = np.cumsum([0, *(len(units) for units in self._table[:-1])])
-        return np.logical_or.reduceat(np.append(removed, False)[flat], starts)
+        if len(self._starts) != len(self._table):
+            self._flat = np.fromiter((u for units in self._table for u in units), dtype=np.int64)
+            self._starts = np.cumsum([0, *(len(units) for units in self._table[:-1])])
+        return np.logical_or.reduceat(np.append(removed, False)[self._flat], self._starts)
 
 
 class Kept:

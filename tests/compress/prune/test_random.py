@@ -27,6 +27,10 @@ OPERATORS = (
     "shuffle",
     "glu",
     "gate",
+    "attend",
+    "interleave",
+    "flip",
+    "pick",
     "pad",
     "linear",
 )
@@ -98,6 +102,15 @@ class Drawn(nn.Module):
                 return F.glu(torch.cat([x, x.tanh()], 1), 1)
             case "gate":
                 return x * self.layer(name, lambda: nn.Linear(channels, channels))(x.mean((2, 3)))[:, :, None, None]
+            case "attend":
+                heads = x.flatten(2).unflatten(1, (groups, channels // groups))
+                return (heads @ (heads.mT @ heads).softmax(-1)).flatten(1, 2).unflatten(2, x.shape[2:])
+            case "interleave":
+                return x.repeat_interleave(2, 1)[:, :12]
+            case "flip":
+                return x.flip(1) + y.sum(1, keepdim=True)
+            case "pick":
+                return x[:, [2, 0, 1, 2]]
             case "pad":
                 return F.pad(x, (0, 0, 0, 0, 1, 2))
             case _:
