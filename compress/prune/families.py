@@ -78,6 +78,7 @@ class _Acts:
 
     tensor: str
     dim: int
+    rank: int
     variables: list[frozenset[int]]
     is_parameter: bool
     role: str
@@ -99,14 +100,14 @@ def solve(flow: Flow, tensors: Tensors) -> tuple[Solution, tuple[Family, ...], t
         groups[flow.space.labels.origin(variable), marks.get(variable), where].append(variable)
     units = {variable: number for number, variable in enumerate(v for members in groups.values() for v in members)}
     solution = Solution(flow.space, units)
-    roles = {(a.tensor, a.dim): a.role for a in acts}
+    by_place = {(act.tensor, act.dim): act for act in acts}
     families: list[Family] = []
     for (_, mark, where), members in groups.items():
-        places = [(tensor, dim) for tensor, dim, _ in where]
-        kind = mark if mark not in (None, "channels") else "neurons" if _is_neurons(flow, tensors, places) and mark is None else "channels"
-        layers = tuple(dict.fromkeys(layer_name(tensor) for tensor, _ in places))
-        owner = next((tensor for tensor, dim in places if roles[tensor, dim] == "out"), places[0][0])
-        families.append(Family(len(families), kind, layer_name(owner), layers, tuple(units[v] for v in members)))
+        places = [by_place[tensor, dim] for tensor, dim, _ in where]
+        layers = tuple(dict.fromkeys(layer_name(act.tensor) for act in places))
+        owner = next((act for act in places if act.role == "out"), places[0])
+        kind = mark or ("neurons" if all(act.rank <= 2 for act in places) else "channels")
+        families.append(Family(len(families), kind, layer_name(owner.tensor), layers, tuple(units[v] for v in members)))
     return solution, tuple(families), tuple(_footprint(act, units) for act in acts if any(v in units for vs in act.variables for v in vs))
 
 
@@ -119,11 +120,12 @@ def _acts(flow: Flow, tensors: Tensors) -> Iterator[_Acts]:
     parameters = frozenset(tensors.parameters)
     roles = {(tensors.same[placeholder], dim): role for (placeholder, dim), role in flow.roles.items() if placeholder in tensors.same}
     for placeholder, tensor in tensors.names.items():
-        for dim, axes in enumerate(flow.dims[placeholder] if tensors.same[placeholder] == placeholder else ()):
+        dims = flow.dims[placeholder] if tensors.same[placeholder] == placeholder else ()
+        for dim, axes in enumerate(dims):
             labels = flow.space.flat(axes)
             if labels is not None:
                 variables = [flow.space.labels.members(label) for label in labels.tolist()]
-                yield _Acts(tensor, dim, variables, placeholder in parameters, roles.get((placeholder, dim), "other"))
+                yield _Acts(tensor, dim, len(dims), variables, placeholder in parameters, roles.get((placeholder, dim), "other"))
 
 
 def _signatures(acts: list[_Acts]) -> dict[int, tuple[tuple[str, int, int], ...]]:
@@ -150,12 +152,6 @@ def _marks(flow: Flow) -> dict[int, str]:
                 for variable in flow.space.labels.members(label):
                     found[variable] = min(found.get(variable, kind), kind, key=_ORDER.index)
     return found
-
-
-def _is_neurons(flow: Flow, tensors: Tensors, places: list[tuple[str, int]]) -> bool:
-    """Are these hidden features between linear layers, without a convolution?"""
-    names = {tensor: placeholder for placeholder, tensor in tensors.names.items()}
-    return all(len(flow.dims[names[tensor]]) <= 2 for tensor, _ in places)
 
 
 def _footprint(act: _Acts, units: Mapping[int, int]) -> Footprint:

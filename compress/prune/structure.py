@@ -29,6 +29,7 @@ class Structure:
         unit_count: number of units.
         footprints: where the units act, per dimension of a parameter or buffer.
         pinned: what is not removable because an operator does not allow it, in the order of the graph.
+        flow, solution, tensors: the labels of every tensor of the graph, for surgery and the oracle.
     """
 
     def __init__(self, flow: Flow, solution: Solution, found: tuple[tuple[Family, ...], tuple[Footprint, ...]], tensors: Tensors) -> None:

@@ -154,7 +154,7 @@ def _picked(flow: Flow, node: Node, dim: Dim, item: Any) -> Dims:
         flow.pin(node, [dim], "the indices are computed")
         return shape
     name, values = known
-    chosen = values.to(torch.int64).numpy() % size_of(dim)
+    chosen = values.to("cpu", torch.int64).numpy() % size_of(dim)
     picked = flow.space.take(dim, chosen)
     merged = flow.space.unify(picked, shape[0])
 
@@ -162,7 +162,7 @@ def _picked(flow: Flow, node: Node, dim: Dim, item: Any) -> Dims:
         mask = kept.mask(dim)
         if mask is None:
             return sliced
-        return torch.from_numpy((np.cumsum(mask) - 1)[sliced.numpy() % len(mask)]).to(sliced.dtype)
+        return torch.from_numpy((np.cumsum(mask) - 1)[sliced.cpu().numpy() % len(mask)]).to(sliced.device, sliced.dtype)
 
     flow.revalued[name] = renumber
     return (merged,)
