@@ -49,7 +49,7 @@ class Augment:
         names: as of `TrainConfig.augment`.
         classes: width of the labels that mixup makes of class numbers.
         world: processes; each draws for the whole batch and keeps the numbers of its own part, so that their number does not change a
-            sample. Mixup pairs the samples of one process.
+            sample. Mixup pairs the samples of one process, by the same share in all of them: which ones meet depends on `world`.
         rank: which of them this is.
     """
 

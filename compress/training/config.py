@@ -15,8 +15,7 @@ from edgepress.targets.errors import TrainingError
 
 SCHEDULES = ("cosine", "one-cycle", "step", "constant")
 PRECISIONS = ("fp32", "bf16", "fp16")
-STRATEGIES = ("auto", "ddp")
-_SHARDED = ("fsdp", "deepspeed")
+STRATEGIES = ("auto", "ddp", "fsdp", "deepspeed")
 LOGGERS = ("tensorboard", "mlflow")
 
 #: Where an optimizer is known well enough to choose for the user. SGD: He et al. 2016 with the rate for a trained net; AdamW: its paper's
@@ -47,10 +46,12 @@ class TrainConfig:
         patience: evaluations without a better metric after which training stops.
         restore_best: end with the best evaluated weights, the start's among them, rather than the last.
         activation_checkpointing: compute activations again in the backward pass instead of keeping them (Chen et al. 2016).
-        strategy: how processes share the work: `auto`, `ddp`.
-        devices: how many per node, or `auto`.
+        strategy: how processes share the work. `auto`, `ddp`: each holds everything and has its part of a batch. `fsdp`: weights, averages,
+            gradients and optimizer state in shards (`Shards`). `deepspeed`: by that package, on CUDA GPUs (`Engine`).
+        devices: processes per node, one GPU each where there are such. `auto` takes those that were started (torchrun), else one.
         nodes: machines.
-        augment: on batches of images (N, C, H, W): `flip`, `crop<pixels>`, `cutout<pixels>`, `mixup<alpha>`, each at most once.
+        augment: on batches of images (N, C, H, W): `flip`, `crop<pixels>`, `cutout<pixels>`, `mixup<alpha>`, each at most once. Mixup
+            blends samples of one process: with it, and with it alone, the number of processes changes which samples meet.
         seed: of everything random.
         checkpoint_every_s: seconds between two checkpoints; one is written after every epoch too.
         time_limit_s: training ends after that many seconds, those before a resumption included. The schedule then runs over whichever is
@@ -86,9 +87,6 @@ class TrainConfig:
     log: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
-        if self.strategy in _SHARDED:
-            why = "models that edge targets hold fit one device, and nothing here gathers the shards of larger ones"
-            raise TrainingError(f"strategy is {self.strategy!r}", why, "Take ddp, and activation_checkpointing where memory is short.")
         for name, allowed in (("schedule", SCHEDULES), ("precision", PRECISIONS), ("strategy", STRATEGIES)):
             one_of(name, getattr(self, name), allowed)
         for logger in self.log:
@@ -109,6 +107,19 @@ class TrainConfig:
                 raise TrainingError(f"{name} is {value}", "it cannot be negative", "Give 0 or more.")
         if self.devices != "auto" and not (isinstance(self.devices, int) and self.devices > 0):
             raise TrainingError(f"devices is {self.devices!r}", "", "Give a number above zero, or 'auto'.")
+        self._check_strategy()
+
+    def _check_strategy(self) -> None:
+        if self.strategy == "fsdp" and self.precision == "fp16":
+            raise TrainingError("precision is 'fp16'", "strategy 'fsdp' has no loss scaling", "Take bf16, or ddp.")
+        if self.strategy == "deepspeed" and self.precision != "fp32":
+            raise TrainingError(
+                f"precision is {self.precision!r}", "strategy 'deepspeed' would round the model's own weights", "Take fp32, or fsdp or ddp."
+            )
+        if self.strategy == "deepspeed" and self.accumulate > 1:
+            raise TrainingError(
+                f"accumulate is {self.accumulate}", "DeepSpeed counts batches itself, one to a step", "Take 1, or fsdp or ddp."
+            )
 
     @property
     def mixes(self) -> bool:

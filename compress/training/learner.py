@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -17,7 +18,8 @@ from edgepress.compress.training.fabric import Sealed, Step
 from edgepress.compress.training.layout import channels_last, class_count
 from edgepress.compress.training.modes import set_training
 from edgepress.compress.training.objective import Objective
-from edgepress.compress.training.optimize import Weights, decay_at, make_optimizer, set_rate
+from edgepress.compress.training.optimize import Weights, decay_at, set_rate
+from edgepress.compress.training.placement import is_sharded, place
 from edgepress.compress.training.random import seed_everything, seed_for
 from edgepress.targets.errors import TrainingError
 
@@ -34,21 +36,22 @@ class Learner:
         config: the settings.
         fabric: of the processes that train together.
         example: a few samples.
+        folder: of the training's checkpoints.
 
     Raises:
-        TrainingError: no parameter takes gradients, or the optimizer refuses them.
+        TrainingError: no parameter takes gradients, or the optimizer or the strategy refuses them.
     """
 
-    def __init__(self, module: nn.Module, objective: Objective, config: TrainConfig, fabric: Fabric, example: Batch) -> None:
+    def __init__(self, module: nn.Module, objective: Objective, config: TrainConfig, fabric: Fabric, example: Batch, folder: Path) -> None:
         self._module, self._config, self._fabric = module, config, fabric
         self._step = Step(module, objective)
         self._weights = Weights(self._step)
-        optimizer = make_optimizer(self._step, config)
         classes = class_count(module, example) if config.mixes else 0
         self._augment = Augment(config.augment, classes, fabric.world_size, fabric.global_rank)
         self._home = next(module.parameters()).device
-        self._reordered = channels_last(module, example.inputs)
-        self._wrapped, self._optimizer = fabric.setup(self._step, optimizer)
+        self._reordered = not is_sharded(config) and channels_last(module, example.inputs)  # FSDP cuts contiguous parameters alone
+        self._place = place(self._step, config, fabric, folder)
+        self._optimizer, self.in_parts = self._place.optimizer, self._place.in_parts
         self._average = self._weights.copy() if config.ema is not None else None
         self.waited = 0.0
 
@@ -72,17 +75,19 @@ class Learner:
         config, fabric = self._config, self._fabric
         set_rate(self._optimizer, rate)
         self.waited = 0.0
+        self._place.synchronize()
         total = torch.zeros((), device=fabric.device)
         for part in range(config.accumulate):
             batch = self._next(batches, seed_for("augment", config.seed, number, part))
             seed_everything(seed_for("step", config.seed, fabric.global_rank, number, part))  # after a dataset may have drawn numbers here
-            with fabric.no_backward_sync(self._wrapped, enabled=part + 1 < config.accumulate):
-                loss = self._wrapped(batch)
+            last = part + 1 == config.accumulate
+            with nullcontext() if last else fabric.no_backward_sync(self._place.wrapped):
+                loss = self._place.wrapped(batch)
                 _check(loss)
                 fabric.backward(loss / config.accumulate)
             total += loss.detach().float() / config.accumulate
         if config.clip is not None:
-            fabric.clip_gradients(self._wrapped, self._optimizer, max_norm=config.clip, error_if_nonfinite=False)
+            self._place.clip(config.clip)
         self._optimizer.step()
         self._optimizer.zero_grad()
         if self._average is not None and config.ema is not None:
@@ -99,45 +104,52 @@ class Learner:
 
     @contextmanager
     def evaluated(self) -> Iterator[nn.Module]:
-        """The module in eval mode, without gradients, with the averaged weights where there are such."""
+        """The module in eval mode, without gradients, with the averaged weights where there are such; entered by all processes together."""
         mine = self._weights.copy() if self._average is not None else None
         if self._average is not None:
             self._weights.load(self._average)
         self.train_mode(False)
         try:
-            with torch.no_grad():
+            with torch.no_grad(), self._place.assembled():
                 yield self._module
         finally:
             if mine is not None:
                 self._weights.load(mine)
 
-    def live(self) -> dict[str, Tensor]:
-        """The module's tensors themselves, which the next step changes."""
-        return self._weights.live()
-
     def weights(self) -> dict[str, Tensor]:
-        """A copy of the weights as they are evaluated: averaged where that was asked for."""
+        """A copy of the weights as they are evaluated, averaged where that was asked for; of this process's part."""
         return self._weights.copy() if self._average is None else {name: value.clone() for name, value in self._average.items()}
 
     def load_weights(self, values: Mapping[str, Tensor]) -> None:
-        """Put weights into the module."""
+        """Put what `weights` gave into the module."""
         self._weights.load(values)
 
+    def whole(self, values: Mapping[str, Tensor] | None = None) -> dict[str, Tensor]:
+        """What `weights` gave, put together from all processes' parts, which all call this; by default the module's own tensors, which the
+        next step changes."""
+        return self._place.whole(self._weights.live() if values is None else values)
+
+    def part(self, values: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """This process's part of whole tensors."""
+        return self._place.part(values)
+
     def state(self) -> dict[str, Any]:
-        """Everything that steps change, for a checkpoint: the tensors themselves, to be written before the next step."""
+        """Everything that steps change, for a checkpoint: the tensors themselves, to be written before the next step. All processes call it
+        together."""
         return {
-            "weights": self._weights.live(),
-            "optimizer": self._optimizer.state_dict(),
-            "average": self._average,
+            "weights": self.whole(),
+            "optimizer": self._place.optimizer_state(),
+            "average": self.whole(self._average) if self._average is not None else None,
             "scaler": self._scaler.state_dict() if self._scaler is not None else None,
         }
 
     def load_state(self, state: Mapping[str, Any]) -> None:
         """Take up what `state` gave."""
-        self._weights.load(state["weights"])
-        self._optimizer.load_state_dict(state["optimizer"])
+        self._weights.load(self.part(state["weights"]))
+        self._place.load_optimizer_state(state["optimizer"])
+        average = self.part(state["average"]) if self._average is not None else {}
         for name, value in (self._average or {}).items():
-            value.copy_(state["average"][name])
+            value.copy_(average[name])
         if self._scaler is not None:
             self._scaler.load_state_dict(state["scaler"])
 
@@ -146,9 +158,16 @@ class Learner:
         """The gradient scaler of fp16, None in other precisions."""
         return getattr(self._fabric.strategy.precision, "scaler", None)
 
-    def give_back(self) -> None:
-        """Leave the module in eval mode, on the device and in the memory layout it came in."""
+    def give_back(self, failed: bool = False) -> None:
+        """Leave the module in eval mode, on the device and in the memory layout it came in.
+
+        Args:
+            failed: the other processes may be anywhere: a module in shards stays that way.
+        """
         self.train_mode(False)
+        if failed and self.in_parts:
+            return
+        self._place.release()
         if self._reordered:
             self._module.to(memory_format=torch.contiguous_format)
         self._step.to(self._home)

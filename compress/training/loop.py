@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -17,6 +17,7 @@ from edgepress.compress.training import checkpoint
 from edgepress.compress.training.config import TrainConfig, TrainResult
 from edgepress.compress.training.data import Batch, Feed
 from edgepress.compress.training.fabric import make_fabric
+from edgepress.compress.training.launch import meet
 from edgepress.compress.training.layout import image_like
 from edgepress.compress.training.learner import Learner
 from edgepress.compress.training.loggers import Loggers
@@ -34,6 +35,7 @@ _LOOK_EVERY = 20
 _INCIDENTAL = frozenset(["checkpoint_every_s", "time_limit_s", "log", "devices", "nodes", "strategy"])
 
 Evaluate = Callable[[nn.Module], float]
+T = TypeVar("T")
 
 
 def train(
@@ -75,7 +77,8 @@ class _Run:
         self, module: nn.Module, data: Dataset[Any], objective: Objective, config: TrainConfig, folder: Path, evaluate: Evaluate | None
     ) -> None:
         self.config, self.folder, self.evaluate, self.module = config, folder, evaluate, module
-        self.fabric = make_fabric(config)
+        self.fabric = make_fabric(config, module)
+        meet()
         self.fabric.launch()
         self.first = self.fabric.global_rank == 0
         self.feed = Feed(data, config.batch, config.seed, self.fabric.world_size, self.fabric.global_rank)
@@ -83,7 +86,7 @@ class _Run:
         self.total = max(1, round(config.epochs * self.steps_per_epoch))
         example = self.feed.example()
         self._check(example)
-        self.learner = Learner(module, objective, config, self.fabric, example)
+        self.learner = Learner(module, objective, config, self.fabric, example, folder)
         self.fingerprint = self._fingerprint()
         self.loggers = Loggers(config.log if self.first else (), folder, asdict(config))
         self.state = State()
@@ -101,7 +104,7 @@ class _Run:
     def _fingerprint(self) -> str:
         """What a checkpoint must have been made for: settings, size of the data, weights at the start."""
         settings = {name: value for name, value in asdict(self.config).items() if name not in _INCIDENTAL}
-        return f"{seed_for(repr(settings), self.feed.size, self.feed.batch)} {checkpoint.digest(self.learner.live())}"
+        return f"{seed_for(repr(settings), self.feed.size, self.feed.batch)} {checkpoint.digest(self.learner.whole())}"
 
     def go(self) -> TrainResult:
         """Resume or begin, train, and leave the final weights in the module."""
@@ -113,13 +116,17 @@ class _Run:
                     while not self.state.stopped:
                         self._epoch()
                     self._end()
-        finally:
-            self.learner.give_back()
+        except BaseException:
+            self.learner.give_back(failed=True)
+            raise
+        self.learner.give_back()
         return self.state.result()
 
     def _begin(self) -> None:
         if self.feed.batch < self.config.batch:
             self.state.remarks.append(f"batch is {self.feed.batch}, not {self.config.batch}: there are {self.feed.size} samples")
+        if self.config.strategy == "fsdp" and self.fabric.world_size == 1:
+            self.state.remarks.append("strategy fsdp cut nothing: there is one process")
         self.state.begin(self._metric())
         self._keep_best()
 
@@ -127,6 +134,8 @@ class _Run:
         """Take up the checkpoint; False where there is none."""
         path = self.folder / checkpoint.STATE
         found = checkpoint.load(path)
+        if self._of_first(found is None) != (found is None):
+            raise TrainingError(f"{self.folder} is not the same folder for all processes", "", "Take one that all machines share.")
         if found is None:
             return False
         if found["fingerprint"] != self.fingerprint:
@@ -134,7 +143,7 @@ class _Run:
             raise TrainingError(f"{path} belongs to another training", why, "Delete it, or choose another folder.")
         self.state = State(**found["state"])
         if self.state.stopped:
-            self.learner.load_weights(found["weights"])
+            self.learner.load_weights(self.learner.part(found["weights"]))
             return True
         self.learner.load_state(found)
         best = checkpoint.load(self.folder / checkpoint.BEST)
@@ -142,22 +151,23 @@ class _Run:
             raise TrainingError(
                 f"{self.folder / checkpoint.BEST} is missing", "it lay beside the checkpoint", f"Delete {path} to start anew."
             )
-        self.best = best["weights"]
+        self.best = self.learner.part(best["weights"])
         return True
 
     def _save(self) -> None:
-        """Write a checkpoint; only the first process does, since all have the same state."""
+        """Write a checkpoint; only the first process does, with what all have together."""
         self._tick()
         self.saved = time.perf_counter()
+        learned = {"weights": self.learner.whole()} if self.state.stopped else self.learner.state()
         if self.first:
-            learned = {"weights": self.learner.live()} if self.state.stopped else self.learner.state()
             value = {"fingerprint": self.fingerprint, "state": asdict(self.state), **learned}
             checkpoint.save(self.folder / checkpoint.STATE, value)
 
     def _keep_best(self) -> None:
         self.best = self.learner.weights()
+        weights = self.learner.whole(self.best)
         if self.first:
-            checkpoint.save(self.folder / checkpoint.BEST, {"weights": self.best})
+            checkpoint.save(self.folder / checkpoint.BEST, {"weights": weights})
 
     def _epoch(self) -> None:
         state = self.state
@@ -181,7 +191,7 @@ class _Run:
                 )
             if self._time_is_up():
                 state.stopped = "time limit"
-            elif state.step < steps and time.perf_counter() - self.saved > self.config.checkpoint_every_s:
+            elif state.step < steps and self._checkpoint_is_due():
                 state.loss = float(sum_of_losses)
                 self._save()
         return self._close_epoch(float(sum_of_losses) / state.step)
@@ -220,15 +230,16 @@ class _Run:
         if self.evaluate is None:
             return None
         value = 0.0
-        if self.first:
-            progress(f"training: evaluating after {self.state.steps} steps", self.state.steps, self.total)
-            with self.learner.evaluated() as module:
+        with self.learner.evaluated() as module:
+            if self.first:
+                progress(f"training: evaluating after {self.state.steps} steps", self.state.steps, self.total)
                 value = float(self.evaluate(module))
-        return float(self.fabric.broadcast(value)) if self.fabric.world_size > 1 else value
+        return self._of_first(value)
 
     def _rate(self) -> float:
         """The learning rate of the step under way, at its middle."""
-        return self.config.rate * rate_share(self.config, self._share(self.state.steps + 0.5))
+        share = self._share(self.state.steps + 0.5)
+        return self.config.rate * rate_share(self.config, self._of_first(share) if self.config.time_limit_s else share)
 
     def _share(self, steps: float) -> float:
         """How much of the training `steps` steps are: of the steps, or of the time where that runs out sooner."""
@@ -236,10 +247,16 @@ class _Run:
         return min(1.0, max(steps / self.total, self.state.seconds / limit if limit else 0.0))
 
     def _time_is_up(self) -> bool:
-        if self.config.time_limit_s is None:
-            return False
-        up = self.state.seconds >= self.config.time_limit_s
-        return bool(self.fabric.broadcast(up)) if self.fabric.world_size > 1 else up
+        limit = self.config.time_limit_s
+        return limit is not None and self._of_first(self.state.seconds >= limit)
+
+    def _checkpoint_is_due(self) -> bool:
+        due = time.perf_counter() - self.saved > self.config.checkpoint_every_s
+        return self._of_first(due) if self.learner.in_parts else due
+
+    def _of_first(self, value: T) -> T:
+        """The first process's value in all of them, since each has a clock of its own."""
+        return value if self.fabric.world_size == 1 else self.fabric.broadcast(value)
 
     def _tick(self) -> None:
         """Count the time since the last call."""

@@ -83,7 +83,7 @@ def set_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:
 
 
 class Weights:
-    """All trained state of a module by name: parameters and buffers, each shared tensor once."""
+    """All trained state of a module by name: parameters and buffers, each shared tensor once; of sharded parameters this process's rows."""
 
     def __init__(self, module: nn.Module) -> None:
         self._module = module
@@ -94,7 +94,7 @@ class Weights:
         Expanded buffers, whose elements share memory, are constants: nothing can write to them, no training either.
         """
         found = {**dict(self._module.named_parameters()), **dict(self._module.named_buffers())}
-        return {name: tensor.detach() for name, tensor in found.items() if not _expanded(tensor)}
+        return {name: _own_rows(tensor.detach()) for name, tensor in found.items() if not is_expanded(tensor)}
 
     def copy(self) -> dict[str, Tensor]:
         """Clones, on the module's device."""
@@ -116,8 +116,14 @@ class Weights:
             average[name].copy_(live[name])
 
 
-def _expanded(tensor: Tensor) -> bool:
+def is_expanded(tensor: Tensor) -> bool:
+    """Do elements share memory?"""
     return any(stride == 0 and size > 1 for stride, size in zip(tensor.stride(), tensor.shape, strict=True))
+
+
+def _own_rows(tensor: Any) -> Tensor:
+    rows: Tensor = tensor.to_local() if hasattr(tensor, "to_local") else tensor
+    return rows
 
 
 def decay_at(decay: float, step: int) -> float:

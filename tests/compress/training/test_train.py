@@ -284,6 +284,14 @@ def test_a_small_dataset_makes_a_smaller_batch_and_a_remark(tmp_path: Path) -> N
     assert result.steps == 4 and "batch is 20, not 32" in result.remarks[0]
 
 
+def test_over_one_process_nothing_is_cut_and_that_is_said(tmp_path: Path) -> None:
+    config = replace(CONFIG, epochs=1)
+    one, two = mlp(), mlp()
+    train(one, vectors(), task_loss(), config, tmp_path / "auto")
+    result = train(two, vectors(), task_loss(), replace(config, strategy="fsdp"), tmp_path / "fsdp")
+    assert same(one.state_dict(), two.state_dict()) and "fsdp cut nothing" in result.remarks[0]
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
