@@ -14,7 +14,7 @@ from edgepress.bundle.write import Shipment, shipped_artifacts
 from edgepress.config import Config
 from edgepress.evidence import gather
 from edgepress.machine import cores, cpu_name, fingerprint
-from edgepress.pipeline import Candidate, Prepared, TargetRun
+from edgepress.results import Candidate, Prepared, TargetRun
 from edgepress.step import Result
 from edgepress.targets.errors import RuntimeUnavailable
 from edgepress.targets.nouns import Artifact, Scheme, Verdict

@@ -15,7 +15,8 @@ from typing import Any
 
 from edgepress import isolate
 from edgepress.config import Config, TargetPlan
-from edgepress.pipeline import Pipeline, Prepared, TargetRun
+from edgepress.pipeline import Pipeline
+from edgepress.results import Prepared, TargetRun
 from edgepress.step import Listener, Runner
 from edgepress.store import Store
 from edgepress.targets.errors import ConfigError, ProjectError

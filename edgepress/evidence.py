@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from edgepress.pipeline import TargetRun
+from edgepress.results import TargetRun
 from edgepress.targets.nouns import Evidence
 
 

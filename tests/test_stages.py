@@ -144,3 +144,11 @@ def test_a_teacher_with_other_outputs_is_named_with_its_shape(tmp_path: Path) ->
     torch.export.save(torch.export.export(other, (torch.zeros(2, 1, 16, 16),), dynamic_shapes=(batch,)), recipe.parent / "other.pt2")
     done = edgepress("run", recipe, "--out", tmp_path / "run")
     assert done.returncode == 2 and "11" in done.stderr and "10" in done.stderr, done.stderr
+
+
+def test_two_processes_train_one_model(tmp_path: Path) -> None:
+    recipe = project(tmp_path / "project", {"distill": {**TRAIN, "devices": 2, "strategy": "ddp"}})
+    done = edgepress("run", recipe, "--out", tmp_path / "run")
+    assert done.returncode == 0, done.stderr
+    stage = report_of(tmp_path / "run")["stages"][1]
+    assert stage["report"]["stopped"] == "finished" and len(stage["report"]["history"]) == 2

@@ -43,7 +43,7 @@ def train(params: dict[str, Any], folder: Path) -> dict[str, Any]:
     import torch
 
     from edgepress.compress.project.usercode import code_digest, seed_everything
-    from edgepress.compress.train import TrainConfig
+    from edgepress.compress.train import TrainConfig, together
     from edgepress.compress.train import train as fit
     from edgepress.steps.stage import save_stage
 
@@ -56,7 +56,7 @@ def train(params: dict[str, Any], folder: Path) -> dict[str, Any]:
     objective, notes = _objective(params, inputs, config, module, data)
     evaluate = _evaluation(params, inputs, judged)
     state = Path(params["scratch"]) / f"training-{code_digest(Path(params['root']))[:16]}"
-    with _kept_zeros(inputs["model"], module, folder):
+    with _kept_zeros(inputs["model"], module, folder), together(config, "edgepress.steps.train:train", params):
         result = fit(module, data, objective, config, state, evaluate)
     if hasattr(objective, "close"):
         objective.close()
@@ -169,7 +169,16 @@ def _distillation(
 ) -> tuple[Any, list[str]]:
     import torch
 
-    from edgepress.compress.distill import DistillObjective, DistillSettings, EnsembleTeacher, cache_outputs, may_cache, parse_loss
+    from edgepress.compress.distill import (
+        CachedTeacher,
+        DistillObjective,
+        DistillSettings,
+        EnsembleTeacher,
+        cache_outputs,
+        may_cache,
+        parse_loss,
+    )
+    from edgepress.compress.train import follows
 
     weight = params.get("task", 1.0)
     layers = params.get("layers", "auto")
@@ -181,7 +190,8 @@ def _distillation(
     teacher: Teacher = teachers[0] if len(teachers) == 1 else EnsembleTeacher(teachers)
     notes = [f"teacher: {', '.join(params.get('teacher') or ['the original'])}"]
     if may_cache(config.augment, ("features",) if settings.needs_features else ()) and config.epochs >= 1:
-        teacher = cache_outputs(teacher, data, Path(params["scratch"]) / "teacher")
+        cache = Path(params["scratch"]) / "teacher"
+        teacher = CachedTeacher(cache) if follows() else cache_outputs(teacher, data, cache)
         notes.append("the teacher's outputs were computed once")
     example = tuple(torch.stack(column) for column in zip(*(data[row][0] for row in range(2)), strict=True))
     return DistillObjective(module, teacher, example, settings, task.loss if weight > 0 else None), notes

@@ -1,0 +1,84 @@
+"""What the steps of a run made, per target and for all of them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+from edgepress.config import TargetPlan
+from edgepress.stages import Stage
+from edgepress.step import Result
+from edgepress.targets.errors import EdgepressError
+from edgepress.targets.nouns import Scheme
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """One scheme tried for a target.
+
+    Attributes:
+        scheme: what was tried.
+        export: result of its export, or None when it failed.
+        selection: its score on the selection share, where one was needed.
+        held: the drop on the selection share is within the recipe's `max_drop` (True where it was the only choice).
+        why: in words.
+        training: quantization-aware training that made its weights, None for post-training quantization.
+    """
+
+    scheme: Scheme
+    export: Result | None
+    selection: Result | None
+    held: bool
+    why: str
+    training: Result | None = None
+
+    @property
+    def drop(self) -> float:
+        """On the selection share; 0 where it was not taken."""
+        return float(self.selection.value["drop"]) if self.selection and not self.selection.pending else 0.0
+
+
+@dataclass
+class TargetRun:
+    """Everything one target went through."""
+
+    plan: TargetPlan
+    tried: list[Candidate] = field(default_factory=list)
+    chosen: Candidate | None = None
+    execution: Result | None = None
+    score: Result | None = None
+    latency: Result | None = None
+    latency_error: str | None = None
+    memory: Result | None = None
+    memory_error: str | None = None
+    unmeasurable: str | None = None
+    second: dict[str, Any] | None = None
+    error: EdgepressError | None = None
+    seconds: float = 0.0
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """The float model and its data, ready for every target.
+
+    Attributes:
+        data: the shares of the user's datasets.
+        source: the traced original: what latency is compared with.
+        model: what is exported: the last stage's model, or the original.
+        reference: what the original answers: every drop that is judged is counted from it.
+        baseline: what `model` answers in float: a scheme is chosen by what it loses against it.
+        original: the original's metric.
+        stages: what the steps before quantization made.
+        rebuilt: the last stage's model as a file for PyTorch, where it was pruned.
+        calibration: activation statistics of `model`, where a scheme needs them.
+    """
+
+    data: Result
+    source: Result
+    model: Result
+    reference: Result
+    baseline: Result
+    original: Result
+    stages: tuple[Stage, ...]
+    rebuilt: Result | None
+    calibration: Result | None

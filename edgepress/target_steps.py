@@ -1,0 +1,146 @@
+"""The steps of one target: export, run, score, time, weigh."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from edgepress.config import Config, TargetPlan
+from edgepress.isolate import Limits
+from edgepress.machine import cores
+from edgepress.results import Prepared
+from edgepress.step import Result, Step
+from edgepress.targets.catalog import CATALOG
+from edgepress.targets.errors import EdgepressError
+from edgepress.targets.nouns import Scheme
+from edgepress.validators.runtimes import RUNTIMES
+
+_CONFIDENCE = 0.95
+
+
+class StepKinds:
+    """The three kinds of step, with the recipe's limits.
+
+    Args:
+        config: the recipe.
+        do: runs or plans a step.
+    """
+
+    def __init__(self, config: Config, do: Callable[[Step], Result]) -> None:
+        self.config, self._do = config, do
+        self._limits = Limits(config.run.timeout, int(config.run.memory))
+
+    def user(
+        self, name: str, function: str, params: Mapping[str, Any], inputs: Mapping[str, Result], files: tuple[Any, ...] = ()
+    ) -> Result:
+        """A step that runs the user's code."""
+        return self._do(Step(name, function, params, inputs, self.config.root, files, threads=cores(), limits=self._limits))
+
+    def shared(self, name: str, function: str, params: Mapping[str, Any], inputs: Mapping[str, Result]) -> Result:
+        """A step whose result holds on every machine."""
+        return self._do(Step(name, function, params, inputs, threads=cores(), limits=self._limits))
+
+    def machine(self, name: str, function: str, params: Mapping[str, Any], inputs: Mapping[str, Result], threads: int) -> Result:
+        """A measurement: for this machine, with nothing else running."""
+        return self._do(Step(name, function, params, inputs, machine=True, alone=True, threads=threads, limits=self._limits))
+
+
+class TargetSteps(StepKinds):
+    """Builds the steps of targets and hands them to an executor."""
+
+    def export(self, plan: TargetPlan, prepared: Prepared, scheme: Scheme, baseline: bool = False, suffix: str = "") -> Result:
+        """Write the artifact of a scheme; `baseline` is the original's, for comparison."""
+        target = plan.target.to_json() | {"precision": scheme.precision, "threads": 1}  # threads are measured with, not exported with
+        params = {"target": target, "scheme": vars(scheme), "signature": prepared.model.value.get("signature")}
+        inputs = {"model": prepared.source if baseline else prepared.model, "data": prepared.data}
+        if scheme.kind.startswith("static") and prepared.calibration is not None:
+            inputs["calibration"] = prepared.calibration
+        return self.shared(
+            f"export {plan.target.name} {scheme.label}{suffix}" + (" (for comparison)" if baseline else ""),
+            "edgepress.steps.export:export",
+            params,
+            inputs,
+        )
+
+    def execute(self, plan: TargetPlan, prepared: Prepared, export: Result, share: str, runtime: str, label: str = "") -> Result:
+        """Run an artifact over a share of the data."""
+        name = plan.target.name if runtime == plan.target.runtime else f"{plan.target.name} in {runtime}"
+        params = {
+            "runtime": runtime,
+            "artifact": export.value.get("artifact"),
+            "signature": prepared.model.value.get("signature"),
+            "share": share,
+            "threads": cores(),
+        }
+        title = f"run {name} {label}".rstrip() + (" (selection)" if share == "selection" else "")
+        step = Step(
+            title,
+            "edgepress.steps.execute:execute",
+            params,
+            {"export": export, "data": prepared.data},
+            machine=True,
+            threads=cores(),
+            limits=self._limits,
+        )
+        return self._do(step)
+
+    def score(self, plan: TargetPlan, prepared: Prepared, execution: Result, share: str, label: str = "") -> Result:
+        """The metric of an execution, paired with the original's; on the selection share with that of the float model it is made of."""
+        gate = next((gate for gate in plan.gates if gate.name == "accuracy_drop"), None)
+        params = {
+            "metric": self.config.metric,
+            "root": str(self.config.root),
+            "share": share,
+            "confidence": gate.confidence if gate else _CONFIDENCE,
+            "signature": prepared.model.value.get("signature"),
+        }
+        against = prepared.reference if share == "validation" else prepared.baseline
+        inputs = {"execution": execution, "reference": against, "data": prepared.data}
+        name = f"score {plan.target.name} {label}".rstrip() + (" (selection)" if share == "selection" else "")
+        return self.user(name, "edgepress.steps.score:score", params, inputs)
+
+    def second(self, plan: TargetPlan, prepared: Prepared, export: Result) -> dict[str, Any] | None:
+        """What a second runtime of the same file says, where the catalog names one that is installed."""
+        second = CATALOG.get(plan.target.name.partition(":")[0]).second_runtime
+        if second is None:
+            return None
+        support = RUNTIMES.get(second)().supports()
+        if not support.usable:
+            return {"runtime": second, "error": f"{support.missing}. Run: {support.install}"}
+        try:
+            execution = self.execute(plan, prepared, export, "validation", second)
+            score = self.score(plan, prepared, execution, "validation", f"in {second}")
+        except EdgepressError as error:
+            return {"runtime": second, "error": str(error)}
+        return {"runtime": second, "execution": execution, "score": score}
+
+    def latency(self, plan: TargetPlan, prepared: Prepared, export: Result) -> Result:
+        """One window of pairs; where it leaves the recipe's limit undecided, a second one that goes on until it is decided."""
+        gate = next((gate for gate in plan.gates if gate.name == "latency_ratio"), None)
+        float_export = self.export(plan, prepared, Scheme("fp32", "float"), baseline=True)
+        inputs = {"export": export, "float_export": float_export, "data": prepared.data}
+        confidence = gate.confidence if gate else _CONFIDENCE
+        params = {**self._measured(plan, prepared, export), "reference": float_export.value.get("artifact"), "confidence": confidence}
+        name, function = f"latency {plan.target.name}", "edgepress.steps.measure:latency"
+        first = self.machine(name, function, params, inputs, plan.target.threads)
+        if gate is None or first.pending:
+            return first
+        low, high = first.value["latency_ratio"]["interval"]
+        if not low <= gate.limit <= high:
+            return first
+        return self.machine(f"{name}, more pairs", function, {**params, "limit": gate.limit}, inputs, plan.target.threads)
+
+    def memory(self, plan: TargetPlan, prepared: Prepared, export: Result) -> Result:
+        """Peak memory of a process that loads and runs this artifact alone."""
+        inputs = {"export": export, "data": prepared.data}
+        function, common = "edgepress.steps.measure:memory", self._measured(plan, prepared, export)
+        return self.machine(f"memory {plan.target.name}", function, common, inputs, plan.target.threads)
+
+    def _measured(self, plan: TargetPlan, prepared: Prepared, export: Result) -> dict[str, Any]:
+        return {
+            "runtime": plan.target.runtime,
+            "artifact": export.value.get("artifact"),
+            "signature": prepared.model.value.get("signature"),
+            "threads": plan.target.threads,
+            "batch": plan.target.batch,
+        }
