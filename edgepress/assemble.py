@@ -110,7 +110,7 @@ def _stages(prepared: Prepared, runs: Sequence[TargetRun]) -> list[dict[str, Any
     for stage in prepared.stages:
         row = _stage(stage.name, stage.score.value["value"], stage.model, stage.model.seconds, stage.model.cached)
         row |= {key: stage.score.value[key] for key in ("drop", "interval")}
-        stages.append(row | {"report": stage.model.value["report"]})
+        stages.append(row | {"report": stage.model.value["report"], "timing": stage.model.value.get("timing")})
     worst = [run for run in runs if run.score is not None and run.plan.target.precision != "fp32"]
     if worst and prepared.calibration is not None:
         run = max(worst, key=lambda r: float(r.score.value["drop"]) if r.score else 0.0)

@@ -28,6 +28,9 @@ from typing import Any
 from edgepress.isolate import Outcome
 from edgepress.targets.errors import IntegrityError
 
+#: The key of a value that says how long its parts took: two results that differ in it alone are the same result.
+TIMING = "timing"
+
 
 @dataclass(frozen=True)
 class Record:
@@ -35,7 +38,7 @@ class Record:
 
     Attributes:
         value: the JSON value the step returned.
-        digest: sha256 over the value and the files: what later steps depend on.
+        digest: sha256 over the value (but for its `timing`) and the files: what later steps depend on.
         folder: where the files are.
         files: relative path -> sha256 of each file in `folder`.
         seconds: how long making it took.
@@ -119,7 +122,8 @@ class Store:
             "sources": {path: self.sha256(Path(path)) for path in outcome.sources},
         }
         key = fingerprint({"static": static_key, "depends": depends})
-        digest = fingerprint({"value": outcome.value, "files": files})
+        made = {name: part for name, part in outcome.value.items() if name != TIMING} if isinstance(outcome.value, dict) else outcome.value
+        digest = fingerprint({"value": made, "files": files})
         data = {"value": outcome.value, "digest": digest, "files": files, "seconds": outcome.seconds, "depends": depends}
         (space / "record.json").write_text(json.dumps(data))
         (self.root / "objects").mkdir(parents=True, exist_ok=True)

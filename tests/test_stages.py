@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import os
+import json
 import signal
 import subprocess
 import sys
@@ -10,33 +10,49 @@ import time
 from pathlib import Path
 from typing import Any
 
+import jsonschema
 import pytest
 import torch
+import yaml
 from torch import nn
 
 from edgepress.bundle.digest import digest
+from edgepress.compress.compressed import load
 from tests.project import digits, edgepress, report_of
 
+SCHEMA = Path(__file__).parent.parent / "edgepress" / "report" / "schema" / "report.v1.json"
 GATES = {"accuracy_drop": {"max": "5pp"}}
 TRAIN = {"epochs": 2, "lr": 0.01}
 
 
-def project(folder: Path, *steps: dict[str, Any]) -> Path:
-    return digits(folder, compress=[*steps, {"quantize": {"precision": "int8"}}], gates=GATES)
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """One project for all recipes, so that its data, model and reference are stored once."""
+    return digits(tmp_path_factory.mktemp("stages") / "project", gates=GATES).parent
+
+
+def recipe_of(folder: Path, name: str, *steps: dict[str, Any]) -> Path:
+    content = yaml.safe_load((folder / "edgepress.yaml").read_text())
+    content["compress"] = [*steps] if steps and "quantize" in steps[-1] else [*steps, {"quantize": {"precision": "int8"}}]
+    path = folder / f"{name}.yaml"
+    path.write_text(yaml.safe_dump(content, sort_keys=False))
+    return path
 
 
 @pytest.fixture(scope="module")
-def pruned(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def pruned(folder: Path) -> Path:
     """A finished run that prunes to 1.5x, fine-tunes and distils."""
     prune = {"prune": {"speedup": 1.5, "multiple": 2, "finetune": TRAIN}}
-    recipe = project(tmp_path_factory.mktemp("pruned") / "project", prune, {"distill": {**TRAIN, "loss": {"kd": 1.0, "hint": 0.1}}})
-    done = edgepress("run", recipe, "--out", recipe.parent / "run")
+    recipe = recipe_of(folder, "pruned", prune, {"distill": {**TRAIN, "loss": {"kd": 1.0, "hint": 0.1}}})
+    done = edgepress("run", recipe, "--out", folder / "run")
     assert done.returncode == 0, done.stderr + done.stdout
-    return recipe.parent
+    return folder
 
 
 def test_every_stage_is_in_the_report_with_what_it_cost(pruned: Path) -> None:
-    stages = report_of(pruned / "run")["stages"]
+    report = report_of(pruned / "run")
+    jsonschema.validate(report, json.loads(SCHEMA.read_text()))
+    stages = report["stages"]
     assert [stage["name"] for stage in stages[:4]] == ["original", "prune 1.50x MACs", "finetune", "distill kd + hint"]
     original, prune, finetune, distill = stages[:4]
     assert original["macs"] / prune["macs"] >= 1.5 and prune["parameters"] < original["parameters"]
@@ -46,7 +62,7 @@ def test_every_stage_is_in_the_report_with_what_it_cost(pruned: Path) -> None:
     assert prune["report"]["largest_error"] < 1e-5
     assert any(family["kept"] < family["units"] and family["kept"] % 2 == 0 for family in prune["report"]["families"])
     assert len(finetune["report"]["history"]) == 2 and finetune["report"]["stopped"] == "finished"
-    assert 0 <= finetune["report"]["waiting_share"] <= 1
+    assert 0 <= finetune["timing"]["waiting_share"] <= 1 and len(finetune["timing"]["epochs"]) == 2
 
 
 def test_the_artifact_is_the_smaller_model_and_is_judged_against_the_original(pruned: Path) -> None:
@@ -57,26 +73,28 @@ def test_the_artifact_is_the_smaller_model_and_is_judged_against_the_original(pr
     assert target["parity"]["argmax_agreement"] > 0.97
 
 
+def test_the_smaller_model_is_handed_out_for_pytorch(pruned: Path) -> None:
+    compressed = report_of(pruned / "run")["compressed"]
+    path = pruned / "run" / compressed["path"]
+    assert digest(path) == compressed["sha256"] and compressed["route"] in ("class", "graph")
+    with torch.no_grad():
+        assert load(path, pruned)(torch.zeros(3, 1, 16, 16)).shape == (3, 10)
+
+
 def test_an_unchanged_run_trains_nothing_again(pruned: Path) -> None:
-    again = edgepress("run", pruned / "edgepress.yaml", "--out", pruned / "again")
+    again = edgepress("run", pruned / "pruned.yaml", "--out", pruned / "again")
     assert again.returncode == 0 and "done" not in again.stderr, again.stderr
     assert digest(pruned / "again" / "bundle") == digest(pruned / "run" / "bundle")
-
-
-def test_the_report_and_the_terminal_show_the_stages(pruned: Path) -> None:
-    again = edgepress("run", pruned / "edgepress.yaml", "--out", pruned / "again")
     assert "prune 1.50x MACs" in again.stdout and "distill kd + hint" in again.stdout
     page = (pruned / "run" / "report.html").read_text()
     assert "what was done" in page and "samples kept apart" in page
 
 
-def test_a_training_killed_with_9_goes_on_to_the_same_weights(tmp_path: Path) -> None:
-    recipe = project(tmp_path / "project", {"distill": {"epochs": 40, "lr": 0.01}})
-    whole = edgepress("run", recipe, "--out", tmp_path / "whole", EDGEPRESS_STORE=str(tmp_path / "one"))
-    assert whole.returncode == 0, whole.stderr
-    store = tmp_path / "two"
+def test_a_training_killed_with_9_goes_on_to_the_same_weights(folder: Path, tmp_path: Path) -> None:
+    recipe = recipe_of(folder, "killed", {"distill": {"epochs": 30, "lr": 0.01}})
+    store = folder / ".edgepress" / "store"
     command = [sys.executable, "-m", "edgepress", "run", str(recipe), "--out", str(tmp_path / "cut")]
-    process = subprocess.Popen(command, env={**os.environ, "EDGEPRESS_STORE": str(store)}, stderr=subprocess.PIPE)
+    process = subprocess.Popen(command, stderr=subprocess.PIPE)
     deadline = time.monotonic() + 120
     while process.poll() is None and not list(store.glob("scratch/*/training-*/checkpoint*")) and time.monotonic() < deadline:
         time.sleep(0.02)
@@ -84,14 +102,18 @@ def test_a_training_killed_with_9_goes_on_to_the_same_weights(tmp_path: Path) ->
     process.send_signal(signal.SIGKILL)
     process.wait()
     assert list(store.glob("scratch/*/training-*/checkpoint*"))
-    done = edgepress("run", recipe, "--out", tmp_path / "cut", EDGEPRESS_STORE=str(store))
-    assert done.returncode == 0, done.stderr
-    assert digest(tmp_path / "cut" / "bundle") == digest(tmp_path / "whole" / "bundle")
+    cut = edgepress("run", recipe, "--out", tmp_path / "cut")
+    assert cut.returncode == 0, cut.stderr
     assert not list(store.glob("scratch/*/training-*"))
+    whole = edgepress("run", recipe, "--out", tmp_path / "whole", "--fresh")
+    assert whole.returncode == 0, whole.stderr
+    one, other = (report_of(tmp_path / name) for name in ("cut", "whole"))
+    assert one["targets"][0]["artifact"]["sha256"] == other["targets"][0]["artifact"]["sha256"]
+    assert one["stages"][1]["report"] == other["stages"][1]["report"]
 
 
-def test_quantization_aware_training_is_kept_where_it_is_better_and_said_where_not(tmp_path: Path) -> None:
-    recipe = digits(tmp_path / "project", compress=[{"quantize": {"method": "qat", "qat": {"epochs": 1}}}], gates=GATES)
+def test_quantization_aware_training_is_kept_where_it_is_better_and_said_where_not(folder: Path, tmp_path: Path) -> None:
+    recipe = recipe_of(folder, "qat", {"quantize": {"method": "qat", "qat": {"epochs": 1}}})
     done = edgepress("run", recipe, "--out", tmp_path / "run")
     assert done.returncode == 0, done.stderr
     plain, trained = report_of(tmp_path / "run")["targets"][0]["tried"][:2]
@@ -100,10 +122,10 @@ def test_quantization_aware_training_is_kept_where_it_is_better_and_said_where_n
     assert word in trained["why"]
 
 
-def test_masks_keep_their_zeros_through_fine_tuning(tmp_path: Path) -> None:
-    recipe = project(tmp_path / "project", {"prune": {"mask": "50%", "finetune": TRAIN}})
-    store = tmp_path / "store"
-    done = edgepress("run", recipe, "--out", tmp_path / "run", EDGEPRESS_STORE=str(store))
+def test_masks_keep_their_zeros_through_fine_tuning(folder: Path, tmp_path: Path) -> None:
+    recipe = recipe_of(folder, "masks", {"prune": {"mask": "50%", "finetune": TRAIN}})
+    store = folder / ".edgepress" / "store"
+    done = edgepress("run", recipe, "--out", tmp_path / "run")
     assert done.returncode == 0, done.stderr
     stage = report_of(tmp_path / "run")["stages"][1]
     assert stage["macs"] == report_of(tmp_path / "run")["stages"][0]["macs"]
@@ -128,8 +150,8 @@ def test_masks_keep_their_zeros_through_fine_tuning(tmp_path: Path) -> None:
         ({"distill": {"epochs": 1, "loss": "hint", "layers": [["nothing", "nothing"]]}}, "'nothing'"),
     ],
 )
-def test_what_cannot_be_done_is_one_line_and_exit_code_two(step: dict[str, Any], message: str, tmp_path: Path) -> None:
-    recipe = project(tmp_path / "project", step)
+def test_what_cannot_be_done_is_one_line_and_exit_code_two(step: dict[str, Any], message: str, folder: Path, tmp_path: Path) -> None:
+    recipe = recipe_of(folder, "wrong", step)
     done = edgepress("run", recipe, "--out", tmp_path / "run")
     assert done.returncode == 2, done.stdout
     last = [line for line in done.stderr.splitlines() if line.startswith("error:")]
@@ -137,8 +159,8 @@ def test_what_cannot_be_done_is_one_line_and_exit_code_two(step: dict[str, Any],
     assert "Traceback" not in done.stderr and not (tmp_path / "run").exists()
 
 
-def test_a_teacher_with_other_outputs_is_named_with_its_shape(tmp_path: Path) -> None:
-    recipe = project(tmp_path / "project", {"distill": {"epochs": 1, "teacher": "other.pt2"}})
+def test_a_teacher_with_other_outputs_is_named_with_its_shape(folder: Path, tmp_path: Path) -> None:
+    recipe = recipe_of(folder, "teacher", {"distill": {"epochs": 1, "teacher": "other.pt2"}})
     other = nn.Sequential(nn.Flatten(), nn.Linear(256, 11)).eval()
     batch = {0: torch.export.Dim("batch", min=1)}
     torch.export.save(torch.export.export(other, (torch.zeros(2, 1, 16, 16),), dynamic_shapes=(batch,)), recipe.parent / "other.pt2")
@@ -146,8 +168,8 @@ def test_a_teacher_with_other_outputs_is_named_with_its_shape(tmp_path: Path) ->
     assert done.returncode == 2 and "11" in done.stderr and "10" in done.stderr, done.stderr
 
 
-def test_two_processes_train_one_model(tmp_path: Path) -> None:
-    recipe = project(tmp_path / "project", {"distill": {**TRAIN, "devices": 2, "strategy": "ddp"}})
+def test_two_processes_train_one_model(folder: Path, tmp_path: Path) -> None:
+    recipe = recipe_of(folder, "two", {"distill": {**TRAIN, "devices": 2, "strategy": "ddp"}})
     done = edgepress("run", recipe, "--out", tmp_path / "run")
     assert done.returncode == 0, done.stderr
     stage = report_of(tmp_path / "run")["stages"][1]

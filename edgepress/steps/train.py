@@ -35,7 +35,7 @@ def train(params: dict[str, Any], folder: Path) -> dict[str, Any]:
         folder: receives `model.pt2` and `signature.json`.
 
     Returns:
-        The stage: `signature`, `parameters`, `macs`, `size_bytes`, and a `report` of the training.
+        The stage: `signature`, `parameters`, `macs`, `size_bytes`, a `report` of the training, and its `timing`.
 
     Raises:
         TrainingError: the settings or the data do not fit.
@@ -68,11 +68,11 @@ def train(params: dict[str, Any], folder: Path) -> dict[str, Any]:
         "steps": result.steps,
         "stopped": result.stopped,
         "best_epoch": result.best_epoch,
-        "history": [dict(row) for row in result.history],
-        "waiting_share": result.waiting_share,
+        "history": [{name: number for name, number in row.items() if name != "seconds"} for row in result.history],
         "remarks": [*notes, *result.remarks],
     }
-    return {**value, "report": report}
+    timing = {"waiting_share": result.waiting_share, "epochs": [row["seconds"] for row in result.history]}
+    return {**value, "report": report, "timing": timing}
 
 
 def _trainee(params: dict[str, Any], inputs: dict[str, Path], program: ExportedProgram) -> tuple[nn.Module, Callable[[], ExportedProgram]]:
