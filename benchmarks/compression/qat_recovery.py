@@ -2,8 +2,8 @@
 
     EDGEPRESS_CASES=… python benchmarks/compression/qat_recovery.py [--epochs 1] [--per-tensor]
 
-Placement, scales and rounding are those of the ONNX Runtime rules but for the bounds of weights (-7 to 7). Both models are the rendered integer
-graph run in PyTorch on the whole validation set; training sees training images alone.
+Placement, scales and rounding are those of the ONNX Runtime rules but for the bounds of weights (-7 to 7). Both models are the rendered
+integer graph run in PyTorch on the whole validation set; training sees training images alone.
 """
 
 from __future__ import annotations
