@@ -12,11 +12,11 @@ from functools import partial
 from types import MappingProxyType
 from typing import Any
 
-from edgepress.config import Config
 from edgepress.config_steps import BUDGETS, DistillConfig, PruneConfig, QatConfig, TrainSettings
 from edgepress.isolate import Limits
 from edgepress.machine import cores
 from edgepress.step import Result, Step
+from edgepress.step_kinds import StepKinds
 from edgepress.targets.nouns import Scheme
 from edgepress.targets.rules import rules_for
 
@@ -54,17 +54,8 @@ class Stage:
     score: Result
 
 
-class Stages:
-    """Builds the steps of `compress:` before quantization.
-
-    Args:
-        config: the recipe.
-        do: runs or plans a step.
-    """
-
-    def __init__(self, config: Config, do: Callable[[Step], Result]) -> None:
-        self._config, self._do = config, do
-        self._limits = Limits(config.run.timeout, int(config.run.memory))
+class Stages(StepKinds):
+    """Builds the steps of `compress:` before quantization."""
 
     def run(self, origin: Origin) -> tuple[Stage, ...]:
         """Every stage in order; the last one's model is exported.
@@ -80,7 +71,7 @@ class Stages:
         return tuple(made)
 
     def _builders(self, origin: Origin) -> Iterator[tuple[str, Builder]]:
-        for place, config in enumerate(self._config.steps):
+        for place, config in enumerate(self.config.steps):
             if isinstance(config, PruneConfig):
                 yield from self._prune(place, config, origin)
             elif isinstance(config, DistillConfig):
@@ -104,13 +95,13 @@ class Stages:
         """What every layer costs in the runtime of a latency budget, measured once on the original."""
         if config.latency is None:
             return None
-        entry = next(entry for entry in self._config.targets if entry.name == config.latency.target)
-        run, runtime = self._config.run, entry.entry.runtime
+        entry = next(entry for entry in self.config.targets if entry.name == config.latency.target)
+        run, runtime = self.config.run, entry.entry.runtime
         params = {"runtime": runtime, "threads": run.threads, "batch": run.batch, "multiple": rules_for(runtime).multiple}
         inputs = {"model": origin.model, "data": origin.data}
         title = f"layer latencies {config.latency.target}"
         function = "edgepress.steps.layers:latencies"
-        return self._do(Step(title, function, params, inputs, machine=True, alone=True, threads=run.threads, limits=self._limits))
+        return self.machine(title, function, params, inputs, run.threads)
 
     def _remove(self, title: str, settings: Mapping[str, Any], origin: Origin, table: Result | None, model: Result) -> Step:
         inputs = {"model": model, "data": origin.data, "original": origin.model}
@@ -120,21 +111,21 @@ class Stages:
 
     def _choice(self, config: PruneConfig) -> dict[str, Any]:
         """JSON-able parameters of `steps.prune:prune`; `multiple: auto` is what every target of the recipe likes."""
-        runtimes = sorted({entry.entry.runtime for entry in self._config.targets})
+        runtimes = sorted({entry.entry.runtime for entry in self.config.targets})
         own = config.model_dump(exclude={"finetune", "sparsity", "steps"})
         if config.multiple == "auto":
             own["multiple"] = max((rules_for(runtime).multiple for runtime in runtimes), default=1)
-        return own | {"seed": self._config.seed}
+        return own | {"seed": self.config.seed}
 
     def rebuilt(self, origin: Origin, made: Sequence[Stage]) -> Result | None:
         """The last stage's model for PyTorch, where pruning changed its shape."""
-        if not any(isinstance(config, PruneConfig) for config in self._config.steps):
+        if not any(isinstance(config, PruneConfig) for config in self.config.steps):
             return None
-        model = self._config.model
-        params = {"root": str(self._config.root), "factory": model.factory, "args": model.args}
+        model = self.config.model
+        params = {"root": str(self.config.root), "factory": model.factory, "args": model.args}
         inputs = {"model": made[-1].model, "original": origin.model, "data": origin.data}
         function = "edgepress.steps.rebuild:rebuild"
-        return self._do(Step("rebuild", function, params, inputs, self._config.root, threads=cores(), limits=self._limits))
+        return self.user("rebuild", function, params, inputs)
 
     def qat(self, config: QatConfig, origin: Origin, model: Result, calibration: Result, runtime: str, scheme: Scheme) -> Result:
         """The model after training with one runtime's integers simulated, to be calibrated and exported like any other."""
@@ -145,17 +136,17 @@ class Stages:
     def _train(
         self, title: str, kind: str, config: TrainSettings, origin: Origin, model: Result, extra: Mapping[str, Any] = MappingProxyType({})
     ) -> Step:
-        own = self._config.collect_params()
+        own = self.config.collect_params()
         params: dict[str, Any] = {
             "kind": kind,
-            "train_config": config.train_config(self._config.seed),
+            "train_config": config.train_config(self.config.seed),
             "root": own["root"],
             "train": config.data or own["train"],
             "shares": {"calibration": own["calibration"], "exact": own["exact"]},
             "model_inputs": own["model_inputs"],
-            "metric": self._config.metric,
-            "factory": self._config.model.factory,
-            "args": self._config.model.args,
+            "metric": self.config.metric,
+            "factory": self.config.model.factory,
+            "args": self.config.model.args,
             **config.model_dump(include={"loss", "temperature", "task", "task_loss", "layers", "strength"}),
             **extra,
         }
@@ -167,34 +158,23 @@ class Stages:
             "edgepress.steps.train:train",
             params,
             inputs,
-            self._config.root,
-            tuple(self._config.root / name for name in params.get("teacher") or ()),
+            self.config.root,
+            tuple(self.config.root / name for name in params.get("teacher") or ()),
             threads=cores(),
-            limits=Limits(_TRAINING_S, int(self._config.run.memory)),
+            limits=Limits(_TRAINING_S, int(self.config.run.memory)),
             resumes=True,
         )
 
     def _judged(self, name: str, model: Result, origin: Origin) -> Stage:
-        root, metric = str(self._config.root), self._config.metric
-        outputs = self._do(
-            Step(
-                f"run {name}",
-                "edgepress.compress.project.steps:reference",
-                {"metric": metric},
-                {"model": model, "data": origin.data},
-                threads=cores(),
-                limits=self._limits,
-            )
-        )
+        root, metric, data = str(self.config.root), self.config.metric, origin.data
+        function = "edgepress.compress.project.steps:reference"
+        outputs = self.shared(f"run {name}", function, {"metric": metric}, {"model": model, "data": data})
         params = {"metric": metric, "root": root, "share": "validation", "confidence": 0.95, "signature": model.value.get("signature")}
-        inputs = {"execution": outputs, "reference": origin.reference, "data": origin.data}
-        score = self._do(
-            Step(f"score {name}", "edgepress.steps.score:stage", params, inputs, self._config.root, threads=cores(), limits=self._limits)
-        )
-        return Stage(name, model, outputs, score)
+        inputs = {"execution": outputs, "reference": origin.reference, "data": data}
+        return Stage(name, model, outputs, self.user(f"score {name}", "edgepress.steps.score:stage", params, inputs))
 
     def _title(self, name: str, place: int) -> str:
-        return name if len(self._config.steps) < 3 else f"{name} (step {place + 1})"
+        return name if len(self.config.steps) < 3 else f"{name} (step {place + 1})"
 
 
 def _budget(config: PruneConfig) -> str:
