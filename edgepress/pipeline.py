@@ -95,6 +95,8 @@ class Pipeline:
             return
         try:
             run.latency = self._steps.latency(plan, prepared, export)
+            if prepared.rebuilt is not None:
+                run.pruned = self._steps.pruned_latency(plan, prepared)
         except EdgepressError as error:
             run.latency_error = str(error)
         try:

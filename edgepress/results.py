@@ -48,6 +48,7 @@ class TargetRun:
     execution: Result | None = None
     score: Result | None = None
     latency: Result | None = None
+    pruned: Result | None = None
     latency_error: str | None = None
     memory: Result | None = None
     memory_error: str | None = None

@@ -102,6 +102,15 @@ class TargetSteps(StepKinds):
             return first
         return self.machine(f"{name}, more pairs", function, {**params, "limit": gate.limit}, inputs, plan.target.threads)
 
+    def pruned_latency(self, plan: TargetPlan, prepared: Prepared) -> Result:
+        """The float model that was pruned against the float original: what pruning alone bought in this runtime."""
+        scheme = Scheme("fp32", "float")
+        new, old = (self.export(plan, prepared, scheme, baseline) for baseline in (False, True))
+        inputs = {"export": new, "float_export": old, "data": prepared.data}
+        params = {**self._measured(plan, prepared, new), "reference": old.value.get("artifact"), "confidence": _CONFIDENCE}
+        name = f"latency {plan.target.name} (pruned, float)"
+        return self.machine(name, "edgepress.steps.measure:latency", params, inputs, plan.target.threads)
+
     def memory(self, plan: TargetPlan, prepared: Prepared, export: Result) -> Result:
         """Peak memory of a process that loads and runs this artifact alone."""
         inputs = {"export": export, "data": prepared.data}

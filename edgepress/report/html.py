@@ -8,7 +8,7 @@ from functools import cache
 from typing import TYPE_CHECKING, Any
 
 from edgepress.report import numbers, pictures
-from edgepress.report.present import WORDS, compressed_sentence, drop_unit, headline, scheme_label, unmeasured, views
+from edgepress.report.present import WORDS, compressed_sentence, drop_unit, headline, pruned_sentences, scheme_label, unmeasured, views
 
 if TYPE_CHECKING:
     from jinja2 import Environment
@@ -24,7 +24,7 @@ def render_html(report: Mapping[str, Any]) -> str:
             report=report,
             rows=rows,
             headline=headline(report),
-            compressed=compressed_sentence(report),
+            compressed=[line for line in (*pruned_sentences(report), compressed_sentence(report)) if line],
             unit=drop_unit(report),
             panels=pictures.pictures(report, rows),
             command=report.get("command") or "edgepress run",

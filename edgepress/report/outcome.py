@@ -11,7 +11,7 @@ from rich.table import Table
 from rich.text import Text
 
 from edgepress.report import numbers
-from edgepress.report.present import TargetView, compressed_sentence, drop_unit, headline, problems, views
+from edgepress.report.present import TargetView, compressed_sentence, drop_unit, headline, problems, pruned_sentences, views
 from edgepress.report.terminal import STYLES, bullet, plain, stdout, table, tidy, verdict_text
 
 Json = Mapping[str, Any]
@@ -23,8 +23,9 @@ def print_run(report: Json, run_dir: Path, console: Console | None = None) -> No
     out = console or stdout()
     if any("report" in stage for stage in report["stages"]):
         out.print(_stage_table(report))
-        if sentence := compressed_sentence(report):
-            out.print(plain(sentence, "dim"))
+        for sentence in (*pruned_sentences(report), compressed_sentence(report)):
+            if sentence:
+                out.print(plain(sentence, "dim"))
     out.print(_run_table(report, roomy=out.width >= _ROOMY))
     if out.width < _ROOMY:
         _executors(out, views(report))

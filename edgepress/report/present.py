@@ -6,6 +6,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from edgepress.report import numbers
+
 Json = Mapping[str, Any]
 
 #: From worst to best; a run's verdict is its worst gate.
@@ -120,6 +122,26 @@ def compressed_sentence(report: Json) -> str | None:
         return None
     form = "your own class" if found["route"] == "class" else f"the exported graph, because {found['why']}"
     return f"For PyTorch: {found['path']}, {form}"
+
+
+#: Latency that stays this much above the share of multiply-accumulates left has not followed them.
+_LAGS = 1.25
+
+
+def pruned_sentences(report: Json) -> list[str]:
+    """What pruning alone bought in every runtime, in float; and where latency did not follow the multiply-accumulates."""
+    timed = {t["name"]: t["pruned_latency_ratio"]["value"] for t in report["targets"] if t.get("pruned_latency_ratio")}
+    if not timed:
+        return []
+    last = [stage for stage in report["stages"] if "report" in stage][-1]
+    share = last["macs"] / report["reference"]["macs"]
+    ratios = ", ".join(f"{name} {numbers.ratio(ratio)}" for name, ratio in timed.items())
+    found = [f"Latency of the pruned float model over the original's, with {numbers.ratio(share)} of its multiply-accumulates: {ratios}"]
+    slow = [name for name, ratio in timed.items() if ratio > share * _LAGS]
+    if slow:
+        budget = f"latency: {{target: {slow[0]}, ratio: {share:.1f}x}}"
+        found.append(f"In {', '.join(slow)} latency did not fall as far: prune to it instead, e.g. {budget}")
+    return found
 
 
 def scheme_label(value: str | Json) -> str:
