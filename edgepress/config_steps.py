@@ -136,11 +136,15 @@ class DistillConfig(TrainSettings):
 
 
 class QatConfig(TrainSettings):
-    """Training with simulated integers, and the float model as teacher where `loss` asks for one."""
+    """Training with simulated integers, and the float model as teacher where `loss` asks for one.
+
+    Batch norms are folded, so nothing bounds a step but the optimizer and the clip: SGD at its usual rates diverges.
+    """
 
     epochs: Positive = 1.0
-    optimizer: str = "sgd"
-    lr: Positive | None = 0.002
+    optimizer: str = "adamw"
+    lr: Positive | None = 2e-4
+    clip: Positive | None = 1.0
     loss: Loss | None = "kd"
     temperature: Positive = 4.0
 

@@ -78,7 +78,7 @@ def main() -> int:
     simulation = simulate(program, statistics, rules, STATIC)
     teacher = ModuleTeacher(program)
     objective = DistillObjective(simulation.module, teacher, (drawn[:2],), DistillSettings(), task_loss().loss)
-    settings = TrainConfig(epochs=arguments.epochs, batch=128, lr=0.01, augment=("flip", "crop4"))
+    settings = TrainConfig(epochs=arguments.epochs, batch=128, optimizer="adamw", lr=2e-4, clip=1.0, augment=("flip", "crop4"))
     with TemporaryDirectory() as folder:
         train(simulation.module, TensorDataset(train_images, train_labels), objective, settings, Path(folder))
     objective.close()
