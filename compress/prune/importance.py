@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.export import ExportedProgram
 from torch.fx import GraphModule, Interpreter, Node
 
-from edgepress.compress.prune.select import check_known
+from edgepress.compress.prune.budget import check_known
 from edgepress.compress.prune.structure import Family, Structure
 from edgepress.compress.quantize.graph import is_float, op_name
 from edgepress.targets.errors import PruneError

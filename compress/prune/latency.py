@@ -21,9 +21,9 @@ from torch import Tensor
 from torch.export import ExportedProgram
 
 from edgepress.compress.prune.axes import Dim
+from edgepress.compress.prune.budget import Cost
 from edgepress.compress.prune.counts import Counter, Products
 from edgepress.compress.prune.heavy import HeavyLayer, heavy_layers
-from edgepress.compress.prune.select import Cost
 from edgepress.compress.prune.structure import Structure
 from edgepress.compress.quantize.graph import kind_of, value_of
 from edgepress.targets.errors import PruneError

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from edgepress.compress.prune.select import check_known
+from edgepress.compress.prune.budget import check_known
 from edgepress.compress.prune.structure import Structure
 from edgepress.targets.errors import PruneError
 

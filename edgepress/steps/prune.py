@@ -16,8 +16,9 @@ if TYPE_CHECKING:
     from torch.export import ExportedProgram
 
     from edgepress.compress.prune import Structure
+    from edgepress.compress.prune.budget import Budget, Cost
     from edgepress.compress.prune.masks import Masks
-    from edgepress.compress.prune.select import Budget, Cost, Selection, SelectSettings
+    from edgepress.compress.prune.select import Selection, SelectSettings
 
 _BATCH = 32
 _ORACLE_SAMPLES = 4
@@ -143,8 +144,8 @@ def _budget(params: dict[str, Any], inputs: dict[str, Path], program: ExportedPr
     import torch
 
     from edgepress.compress.prune import analyse
+    from edgepress.compress.prune.budget import Budget, bytes_cost, cost_of
     from edgepress.compress.prune.latency import LatencyTable
-    from edgepress.compress.prune.select import Budget, bytes_cost, cost_of
     from edgepress.targets.errors import PruneError
 
     kind = _budget_kind(params)

@@ -16,9 +16,10 @@ from torch import Tensor, nn
 from torch.export import ExportedProgram
 
 from edgepress.compress.prune import Structure, analyse, remove
+from edgepress.compress.prune.budget import Budget
 from edgepress.compress.prune.heavy import Configuration, heavy_layers
 from edgepress.compress.prune.latency import Grid, LatencyTable, ModelTime, fit, monotone, parts_of
-from edgepress.compress.prune.select import Budget, SelectSettings, choose
+from edgepress.compress.prune.select import SelectSettings, choose
 from edgepress.targets.errors import PruneError
 
 from .proof import export, removals

@@ -10,8 +10,9 @@ import torch
 from torch import Tensor, nn
 from torch.export import Dim, ExportedProgram
 
+from edgepress.compress.prune.budget import Budget, bytes_cost
 from edgepress.compress.prune.importance import scores
-from edgepress.compress.prune.select import KINDS, Budget, Selection, SelectSettings, bytes_cost, choose
+from edgepress.compress.prune.select import KINDS, Selection, SelectSettings, choose
 from edgepress.compress.prune.structure import Structure, analyse
 from edgepress.targets.errors import PruneError
 
