@@ -70,10 +70,14 @@ class TrainSettings(Strict):
 
 
 class LatencyBudget(Strict):
-    """As fast as `ratio` of the unpruned float model in the runtime of `target`, by a table of measured layer latencies."""
+    """As fast as `ratio` of the unpruned model in the runtime of `target`, both in `precision`, by a table of measured layer latencies.
+
+    `auto` is int8 where the recipe ships that target in integers with calibrated ranges, else fp32.
+    """
 
     target: str
     ratio: Ratio
+    precision: Literal["auto", "fp32", "int8"] = "auto"
 
 
 class SparsityConfig(TrainSettings):

@@ -97,11 +97,21 @@ class Stages(StepKinds):
             return None
         entry = next(entry for entry in self.config.targets if entry.name == config.latency.target)
         run, runtime = self.config.run, entry.entry.runtime
-        params = {"runtime": runtime, "threads": run.threads, "batch": run.batch, "multiple": rules_for(runtime).multiple}
+        precision = config.latency.precision if config.latency.precision != "auto" else self._shipped(entry.overrides.precision, runtime)
+        multiple = rules_for(runtime).multiple
+        params = {"runtime": runtime, "precision": precision, "threads": run.threads, "batch": run.batch, "multiple": multiple}
         inputs = {"model": origin.model, "data": origin.data}
-        title = f"layer latencies {config.latency.target}"
+        title = f"layer latencies {config.latency.target} {precision}"
         function = "edgepress.steps.layers:latencies"
         return self.machine(title, function, params, inputs, run.threads)
+
+    def _shipped(self, precision: str | None, runtime: str) -> str:
+        """`int8` where the first scheme that is tried for a target has integers with calibrated ranges, else `fp32`."""
+        quantize = self.config.quantize
+        if quantize is None or (precision or quantize.precision) != "int8":
+            return "fp32"
+        scheme = rules_for(runtime).ladder[0] if quantize.scheme == "auto" else quantize.scheme
+        return "int8" if scheme == "static" else "fp32"
 
     def _remove(self, title: str, settings: Mapping[str, Any], origin: Origin, table: Result | None, model: Result) -> Step:
         inputs = {"model": model, "data": origin.data, "original": origin.model}

@@ -7,17 +7,18 @@ import shutil
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
 
-from edgepress.targets.errors import EdgepressError, MeasurementError
+from edgepress.targets.errors import EdgepressError, MeasurementError, QuantizationError
 from edgepress.targets.nouns import Scheme, Signature, Target
 
 FP32 = Scheme("fp32", "float")
+INT8 = Scheme("int8", "static")
 Clock = Callable[[], int]
 
 
@@ -35,6 +36,7 @@ class LayerPlan:
         rounds: most calls of each program, after a tenth as warm-up.
         seconds: no round of a window starts later, but for the first `least`.
         least: fewest rounds.
+        scheme: float, or integers with calibrated ranges; a program that has nothing to quantize stays float.
     """
 
     runtime: str
@@ -47,6 +49,7 @@ class LayerPlan:
     rounds: int = 200
     seconds: float = 2.0
     least: int = 20
+    scheme: Scheme = FP32
 
     def __post_init__(self) -> None:
         if min(self.threads, self.batch, self.multiple, self.copies, self.exports, self.rounds, self.least) < 1 or self.widths < 2:
@@ -90,30 +93,48 @@ class Bench:
         self._opened = ExitStack()
         self._calls: list[Callable[[], object]] = []
         self.executed_by = ""
-        self.add(Nothing(plan.batch))
+        self.add(Nothing(plan.batch), FP32)
         self._nothing, self._base = self._calls.pop(), self._opened.pop_all()
 
-    def add(self, module: Any) -> None:
-        """Export a module of `layer_programs` and open it."""
+    def add(self, module: Any, scheme: Scheme | None = None) -> None:
+        """Export a module of `layer_programs`, in the plan's scheme or another, and open it."""
         from edgepress.validators.layer_programs import save_program
 
         path = self.folder / "program.pt2"
         signature, samples = save_program(module, path)
-        self.add_saved(path, Model(signature, samples, len(module.inputs[0])))
+        self.add_saved(path, Model(signature, samples, len(module.inputs[0])), scheme)
 
-    def add_saved(self, program: Path, model: Model) -> None:
-        """Export a saved program and open it."""
+    def add_saved(self, program: Path, model: Model, scheme: Scheme | None = None) -> None:
+        """Export a saved program, in the plan's scheme or another, and open it."""
         from edgepress.exporters.base import ExportRequest
 
-        target = Target(f"{self._plan.runtime}:layer", self._plan.runtime, "", "fp32", threads=self._plan.threads, batch=model.batch)
-        request = ExportRequest(program, model.signature, None, target, FP32, model.samples)
+        scheme = scheme or self._plan.scheme
+        statistics = self._statistics(program, model) if scheme.kind == "static" else None
+        target = Target(
+            f"{self._plan.runtime}:layer", self._plan.runtime, "", scheme.precision, threads=self._plan.threads, batch=model.batch
+        )
+        request = ExportRequest(program, model.signature, statistics, target, scheme, model.samples)
         folder = self.folder / str(len(self._made))
         self._made.append(folder)
-        artifact = self._exporter().export(request, folder)
+        try:
+            artifact = self._exporter().export(request, folder)
+        except QuantizationError:  # nothing in it has an integer kernel, so the model that it is part of keeps it in float too
+            artifact = self._exporter().export(replace(request, statistics=None, scheme=FP32), folder)
         session = self._opened.enter_context(self._runtime.open(artifact, folder, self._plan.threads))
         named = zip(model.signature.inputs, model.samples, strict=True)
         self._calls.append(session.bind({spec.name: np.ascontiguousarray(sample[: model.batch]) for spec, sample in named}))
         self.executed_by = session.executed_by
+
+    def _statistics(self, program: Path, model: Model) -> Path:
+        """Ranges from the few samples there are: they set no speed."""
+        import torch
+
+        from edgepress.compress.quantize import calibrate
+
+        path = self.folder / "statistics"
+        samples = tuple(torch.from_numpy(sample) for sample in model.samples)
+        calibrate(torch.export.load(program), [samples], observer="minmax").save(path)
+        return path
 
     def window(self) -> list[float]:
         """Median milliseconds of every open program in the order they were added, then of the empty one; closes them."""

@@ -16,7 +16,7 @@ import numpy as np
 from edgepress.targets.errors import EdgepressError, MeasurementError
 from edgepress.targets.nouns import Signature
 from edgepress.targets.progress import progress
-from edgepress.validators.layer_bench import FP32, Bench, LayerPlan, Model, bench
+from edgepress.validators.layer_bench import Bench, LayerPlan, Model, bench
 
 if TYPE_CHECKING:
     from torch.export import ExportedProgram
@@ -37,7 +37,7 @@ def measure_layers(
     """Time the whole model, some pruned from it, and each of its layers.
 
     Args:
-        program: the model's `.pt2`, float.
+        program: the model's `.pt2`, float; it is quantized where the plan says so.
         structure: of that program.
         signature: the model's.
         samples: per input an array of shape (n >= 2 and >= batch, ...).
@@ -69,7 +69,7 @@ def measure_layers(
     return LatencyTable(
         runtime=plan.runtime,
         executed_by=machine.executed_by,
-        precision=FP32.precision,
+        precision=plan.scheme.precision,
         threads=plan.threads,
         batch=plan.batch,
         call_ms=call,

@@ -14,11 +14,11 @@ _SAMPLES = 8
 
 
 def latencies(params: dict[str, Any], folder: Path) -> dict[str, Any]:
-    """Time the model and each of its layers at several widths, in fp32.
+    """Time the model and each of its layers at several widths, in fp32 or int8.
 
     Args:
-        params: `runtime`, `threads`, `batch`, `multiple` (widths that pruning will land on); `inputs` names the folders of `model` and
-            `data`.
+        params: `runtime`, `threads`, `batch`, `precision` (`fp32` or `int8`), `multiple` (widths that pruning will land on);
+            `inputs` names the folders of `model` and `data`.
         folder: nothing is left in it.
 
     Returns:
@@ -32,7 +32,7 @@ def latencies(params: dict[str, Any], folder: Path) -> dict[str, Any]:
 
     from edgepress.compress.prune import analyse
     from edgepress.steps.arrays import load_inputs
-    from edgepress.validators.layer_bench import LayerPlan
+    from edgepress.validators.layer_bench import FP32, INT8, LayerPlan
     from edgepress.validators.layer_latency import measure_layers
 
     inputs = {name: Path(path) for name, path in params["inputs"].items()}
@@ -41,5 +41,6 @@ def latencies(params: dict[str, Any], folder: Path) -> dict[str, Any]:
     found = load_inputs(inputs["data"] / "calibration", signature, max(_SAMPLES, params["batch"]))
     rows = np.arange(max(_SAMPLES, params["batch"])) % len(next(iter(found.values())))
     samples = tuple(np.ascontiguousarray(value[rows]) for value in found.values())
-    plan = LayerPlan(params["runtime"], params["threads"], params["batch"], params["multiple"])
+    scheme = INT8 if params["precision"] == "int8" else FP32
+    plan = LayerPlan(params["runtime"], params["threads"], params["batch"], params["multiple"], scheme=scheme)
     return measure_layers(program, analyse(torch.export.load(program)), signature, samples, plan).to_json()

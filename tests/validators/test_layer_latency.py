@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnx
 import pytest
 import torch
 from torch import Tensor, nn
@@ -19,7 +21,7 @@ from edgepress.compress.prune.heavy import Configuration
 from edgepress.compress.prune.latency import LatencyTable
 from edgepress.steps.layers import latencies
 from edgepress.targets.errors import MeasurementError
-from edgepress.validators.layer_bench import Bench, LayerPlan, interleaved
+from edgepress.validators.layer_bench import INT8, Bench, LayerPlan, interleaved
 from edgepress.validators.layer_latency import even_removals, time_layer, widths_of
 from edgepress.validators.layer_programs import layer_module, save_program
 from edgepress.validators.runtimes.onnxruntime import OnnxRuntime
@@ -164,15 +166,15 @@ def project(folder: Path, width: int) -> dict[str, str]:
 
 
 def settings(folder: Path, runtime: str, **changes: Any) -> dict[str, Any]:
-    return {"runtime": runtime, "threads": 1, "batch": 1, "multiple": 16, "inputs": project(folder, 64)} | changes
+    return {"runtime": runtime, "precision": "fp32", "threads": 1, "batch": 1, "multiple": 16, "inputs": project(folder, 64)} | changes
 
 
-@pytest.mark.parametrize(("runtime", "by"), [("numpy", "numpy"), ("onnxruntime", "onnxruntime")])
-def test_the_step_times_every_layer_in_the_runtime(runtime: str, by: str, tmp_path: Path) -> None:
-    params = settings(tmp_path, runtime, batch=2, multiple=32)
+@pytest.mark.parametrize(("runtime", "precision"), [("numpy", "fp32"), ("onnxruntime", "fp32"), ("onnxruntime", "int8")])
+def test_the_step_times_every_layer_in_the_runtime(runtime: str, precision: str, tmp_path: Path) -> None:
+    params = settings(tmp_path, runtime, precision=precision, batch=2, multiple=32)
     table = LatencyTable.from_json(json.loads(json.dumps(latencies(params, tmp_path))))
     assert set(table.layers) == {"stem.weight", "head.weight"}
-    assert table.executed_by.startswith(by) and (table.threads, table.batch, table.precision) == (1, 2, "fp32")
+    assert table.executed_by.startswith(runtime) and (table.threads, table.batch, table.precision) == (1, 2, precision)
     stem = table.points[table.layers["stem.weight"]]
     assert sorted((read, make) for read, make, _ in stem) == [(3, 32), (3, 64)]
     assert table.whole_ms > table.call_ms > 0
@@ -187,6 +189,17 @@ def test_the_step_times_every_layer_in_the_runtime(runtime: str, by: str, tmp_pa
         costs.append(cost(removed))
     assert costs[0] == pytest.approx(table.whole_ms)
     assert all(later <= before for before, later in pairwise(costs)) and costs[-1] < costs[0]
+
+
+@pytest.mark.parametrize("kind", LAYERS)
+def test_a_layer_in_integers_is_timed_in_integers(kind: str, tmp_path: Path) -> None:
+    machine = Bench(replace(QUICK, runtime="onnxruntime", scheme=INT8), tmp_path)
+    machine.add(layer_module(*LAYERS[kind][:2], 3))
+    graph = onnx.load(next(path for path in (tmp_path / "1").rglob("*.onnx")))
+    integers = sum(node.op_type == "DequantizeLinear" for node in graph.graph.node)
+    assert integers >= 3 or (kind == "attention" and integers == 0)  # grouped queries have no integer form
+    assert machine.window()[0] > 0
+    machine.close()
 
 
 def test_whole_models_lose_even_shares_and_keep_multiples() -> None:
