@@ -51,6 +51,19 @@ def test_bundle_json_follows_its_schema_and_says_where_everything_came_from(run:
     assert entry["sha256"] == digest(run / "bundle/onnxruntime/model.onnx")
 
 
+def test_card_and_provenance_say_what_was_done_to_the_model(tmp_path: Path) -> None:
+    shipped = shipments(tmp_path / "store")
+    report = report_of(shipped)
+    smaller = {"metric": 0.86, "parameters": 1234, "macs": 56789, "seconds": 3.0, "cached": False, "drop": 2.5, "interval": [1.0, 4.0]}
+    report["stages"][1:1] = [{"name": "prune 2.00x MACs", **smaller}, {"name": "distill kd", **smaller}]
+    write_bundle(tmp_path, report, shipped)
+    card = (tmp_path / "bundle" / "README.md").read_text("utf-8")
+    assert "| distill kd | 86.00 % | +2.50 pp | 1,234 | 56,789 |" in card
+    statement = json.loads((tmp_path / "bundle" / "provenance.intoto.jsonl").read_text("utf-8"))
+    stages = statement["predicate"]["buildDefinition"]["internalParameters"]["stages"]
+    assert stages == [stage["name"] for stage in report["stages"]]
+
+
 def test_an_entry_gives_the_artifact_back(run: Path, tmp_path: Path) -> None:
     entries = {item["target"]: item for item in listing(run / "bundle")["artifacts"]}
     for shipment in shipments(tmp_path / "again"):

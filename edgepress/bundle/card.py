@@ -32,6 +32,7 @@ def render_card(report: Json, entries: Sequence[Json]) -> str:
         "machine and the data they were taken on.",
         "",
     ]
+    lines += _stages(report["stages"], unit)
     for item in entries:
         lines += _section(item)
     lines += _using()
@@ -57,6 +58,18 @@ def _row(item: Json, unit: str) -> str:
         item["verdict"],
     ]
     return "| " + " | ".join(escape(cell) for cell in cells) + " |"
+
+
+def _stages(stages: Sequence[Json], unit: str) -> list[str]:
+    """What each step made of the model; nothing where there is the original alone, or only its quantization."""
+    if len(stages) < 3:
+        return []
+    lines = ["## What was done", "", "| Stage | Metric | Drop | Parameters | Multiply-accumulates |", "| --- | --- | --- | --- | --- |"]
+    for stage in stages:
+        drop = numbers.drop(stage["drop"], unit) if stage.get("drop") is not None else ""
+        cells = [stage["name"], numbers.metric(stage["metric"], unit), drop, f"{stage['parameters']:,}", f"{stage['macs']:,}"]
+        lines.append("| " + " | ".join(escape(cell) for cell in cells) + " |")
+    return [*lines, ""]
 
 
 def _section(item: Json) -> list[str]:

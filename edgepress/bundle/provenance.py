@@ -37,7 +37,10 @@ def statement(report: Mapping[str, Any], entries: Sequence[Mapping[str, Any]], f
                     "project": report["project"],
                     "targets": [{"name": item["target"], "precision": item["precision"], "device": item["device"]} for item in entries],
                 },
-                "internalParameters": {"schemes": {item["target"]: item["scheme"]["label"] for item in entries}},
+                "internalParameters": {
+                    "stages": [stage["name"] for stage in report["stages"]],
+                    "schemes": {item["target"]: item["scheme"]["label"] for item in entries},
+                },
                 "resolvedDependencies": dependencies,
             },
             "runDetails": {"builder": {"id": "urn:edgepress:local", "version": {"edgepress": version("edgepress")}}},
