@@ -23,7 +23,7 @@ from edgepress.config_targets import TargetEntry, read_steps, read_targets
 from edgepress.config_yaml import Place, Source, read
 from edgepress.quantities import Quantity
 from edgepress.targets.nouns import Target
-from edgepress.targets.rules import rules_for
+from edgepress.targets.rules import INT4_METHODS, rules_for
 
 
 @dataclass(frozen=True)
@@ -144,6 +144,7 @@ def load(path: str | Path) -> Config:
     steps = read_steps(top.compress, source)
     targets = read_targets(top.targets, source)
     _check_latency(steps, targets, source)
+    _check_int4(steps, targets, source)
     _check_drops(top.gates, top.metric, source, ("gates",))
     for entry in targets:
         _check_drops(entry.overrides.gates, top.metric, source, (*entry.place, "gates"))
@@ -249,6 +250,23 @@ def _check_latency(steps: Sequence[Step], targets: Sequence[TargetEntry], source
         if step.multiple != "auto" and step.multiple % needed:
             what = f"kept widths that are multiples of {step.multiple} have no predictable latency in {name}"
             raise source.error((*place, "multiple"), what, f"Its kernels want multiples of {needed}; leave it at auto.")
+
+
+def _check_int4(steps: Sequence[Step], targets: Sequence[TargetEntry], source: Source) -> None:
+    """What speaks of 4-bit weights stands in a recipe that has some."""
+    for i, step in enumerate(steps):
+        if not isinstance(step, QuantizeConfig):
+            continue
+        place: Place = ("compress", i, "quantize")
+        if not any((entry.overrides.precision or step.precision) == "int4-weights" for entry in targets):
+            if step.method in INT4_METHODS:
+                what = f"method {step.method!r} rounds 4-bit weights, and no target has them"
+                raise source.error((*place, "method"), what, "Set precision: int4-weights, or method: ptq.")
+            if "group" in step.model_fields_set:
+                raise source.error((*place, "group"), "`group` is of 4-bit weights, and no target has them", "Set precision: int4-weights.")
+        elif step.method == "qat" and step.precision == "int4-weights":
+            what = "4-bit weights are not trained"
+            raise source.error((*place, "method"), what, f"Use {', '.join(INT4_METHODS)}, or precision: int8 with method: qat.")
 
 
 def _check_drops(gates: GatesConfig, metric: str, source: Source, place: Place) -> None:

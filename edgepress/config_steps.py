@@ -9,6 +9,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BeforeValidator, Field, model_validator
 
 from edgepress.config_models import Bytes, Callable_, Points, Precision, Ratio, Seconds, Strict, Whole
+from edgepress.targets.rules import INT4_METHODS
 
 Observer = Literal["histogram", "minmax", "moving-average", "percentile", "entropy", "mse"]
 Criterion = Literal["taylor", "fisher", "l1", "l2", "bn_scale", "activation", "random"]
@@ -33,6 +34,7 @@ def _loss(value: object) -> object:
 Loss = Annotated[Any, BeforeValidator(_loss)]
 Share = Annotated[float, Field(ge=0, lt=1)]
 Positive = Annotated[float, Field(gt=0)]
+Group = Literal[16, 32, 64, 128, 256]
 
 
 class TrainSettings(Strict):
@@ -157,14 +159,21 @@ class QuantizeConfig(Strict):
     """The quantize step.
 
     `scheme: auto` ships, per target, the first scheme that loses at most `max_drop` on training samples held apart.
+    `method: ptq` rounds 4-bit weights by GPTQ; `group` is how many of a row's inputs share one of their scales.
     """
 
     precision: Precision = "int8"
-    method: Literal["ptq", "qat"] = "ptq"
+    method: Literal["ptq", "qat", "rtn", "gptq", "awq"] = "ptq"
+    group: Group = 32
     observer: Observer = "histogram"
     scheme: Literal["auto", "static", "static-matmul", "dynamic", "weights"] = "auto"
     max_drop: Points = 0.5
     qat: QatConfig | None = None
+
+    @property
+    def rounding(self) -> str:
+        """How 4-bit weights are rounded."""
+        return self.method if self.method in INT4_METHODS else "gptq"
 
 
 Step = PruneConfig | DistillConfig | QuantizeConfig

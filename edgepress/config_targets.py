@@ -127,9 +127,11 @@ def _option(entry: CatalogEntry, name: str, value: Any, source: Source, place: P
 
 
 def _available(precision: str, source: Source, place: Place) -> None:
-    if precision in ("int4-weights", "mixed"):
+    if precision == "mixed":
         raise source.error(
-            place, f"{precision!r} is not available in this version of edgepress", "Use int8, int8-weights, fp16, bf16 or fp32."
+            place,
+            f"{precision!r} is not available in this version of edgepress",
+            "Use int8, int8-weights, int4-weights, fp16, bf16 or fp32.",
         )
 
 

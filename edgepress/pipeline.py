@@ -13,7 +13,7 @@ from edgepress.config_steps import QatConfig
 from edgepress.results import Candidate, Prepared, TargetRun
 from edgepress.stages import Origin, Stages
 from edgepress.step import Executor, Result
-from edgepress.target_steps import TargetSteps
+from edgepress.target_steps import INT4, TargetSteps
 from edgepress.targets.errors import EdgepressError
 from edgepress.targets.nouns import Scheme
 from edgepress.targets.rules import rules_for
@@ -68,7 +68,7 @@ class Pipeline:
             chosen = self.config.quantize.scheme if self.config.quantize else "auto"
             kinds = rules_for(plan.target.runtime).ladder if chosen == "auto" else (chosen,)
         else:
-            kinds = ("weights",) if precision == "int8-weights" else ("float",)
+            kinds = ("weights",) if precision in ("int8-weights", INT4) else ("float",)
         return [Scheme(precision, kind) for kind in kinds]
 
     def compress(self, plan: TargetPlan, prepared: Prepared) -> TargetRun:
@@ -143,9 +143,13 @@ class Pipeline:
         return [plain, replace(again, training=trained, why=why)]
 
     def _try(self, plan: TargetPlan, prepared: Prepared, scheme: Scheme, only: bool, suffix: str = "") -> Candidate:
+        why = "the only scheme for this precision"
+        if scheme.precision == INT4:
+            model = self._steps.int4(plan, prepared)
+            prepared, why = replace(prepared, model=model), self._steps.int4_said(model)
         export = self._steps.export(plan, prepared, scheme, suffix=suffix)
         if only:
-            return Candidate(scheme, export, None, True, "the only scheme for this precision")
+            return Candidate(scheme, export, None, True, why)
         execution = self._steps.execute(plan, prepared, export, "selection", plan.target.runtime, f"{scheme.label}{suffix}")
         score = self._steps.score(plan, prepared, execution, "selection", f"{scheme.label}{suffix}")
         if score.pending:

@@ -2,19 +2,24 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Final
 
 from edgepress.config import TargetPlan
+from edgepress.config_steps import QuantizeConfig
 from edgepress.machine import cores
 from edgepress.results import Prepared
 from edgepress.step import Result, Step
 from edgepress.step_kinds import StepKinds
 from edgepress.targets.catalog import CATALOG
-from edgepress.targets.errors import EdgepressError
+from edgepress.targets.errors import ConfigError, EdgepressError
 from edgepress.targets.nouns import Scheme
+from edgepress.targets.rules import rules_for
 from edgepress.validators.runtimes import RUNTIMES
 
+INT4: Final = "int4-weights"
 _CONFIDENCE = 0.95
+#: Layers named in one line of text.
+_NAMED = 4
 
 
 class TargetSteps(StepKinds):
@@ -33,6 +38,31 @@ class TargetSteps(StepKinds):
             params,
             inputs,
         )
+
+    def int4(self, plan: TargetPlan, prepared: Prepared) -> Result:
+        """The model with 4-bit weights in the groups a target's kernel takes; one step for all targets that take the same."""
+        quantize, rules = self.config.quantize or QuantizeConfig(precision=INT4), rules_for(plan.target.runtime).int4
+        if rules is None:
+            raise ConfigError(f"target {plan.target.name!r} has no {INT4}", remedy="Choose another precision.")
+        params = {
+            "method": quantize.rounding,
+            "group": quantize.group,
+            "rules": {"symmetric": rules.symmetric, "groups": list(rules.groups), "rows": rules.rows},
+            "signature": prepared.model.value.get("signature"),
+        }
+        kind = "symmetric" if rules.symmetric else "asymmetric"
+        name = f"round to 4 bits ({quantize.rounding}, {kind})"
+        return self.shared(name, "edgepress.steps.int4:quantize", params, {"model": prepared.model, "data": prepared.data})
+
+    def int4_said(self, model: Result) -> str:
+        """How the layers of `int4` were rounded, in words; layers with another group than the recipe's are named."""
+        if model.pending:
+            return ""
+        quantize, groups = self.config.quantize or QuantizeConfig(precision=INT4), model.value["groups"]
+        others = [f"{name} has {size}" for name, size in groups.items() if size != quantize.group]
+        shown = [*others[:_NAMED], *(["…"] if len(others) > _NAMED else [])]
+        exceptions = f"; {quantize.group} does not divide the inputs of {len(others)}: {', '.join(shown)}" if others else ""
+        return f"{len(groups)} layers rounded by {quantize.rounding} in groups of {quantize.group}{exceptions}"
 
     def execute(self, plan: TargetPlan, prepared: Prepared, export: Result, share: str, runtime: str, label: str = "") -> Result:
         """Run an artifact over a share of the data."""

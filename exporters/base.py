@@ -100,8 +100,11 @@ class Exporter(ABC):
         if self._rendered is None:
             import torch
 
-            from edgepress.compress.quantize import Statistics, render
+            from edgepress.compress.quantize import Statistics, render, render_int4
 
+            if request.scheme.precision == "int4-weights":
+                self._rendered = render_int4(request.program, self.rules)
+                return self._rendered
             statistics = Statistics.load(request.statistics) if request.statistics else None
             rules = self.rules
             if (

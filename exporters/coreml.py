@@ -26,8 +26,9 @@ OPSETS = {"iOS15": 15, "iOS16": 16, "iOS17": 17, "iOS18": 18, "macOS12": 15, "ma
 DEFAULT_MINIMUM_OS = "iOS18"
 PACKAGE = "model.mlpackage"
 
-#: kind of scheme -> (first opset that has the ops it is written in, those ops).
+#: precision or kind of scheme -> (first opset that has the ops it is written in, those ops).
 _NEEDS = {
+    "int4-weights": (18, "4-bit weights in groups (constexpr_blockwise_shift_scale)"),
     "static": (17, "quantize and dequantize of activations"),
     "static-matmul": (17, "quantize and dequantize of activations"),
     "weights": (16, "integer weights (constexpr_affine_dequantize)"),
@@ -95,7 +96,7 @@ def minimum_os_of(option: Any, target: str, scheme: Scheme) -> str:
     name = str(option)
     if name not in OPSETS:
         raise ExportError(f"target {target!r}: unknown minimum_os {name!r}", "", f"Use one of {', '.join(OPSETS)}.")
-    needed, ops = _NEEDS.get(scheme.kind, (15, ""))
+    needed, ops = _NEEDS.get(scheme.precision) or _NEEDS.get(scheme.kind, (15, ""))
     if OPSETS[name] < needed:
         family = name.rstrip("0123456789")
         fitting = next(other for other, opset in OPSETS.items() if opset == needed and other.startswith(family))

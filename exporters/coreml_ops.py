@@ -8,6 +8,8 @@ from typing import Any
 import torch
 from torch.export import ExportedProgram
 
+from edgepress.exporters import coreml_int4
+
 _ATEN = torch.ops.aten
 
 
@@ -66,7 +68,7 @@ def _new_filled(value: int) -> Callable[..., torch.Tensor]:
 
 
 def register() -> None:
-    """Add converter rules for `alias` and `lstm` (known from TorchScript, unknown from an ExportedProgram)."""
+    """Add converter rules for 4-bit layers, and for `alias` and `lstm` (known from TorchScript, unknown from an ExportedProgram)."""
     from coremltools.converters.mil.frontend.torch import register_torch_op
     from coremltools.converters.mil.frontend.torch.torch_op_registry import _TORCH_OPS_REGISTRY as known
 
@@ -88,6 +90,7 @@ def register() -> None:
         if name not in known.name_to_func_mapping:
             rule.__name__ = name
             register_torch_op(rule)
+    coreml_int4.register()
 
 
 def fixed_batch(module: torch.nn.Module, examples: tuple[torch.Tensor, ...]) -> ExportedProgram:

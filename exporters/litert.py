@@ -10,6 +10,7 @@ import torch
 from edgepress.exporters.base import Exporter, ExportRequest
 from edgepress.exporters.litert_convert import to_tflite
 from edgepress.exporters.litert_flatbuffer import TfliteFile
+from edgepress.exporters.litert_int4 import store_integers, with_float_weights
 from edgepress.exporters.litert_recipes import requantize
 from edgepress.targets.errors import ConfigError
 from edgepress.targets.nouns import Artifact, Support
@@ -17,6 +18,7 @@ from edgepress.targets.nouns import Artifact, Support
 FILE = "model.tflite"
 _PACKAGES = ("litert-torch", "ai-edge-litert", "ai-edge-quantizer")
 _STATIC = ("static", "static-matmul")
+INT4 = "int4-weights"
 
 
 class LiteRtExporter(Exporter):
@@ -35,7 +37,7 @@ class LiteRtExporter(Exporter):
 
     def _export_impl(self, request: ExportRequest, folder: Path) -> Artifact:
         io = _io(request)
-        file = TfliteFile(self._content(request))
+        file = self._int4(request) if request.scheme.precision == INT4 else TfliteFile(self._content(request))
         if io == "int8":
             file.integer_boundary()
         file.stamp_versions()
@@ -54,7 +56,7 @@ class LiteRtExporter(Exporter):
                 **({"quantization": quantization} if quantization else {}),
             },
             float_ops=file.remaining(self.rendered(request).float_ops)
-            if request.scheme.kind in _STATIC
+            if request.scheme.kind in _STATIC or request.scheme.precision == INT4
             else file.float_ops(request.scheme),
         )
 
@@ -63,6 +65,17 @@ class LiteRtExporter(Exporter):
         if kind in _STATIC or request.scheme.precision == "fp32":
             return model
         return requantize(model, "fp16" if kind == "float" else kind)
+
+    def _int4(self, request: ExportRequest) -> TfliteFile:
+        """The file of the floats that 4-bit weights stand for, with the integers put in their place."""
+        from edgepress.compress.quantize import render_int4
+
+        self.rendered(request)  # what the file is compared with
+        module = render_int4(request.program, self.rules).module
+        weights = with_float_weights(module)
+        file = TfliteFile(to_tflite(module, request.signature, request.samples, request.target.batch, quantized=False))
+        store_integers(file, weights, request.target.name)
+        return file
 
     def _converted(self, request: ExportRequest) -> bytes:
         """The file of the rendered model for static schemes, of the float model for all others."""

@@ -84,7 +84,7 @@ class TfliteFile:
             code = self.model.operatorCodes[operator.opcodeIndex]
             version = _PER_CHANNEL_VERSION.get(code.builtinCode)
             if version is not None and code.version < version and self._has_channel_weights(operator):
-                operator.opcodeIndex = self._code(code.builtinCode, version)
+                operator.opcodeIndex = self.code(code.builtinCode, version)
         used = sorted({operator.opcodeIndex for operator in self.graph.operators})
         self.model.operatorCodes = [self.model.operatorCodes[i] for i in used]
         for operator in self.graph.operators:
@@ -148,7 +148,7 @@ class TfliteFile:
         tensor = self.graph.tensors[index]
         return bool(tensor.type == _INT8 and tensor.quantization is not None and tensor.quantization.scale is not None)
 
-    def _code(self, builtin: int, version: int) -> int:
+    def code(self, builtin: int, version: int) -> int:
         """Index of an operator code of at least this version, added when absent."""
         from ai_edge_litert import schema_py_generated as schema
 

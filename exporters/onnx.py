@@ -53,6 +53,8 @@ def lower_to_onnx(
     Raises:
         ExportError: an input's batch cannot be dynamic.
     """
+    from edgepress.exporters import onnx_int4
+
     with _quiet():
         program = _exported(module_or_program, samples)
         lowered = torch.onnx.export(
@@ -64,9 +66,11 @@ def lower_to_onnx(
             opset_version=opset,
             verbose=False,
             external_data=False,
+            custom_translation_table=onnx_int4.translations(),
         )
     if lowered is None:
         raise ExportError("torch.onnx.export returned nothing", "the exporter gave no reason", "Check the installed torch and onnxscript.")
+    onnx_int4.pack_int4_layers(lowered.model)
     _strip(lowered.model)
     _save(lowered.model, path)
     return path

@@ -10,7 +10,7 @@ from typing import Any
 from edgepress.targets.errors import ConfigError
 
 #: Precisions a recipe may ask for.
-PRECISIONS = ("fp32", "fp16", "bf16", "int8", "int8-weights")
+PRECISIONS = ("fp32", "fp16", "bf16", "int8", "int8-weights", "int4-weights")
 
 #: How a precision is carried out, from most to least integer arithmetic (see `QuantRules.ladder`).
 SCHEMES = ("float", "static", "static-matmul", "dynamic", "weights")

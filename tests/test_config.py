@@ -271,7 +271,14 @@ BAD = [
     (MINIMAL + STEP + "prune: {sped: 2.0}\n", "edgepress.yaml:12: compress[0].prune.sped: unknown key 'sped'. Did you mean 'speedup'?"),
     (MINIMAL + STEP + "quantise: {}\n", "unknown step 'quantise'. Did you mean 'quantize'?"),
     (MINIMAL + STEP + "quantize: {method: qt}\n", "compress[0].quantize.method: 'qt' is not known. Did you mean 'qat'?"),
-    (MINIMAL + STEP + "quantize: {precision: int4-weights}\n", "'int4-weights' is not available in this version"),
+    (MINIMAL + STEP + "quantize: {precision: int4-weights, group: 48}\n", "quantize.group: '48' is not known. Write one of: 16, 32, 64"),
+    (MINIMAL + STEP + "quantize: {precision: int4-weights, method: qat}\n", "4-bit weights are not trained. Use rtn, gptq, awq"),
+    (
+        MINIMAL.replace("- onnxruntime", "- tensorrt") + STEP + "quantize: {precision: int4-weights}\n",
+        "target 'tensorrt' has no int4-weights",
+    ),
+    (MINIMAL + STEP + "quantize: {method: gptq}\n", "method 'gptq' rounds 4-bit weights, and no target has them"),
+    (MINIMAL + STEP + "quantize: {group: 64}\n", "`group` is of 4-bit weights, and no target has them"),
     (MINIMAL + STEP + "quantize: {observer: median}\n", "Write one of: histogram, minmax, moving-average, percentile, entropy, mse."),
     (MINIMAL + STEP + "quantize\n  - quantize\n", "a second quantize step"),
     (MINIMAL.replace("- onnxruntime", "- openvino") + STEP + "quantize: {scheme: dynamic}\n", "target 'openvino' has no scheme 'dynamic'"),
@@ -413,5 +420,5 @@ def test_what_is_written_is_what_is_loaded(tmp_path: Path, quantize: dict[str, s
     document = {**yaml.safe_load(MINIMAL), "compress": [{"quantize": quantize}], "run": {"threads": threads}, "seed": seed}
     config = loaded(tmp_path, yaml.safe_dump(document))
     assert isinstance(config.quantize, QuantizeConfig)
-    assert config.quantize.model_dump() == {**quantize, "method": "ptq", "max_drop": 0.5, "qat": None}
+    assert config.quantize.model_dump() == {**quantize, "method": "ptq", "group": 32, "max_drop": 0.5, "qat": None}
     assert (config.run.threads, config.seed) == (threads, seed)

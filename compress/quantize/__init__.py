@@ -1,5 +1,6 @@
 """Quantization: one calibration, a rendering per runtime."""
 
+from edgepress.compress.quantize.int4 import Int4Options, Int4Result, quantize_int4, render_int4
 from edgepress.compress.quantize.macs import count_macs, share_of_macs
 from edgepress.compress.quantize.observers import OBSERVERS
 from edgepress.compress.quantize.prepare import canonical_module, float_module
@@ -8,12 +9,16 @@ from edgepress.compress.quantize.statistics import Statistics, calibrate
 
 __all__ = [
     "OBSERVERS",
+    "Int4Options",
+    "Int4Result",
     "Rendered",
     "Statistics",
     "calibrate",
     "canonical_module",
     "count_macs",
     "float_module",
+    "quantize_int4",
     "render",
+    "render_int4",
     "share_of_macs",
 ]

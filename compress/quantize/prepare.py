@@ -34,7 +34,7 @@ def float_module(program: torch.export.ExportedProgram) -> GraphModule:
     module: GraphModule = _functional(program).module(check_guards=False)
     _drop_inference_noise(module)
     _fold_batch_norms(module)
-    return _finish(module)
+    return finish(module)
 
 
 def canonical_module(program: torch.export.ExportedProgram, decompose_attention: bool = True) -> GraphModule:
@@ -50,10 +50,11 @@ def canonical_module(program: torch.export.ExportedProgram, decompose_attention:
     fold_attention_scales(module)
     if decompose_attention:
         _decompose_attention(module)
-    return _finish(module)
+    return finish(module)
 
 
-def _finish(module: GraphModule) -> GraphModule:
+def finish(module: GraphModule) -> GraphModule:
+    """Take out nodes and tensors that nothing reads any more, check the graph and recompile it; returns the module."""
     module.graph.eliminate_dead_code()
     for node in list(module.graph.nodes):
         if node.op == "get_attr" and not node.users:

@@ -12,6 +12,26 @@ OP_KINDS = frozenset(
     {"conv", "conv_transpose", "linear", "matmul", "add", "mul", "cat", "max_pool", "avg_pool", "mean", "softmax", "shape", "embedding"}
 )
 
+#: Numbers of consecutive inputs that may share a scale of 4-bit weights.
+INT4_GROUPS = (16, 32, 64, 128, 256)
+#: How 4-bit weights are rounded: to nearest, with errors made good by later columns, or with inputs scaled by how much they matter.
+INT4_METHODS = ("rtn", "gptq", "awq")
+
+
+@dataclass(frozen=True)
+class Int4Rules:
+    """What a runtime's kernel for linear layers with 4-bit weights takes.
+
+    Attributes:
+        symmetric: the zero point is the middle (8 of 0 to 15); else each group has one of its own.
+        groups: sizes of groups it takes, of `INT4_GROUPS`.
+        rows: it takes one scale for a whole row too.
+    """
+
+    symmetric: bool = False
+    groups: tuple[int, ...] = INT4_GROUPS
+    rows: bool = False
+
 
 @dataclass(frozen=True)
 class QuantRules:
@@ -35,6 +55,7 @@ class QuantRules:
         ladder: kinds of scheme tried for `int8`, in this order; the first that holds is shipped.
         precisions: precisions the runtime has.
         multiple: channel counts that suit its kernels (pruning lands on multiples of it).
+        int4: its kernel for 4-bit weights, None where it has none.
     """
 
     runtime: str
@@ -56,6 +77,7 @@ class QuantRules:
     smooth: bool = True
     fold_weights: bool = True
     multiple: int = 8
+    int4: Int4Rules | None = None
 
     def __post_init__(self) -> None:
         unknown = (self.placement | self.per_channel | self.float_output | self.shared) - OP_KINDS

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from edgepress.targets.rules import QuantRules
+from edgepress.targets.rules import Int4Rules, QuantRules
 
 RULES = QuantRules(
     runtime="coreml",
@@ -18,6 +18,7 @@ RULES = QuantRules(
         "fp16",
         "int8",
         "int8-weights",
+        "int4-weights",
     ),
     ladder=(
         "static",
@@ -26,4 +27,5 @@ RULES = QuantRules(
     ),
     softmax_output=(1 / 256, -128),
     float_output=frozenset({"conv", "conv_transpose", "linear", "matmul"}),
+    int4=Int4Rules(),
 )

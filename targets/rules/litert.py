@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from edgepress.targets.rules import QuantRules
+from edgepress.targets.rules import Int4Rules, QuantRules
 
 RULES = QuantRules(
     runtime="litert",
@@ -18,6 +18,7 @@ RULES = QuantRules(
         "fp16",
         "int8",
         "int8-weights",
+        "int4-weights",
     ),
     ladder=(
         "static",
@@ -28,4 +29,5 @@ RULES = QuantRules(
     softmax_output=(1 / 256, -128),
     shared=frozenset({"shape", "max_pool", "avg_pool", "cat"}),
     fold_weights=False,
+    int4=Int4Rules(symmetric=True, groups=(32, 64, 128, 256), rows=True),
 )

@@ -9,7 +9,7 @@ ReLU that writes into it from fusing with the sum or convolution before it.
 
 from __future__ import annotations
 
-from edgepress.targets.rules import QuantRules
+from edgepress.targets.rules import Int4Rules, QuantRules
 
 RULES = QuantRules(
     runtime="onnxruntime",
@@ -27,6 +27,7 @@ RULES = QuantRules(
         "fp16",
         "int8",
         "int8-weights",
+        "int4-weights",
     ),
     ladder=(
         "static",
@@ -37,4 +38,5 @@ RULES = QuantRules(
     softmax_output=(1 / 256, 0),
     shared=frozenset({"shape", "max_pool"}),
     float_output=frozenset({"linear", "matmul"}),
+    int4=Int4Rules(),
 )

@@ -5,7 +5,7 @@ Weights keep to 7 bits, for the reason given in the rules of ONNX Runtime: witho
 
 from __future__ import annotations
 
-from edgepress.targets.rules import QuantRules
+from edgepress.targets.rules import Int4Rules, QuantRules
 
 RULES = QuantRules(
     runtime="openvino",
@@ -24,6 +24,7 @@ RULES = QuantRules(
         "bf16",
         "int8",
         "int8-weights",
+        "int4-weights",
     ),
     ladder=(
         "static",
@@ -32,4 +33,5 @@ RULES = QuantRules(
     ),
     softmax_output=(1 / 256, 0),
     float_output=frozenset({"linear", "matmul"}),
+    int4=Int4Rules(),
 )
