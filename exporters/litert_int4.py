@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
+from edgepress.exporters.nibbles import pack
 from edgepress.targets.errors import ExportError
 
 if TYPE_CHECKING:
@@ -100,9 +101,7 @@ def _store(file: TfliteFile, tensor: Any, weight: Int4Weight, factors: np.ndarra
     from ai_edge_litert import schema_py_generated as schema
 
     integers = (weight.integers.numpy().astype(np.int8) - 8).reshape(-1).view(np.uint8) & 15
-    if len(integers) % 2:
-        integers = np.append(integers, np.uint8(0))
-    file.model.buffers[tensor.buffer].data = integers[::2] | (integers[1::2] << 4)
+    file.model.buffers[tensor.buffer].data = pack(integers)
     tensor.type = _INT4
     parameters = tensor.quantization = schema.QuantizationParametersT()
     scale = weight.scale.numpy() * factors[:, None].astype(np.float32)

@@ -10,6 +10,7 @@ from typing import Any
 
 from edgepress.exporters.base import Exporter, ExportRequest
 from edgepress.exporters.onnx import DEFAULT_OPSET, check_dynamic_batch, lower_request, missing_packages
+from edgepress.exporters.openvino_int4 import trim_zero_points
 from edgepress.targets.errors import ExportError
 from edgepress.targets.nouns import Artifact, Signature, Support
 
@@ -44,6 +45,7 @@ class OpenVinoExporter(Exporter):
             float_ops = lower_request(self, request, onnx_path, opset=DEFAULT_OPSET)
             check_dynamic_batch(onnx_path, request)
             model = openvino.Core().read_model(onnx_path)
+            trim_zero_points(model)
             _name_tensors(model, request.signature)
             _name_operations(model)
             openvino.save_model(model, written / "model.xml", compress_to_fp16=request.scheme.precision == "fp16")

@@ -65,10 +65,10 @@ def exported(module: nn.Module, *inputs: Tensor) -> torch.export.ExportedProgram
 
 
 @cache
-def decoder() -> torch.export.ExportedProgram:
+def decoder(blocks: int = 2) -> torch.export.ExportedProgram:
     """The seeded decoder."""
     torch.manual_seed(0)
-    return exported(Decoder(), tokens(2, 0))
+    return exported(Decoder(blocks=blocks), tokens(2, 0))
 
 
 def tokens(count: int, seed: int) -> Tensor:
