@@ -1,6 +1,9 @@
 """OpenVINO's CPU plugin: uint8 activations, int8 weights.
 
 Weights keep to 7 bits, for the reason given in the rules of ONNX Runtime: without VNNI two 8-bit products saturate.
+
+Products of two activations stay in float: the plugin fuses matmul, softmax, matmul of an attention into one float kernel, which is
+faster than integer products with a softmax and roundings between them (MiniLM, 64 tokens, AVX-512 VNNI: 0.41 against 0.51 of fp32).
 """
 
 from __future__ import annotations
@@ -15,9 +18,7 @@ RULES = QuantRules(
     activation_max=255,
     weight_min=-63,
     weight_max=63,
-    placement=frozenset(
-        {"conv", "conv_transpose", "linear", "matmul", "add", "mul", "cat", "max_pool", "avg_pool", "mean", "softmax", "shape"}
-    ),
+    placement=frozenset({"conv", "conv_transpose", "linear", "add", "mul", "cat", "max_pool", "avg_pool", "mean", "shape"}),
     precisions=(
         "fp32",
         "fp16",
@@ -31,7 +32,6 @@ RULES = QuantRules(
         "static-matmul",
         "weights",
     ),
-    softmax_output=(1 / 256, 0),
-    float_output=frozenset({"linear", "matmul"}),
+    float_output=frozenset({"linear"}),
     int4=Int4Rules(),
 )

@@ -7,6 +7,7 @@ from torch import nn
 from torch.fx import GraphModule, Node
 
 from edgepress.compress.quantize import Rendered, Statistics, calibrate, count_macs, float_module, render, share_of_macs
+from edgepress.compress.quantize.graph import kind_of
 from edgepress.targets.errors import QuantizationError
 from edgepress.targets.nouns import Scheme
 from edgepress.targets.rules import QuantRules, rules_for
@@ -48,7 +49,11 @@ def readers(node: Node) -> set[str]:
 def test_static_stays_close_to_float_and_computes_every_mac_in_integers(name: str, runtime: str) -> None:
     module = rendered(name, runtime).module
     assert sqnr_db(name, module) > 33  # lowest measured: 35.1 dB (dense, tensorrt)
-    assert share_of_macs(module) == 1.0
+    products = any(kind_of(node) == "matmul" for node in module.graph.nodes)
+    if products and "matmul" not in rules_for(runtime).placement:
+        assert 0.5 < share_of_macs(module) < 1.0
+    else:
+        assert share_of_macs(module) == 1.0
 
 
 @pytest.mark.parametrize("name", ["residual", "vision-fused", "sentence-eager", "shared"])
@@ -80,7 +85,8 @@ def test_a_mask_never_enters_a_quantized_range(name: str, runtime: str) -> None:
         if isinstance(node.args[1], float):
             assert node.args[1] * 256 < 100
         assert "softmax" not in readers(node)
-    assert any("mask" in line["reason"] and line["op"] == "aten.softmax" for line in result.float_ops)
+    if "softmax" in rules_for(runtime).placement:
+        assert any("mask" in line["reason"] and line["op"] == "aten.softmax" for line in result.float_ops)
 
 
 def test_a_mask_that_calibration_never_saw_is_still_kept_out() -> None:
