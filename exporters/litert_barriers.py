@@ -28,10 +28,10 @@ def keep_joins_float(module: GraphModule) -> GraphModule:
     for node in list(module.graph.nodes):
         if node.target in _JOINS and _is_float(node) and not _quantized(node):
             for source in [item for item in node.all_input_nodes if _is_float(item)]:
-                node.replace_input_with(source, _barrier(module, source, node))
+                node.replace_input_with(source, barrier(module, source, node))
             users = list(node.users)
             if users:
-                after = _barrier(module, node, None)
+                after = barrier(module, node, None)
                 for user in users:
                     user.replace_input_with(node, after)
     module.graph.lint()
@@ -52,7 +52,7 @@ def _quantized(node: Node) -> bool:
     )
 
 
-def _barrier(module: GraphModule, node: Node, before: Node | None) -> Node:
+def barrier(module: GraphModule, node: Node, before: Node | None) -> Node:
     """The same value behind a barrier, in the graph before `before`, or right after `node`.
 
     The value goes through twice: the converter mishandles a barrier of one.

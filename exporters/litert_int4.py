@@ -16,7 +16,7 @@ from edgepress.exporters.nibbles import pack
 from edgepress.targets.errors import ExportError
 
 if TYPE_CHECKING:
-    from torch.fx import GraphModule
+    from torch.fx import GraphModule, Node
 
     from edgepress.compress.quantize.int4_op import Int4Weight
     from edgepress.exporters.litert_flatbuffer import TfliteFile
@@ -28,15 +28,23 @@ _ROWS_VERSION, _BLOCKS_VERSION = 12, 13
 
 
 def with_float_weights(module: GraphModule) -> list[Int4Weight]:
-    """Write every 4-bit layer as a linear layer of the floats its integers stand for, in place; returns the weights in order."""
+    """Write every 4-bit layer as a linear layer of the floats its integers stand for, in place; returns the weights in order.
+
+    What the layers read comes through a barrier: the converter would multiply a norm's scale into their columns, which then fit no grid.
+    """
     from edgepress.compress.quantize.int4_op import constant_node, int4_layers
     from edgepress.compress.quantize.prepare import finish
+    from edgepress.exporters.litert_barriers import barrier
 
     weights = []
+    sources: dict[Node, Node] = {}
     for node, weight in list(int4_layers(module)):
+        source = node.args[0]
+        if source not in sources:
+            sources[source] = barrier(module, source, node)
         with module.graph.inserting_before(node):
             floats = constant_node(module, node, f"{node.name}_floats", weight.dequantized())
-            layer = module.graph.call_function(torch.ops.aten.linear.default, (node.args[0], floats, node.args[4]))
+            layer = module.graph.call_function(torch.ops.aten.linear.default, (sources[source], floats, node.args[4]))
         layer.meta = dict(node.meta)
         node.replace_all_uses_with(layer)
         module.graph.erase_node(node)

@@ -139,6 +139,24 @@ def test_litert_files_ask_for_the_version_that_has_the_kernel(tmp_path: Path) ->
     assert relative_error("litert", artifact, tmp_path, expected, ids) < 0.03
 
 
+def test_litert_keeps_the_grid_of_a_layer_behind_a_norm(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    layer = torch.nn.Sequential(torch.nn.LayerNorm(64), torch.nn.Linear(64, 32))
+    torch.nn.init.uniform_(layer[0].weight, 0.2, 2.0)
+    torch.nn.init.normal_(layer[0].bias)
+    x, rules = torch.randn(4, 5, 64), rules_for("litert").int4
+    assert rules is not None
+    torch.export.save(quantize_int4(exported(layer, x[:2]), Int4Options(rules, "rtn", 32)).program, tmp_path / "model.pt2")
+    signature = Signature((TensorSpec("x", "float32", (None, 5, 64)),), (TensorSpec("logits", "float32", (None, 5, 32)),))
+    target = Target("phone", "litert", "CPU", "int4-weights")
+    wanted, exporter = ExportRequest(tmp_path / "model.pt2", signature, None, target, SCHEME, (x.numpy(),)), EXPORTERS.get("litert")()
+    artifact = exporter.export(wanted, tmp_path / "out")
+    (expected,), _ = exporter.compressed_outputs(wanted, (x.numpy(),))
+    with RUNTIMES.get("litert")().open(artifact, tmp_path / "out") as session:
+        got = session.run({"x": x.numpy()})["logits"]
+    assert np.linalg.norm(got - expected) < 0.03 * np.linalg.norm(expected)
+
+
 def test_equal_requests_give_equal_bytes(tmp_path: Path) -> None:
     for runtime, name in (("onnxruntime", "model.onnx"), ("openvino", "model/model.bin"), ("litert", "model.tflite")):
         _, wanted, _, folder = shipped(runtime)
