@@ -145,6 +145,7 @@ def load(path: str | Path) -> Config:
     targets = read_targets(top.targets, source)
     _check_latency(steps, targets, source)
     _check_int4(steps, targets, source)
+    _check_refiners(steps, targets, source)
     _check_drops(top.gates, top.metric, source, ("gates",))
     for entry in targets:
         _check_drops(entry.overrides.gates, top.metric, source, (*entry.place, "gates"))
@@ -267,6 +268,17 @@ def _check_int4(steps: Sequence[Step], targets: Sequence[TargetEntry], source: S
         elif step.method == "qat" and step.precision == "int4-weights":
             what = "4-bit weights are not trained"
             raise source.error((*place, "method"), what, f"Use {', '.join(INT4_METHODS)}, or precision: int8 with method: qat.")
+
+
+def _check_refiners(steps: Sequence[Step], targets: Sequence[TargetEntry], source: Source) -> None:
+    """What refines integers with calibrated ranges stands in a recipe that has some."""
+    for i, step in enumerate(steps):
+        if not isinstance(step, QuantizeConfig) or not step.refiners:
+            continue
+        integers = any((entry.overrides.precision or step.precision) == "int8" for entry in targets)
+        if not integers or step.scheme in ("dynamic", "weights"):
+            what = f"{step.refiners[0]!r} refines integers with calibrated ranges, and no target has them"
+            raise source.error(("compress", i, "quantize", "algorithms"), what, "Set precision: int8 with scheme: auto, or leave it out.")
 
 
 def _check_drops(gates: GatesConfig, metric: str, source: Source, place: Place) -> None:

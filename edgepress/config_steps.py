@@ -9,8 +9,10 @@ from typing import Annotated, Any, Literal
 from pydantic import BeforeValidator, Field, model_validator
 
 from edgepress.config_models import Bytes, Callable_, Points, Precision, Ratio, Seconds, Strict, Whole
-from edgepress.targets.rules import INT4_METHODS
+from edgepress.targets.rules import INT4_METHODS, REFINERS
 
+#: What may be done to weights and biases before they become integers, in the order in which it is done.
+Algorithm = Literal["equalize", "bias-correction"]
 Observer = Literal["histogram", "minmax", "moving-average", "percentile", "entropy", "mse"]
 Criterion = Literal["taylor", "fisher", "l1", "l2", "bn_scale", "activation", "random"]
 Unit = Literal["channels", "heads", "head_dims", "neurons", "groups", "group_channels"]
@@ -160,15 +162,22 @@ class QuantizeConfig(Strict):
 
     `scheme: auto` ships, per target, the first scheme that loses at most `max_drop` on training samples held apart.
     `method: ptq` rounds 4-bit weights by GPTQ; `group` is how many of a row's inputs share one of their scales.
+    `algorithms`: `equalize` for all targets once; the others per target and scheme, on schemes with calibrated ranges.
     """
 
     precision: Precision = "int8"
     method: Literal["ptq", "qat", "rtn", "gptq", "awq"] = "ptq"
     group: Group = 32
     observer: Observer = "histogram"
+    algorithms: list[Algorithm] = Field(default_factory=list)
     scheme: Literal["auto", "static", "static-matmul", "dynamic", "weights"] = "auto"
     max_drop: Points = 0.5
     qat: QatConfig | None = None
+
+    @property
+    def refiners(self) -> list[str]:
+        """The algorithms that refine one target's integers, layer by layer, in the order in which they do it."""
+        return [name for name in REFINERS if name in self.algorithms]
 
     @property
     def rounding(self) -> str:

@@ -1,6 +1,7 @@
 """The way of a model through edgepress, as steps: the same code runs them and plans them.
 
-data -> model -> reference -> [prune, train, distill: stages.py] -> calibrate -> per target: export -> execute -> score -> latency, memory
+data -> model -> reference -> [prune, train, distill: stages.py] -> [equalize] -> calibrate
+-> per target: [refine] -> export -> execute -> score -> latency, memory
 """
 
 from __future__ import annotations
@@ -51,6 +52,8 @@ class Pipeline:
         stages = self._stages.run(origin)
         rebuilt = self._stages.rebuilt(origin, stages)
         model, baseline = (stages[-1].model, stages[-1].outputs) if stages else (source, reference)
+        if config.quantize and "equalize" in config.quantize.algorithms:
+            model = self._steps.equalized(model, data)
         calibration = None
         if any(scheme.kind.startswith("static") for plan in self.plans for scheme in self.schemes(plan)):
             calibration = self._calibrate("calibrate", model, data)
@@ -143,13 +146,16 @@ class Pipeline:
         return [plain, replace(again, training=trained, why=why)]
 
     def _try(self, plan: TargetPlan, prepared: Prepared, scheme: Scheme, only: bool, suffix: str = "") -> Candidate:
-        why = "the only scheme for this precision"
+        why, after = "the only scheme for this precision", ""
         if scheme.precision == INT4:
             model = self._steps.int4(plan, prepared)
             prepared, why = replace(prepared, model=model), self._steps.int4_said(model)
+        if self.config.quantize and self.config.quantize.refiners and scheme.kind.startswith("static"):
+            refined = self._steps.refined(plan, prepared, scheme, self.config.quantize.refiners, suffix)
+            prepared, after = replace(prepared, calibration=refined), f"; layers refined by {', '.join(self.config.quantize.refiners)}"
         export = self._steps.export(plan, prepared, scheme, suffix=suffix)
         if only:
-            return Candidate(scheme, export, None, True, why)
+            return Candidate(scheme, export, None, True, why + after)
         execution = self._steps.execute(plan, prepared, export, "selection", plan.target.runtime, f"{scheme.label}{suffix}")
         score = self._steps.score(plan, prepared, execution, "selection", f"{scheme.label}{suffix}")
         if score.pending:
@@ -158,5 +164,5 @@ class Pipeline:
         drop, unit = float(score.value["drop"]), score.value["unit"]
         held = drop <= limit
         sign = "within" if held else "over"
-        why = f"drop of {drop:+.2f} {unit} on {score.value['samples']} training samples kept apart, {sign} {limit:g} {unit}"
+        why = f"drop of {drop:+.2f} {unit} on {score.value['samples']} training samples kept apart, {sign} {limit:g} {unit}{after}"
         return Candidate(scheme, export, score, held, why)

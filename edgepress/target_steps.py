@@ -39,6 +39,25 @@ class TargetSteps(StepKinds):
             inputs,
         )
 
+    def equalized(self, model: Result, data: Result) -> Result:
+        """The model with the ranges of consecutive layers balanced, for all targets; the same function in float."""
+        counts = {key: model.value.get(key) for key in ("signature", "parameters", "macs", "size_bytes")}
+        return self.shared("equalize", "edgepress.steps.algorithms:equalize", {"stage": counts}, {"model": model, "data": data})
+
+    def refined(self, plan: TargetPlan, prepared: Prepared, scheme: Scheme, algorithms: list[str], suffix: str) -> Result:
+        """The calibration, with weights and biases that were refined for one runtime's integers."""
+        assert prepared.calibration is not None, "static schemes are calibrated"
+        params = {
+            "runtime": plan.target.runtime,
+            "scheme": vars(scheme),
+            "algorithms": algorithms,
+            "seed": self.config.seed,
+            "signature": prepared.model.value.get("signature"),
+        }
+        inputs = {"model": prepared.model, "data": prepared.data, "calibration": prepared.calibration}
+        name = f"refine {plan.target.runtime} {scheme.label}{suffix} ({', '.join(algorithms)})"
+        return self.shared(name, "edgepress.steps.algorithms:refine", params, inputs)
+
     def int4(self, plan: TargetPlan, prepared: Prepared) -> Result:
         """The model with 4-bit weights in the groups a target's kernel takes; one step for all targets that take the same."""
         quantize, rules = self.config.quantize or QuantizeConfig(precision=INT4), rules_for(plan.target.runtime).int4

@@ -23,7 +23,7 @@ from edgepress.targets.rules import QuantRules
 
 _KEY = "quantization_annotation"
 #: Dimension of a weight that counts output channels.
-_OUTPUT_AXIS = {"conv": 0, "linear": 0, "conv_transpose": 1}
+OUTPUT_AXIS = {"conv": 0, "linear": 0, "conv_transpose": 1}
 
 
 def observed_weight(per_channel: bool) -> Any:
@@ -85,7 +85,7 @@ class RulesQuantizer(Quantizer):  # type: ignore[misc]
 
     def _weight(self, model: GraphModule, node: Node) -> dict[Node, QuantizationSpecBase]:
         kind = kind_of(node)
-        if kind not in _OUTPUT_AXIS or constant(model, node.args[1]) is None:
+        if kind not in OUTPUT_AXIS or constant(model, node.args[1]) is None:
             return {}
         channels = kind in self._rules.per_channel
         spec = QuantizationSpec(
@@ -94,7 +94,7 @@ class RulesQuantizer(Quantizer):  # type: ignore[misc]
             quant_min=self._rules.weight_min,
             quant_max=self._rules.weight_max,
             qscheme=torch.per_channel_symmetric if channels else torch.per_tensor_symmetric,
-            ch_axis=_OUTPUT_AXIS[kind] if channels else None,
+            ch_axis=OUTPUT_AXIS[kind] if channels else None,
         )
         return {node.args[1]: spec}
 

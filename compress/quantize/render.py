@@ -12,6 +12,7 @@ import torch
 from torch.fx import GraphModule, Node
 from torchao.quantization.pt2e.quantize_pt2e import convert_pt2e, prepare_pt2e
 
+from edgepress.compress.quantize.corrections import apply_corrections
 from edgepress.compress.quantize.graph import HEAVY, constant, kind_of
 from edgepress.compress.quantize.placement import Placement, place, summary
 from edgepress.compress.quantize.prepare import canonical_module, float_module
@@ -88,6 +89,7 @@ def placed(
     placement = place(module, rules, scheme.kind, largest)
     if not any(kind in HEAVY for kind in placement.kinds.values()):
         raise _nothing(placement.reasons)
+    apply_corrections(module, placement.kinds, statistics.corrections)
     return module, placement, TensorParameters(module, placement, rules, statistics)
 
 

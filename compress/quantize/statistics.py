@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +21,7 @@ from edgepress.targets.errors import QuantizationError
 _NUMBERS = ("minimum", "maximum", "moving_minimum", "moving_maximum")
 _COUNTS = ("zeros", "infinities", "total")
 _EMPTY = -(2**31)
+_CORRECTION = "correction/"
 
 
 @dataclass(frozen=True)
@@ -32,12 +33,14 @@ class Statistics:
         samples: how many samples were seen.
         histograms: node name -> histogram. A tensor that holds the values of another one in another shape has none of its own.
         channels: name of a tensor that linear layers read -> float64 (3, channels): minimum, maximum and mean square per channel.
+        corrections: weights and biases chosen for one runtime and scheme by `layerwise.refine`; see `corrections.apply_corrections`.
     """
 
     observer: str
     samples: int
     histograms: Mapping[str, Histogram]
     channels: Mapping[str, np.ndarray]
+    corrections: Mapping[str, np.ndarray] = field(default_factory=dict)
 
     def range_of(self, name: str, symmetric: bool) -> Range:
         """The range (low, high) that integers should cover for the tensor `name`, zero included."""
@@ -56,6 +59,7 @@ class Statistics:
             "totals": np.array([[getattr(row, key) for key in _COUNTS] for row in rows], dtype=np.int64),
             "channels": np.concatenate([np.zeros((3, 0)), *(self.channels[name] for name in sorted(self.channels))], axis=1),
         }
+        tensors |= {f"{_CORRECTION}{name}": value for name, value in sorted(self.corrections.items())}
         widths = [(name, self.channels[name].shape[1]) for name in sorted(self.channels)]
         header = json.dumps({"observer": self.observer, "samples": self.samples, "names": names, "channels": widths}, sort_keys=True)
         save_file(tensors, str(path), metadata={"edgepress.statistics": header})
@@ -73,13 +77,15 @@ class Statistics:
             with safe_open(str(path), framework="numpy") as file:
                 header = json.loads(file.metadata()["edgepress.statistics"])
                 tensors = {key: file.get_tensor(key) for key in ("counts", "exponents", "numbers", "totals", "channels")}
+                stored = [key for key in file.keys() if key.startswith(_CORRECTION)]  # noqa: SIM118 (a file, not a mapping)
+                corrections = {key.removeprefix(_CORRECTION): file.get_tensor(key) for key in stored}
         except (OSError, SafetensorError, KeyError, TypeError) as error:
             raise QuantizationError(f"{path} holds no calibration statistics", str(error), "Calibrate again.") from error
         histograms = {name: _row(tensors, index) for index, name in enumerate(header["names"])}
         ends = np.cumsum([width for _, width in header["channels"]], dtype=np.int64)[:-1]
         pieces = np.split(tensors["channels"], ends, axis=1) if header["channels"] else []
         channels = {name: piece for (name, _), piece in zip(header["channels"], pieces, strict=True)}
-        return Statistics(header["observer"], header["samples"], histograms, channels)
+        return Statistics(header["observer"], header["samples"], histograms, channels, corrections)
 
 
 def _row(tensors: Mapping[str, np.ndarray], index: int) -> Histogram:

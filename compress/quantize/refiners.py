@@ -1,0 +1,27 @@
+"""The algorithms that refine a rendering layer by layer, by the names a recipe gives them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from edgepress.compress.quantize.bias_correction import correct_bias
+from edgepress.compress.quantize.layerwise import Refiner
+from edgepress.targets.errors import QuantizationError
+from edgepress.targets.rules import REFINERS
+
+
+def refiners_of(names: Sequence[str], seed: int) -> list[Refiner]:
+    """The refiners with these names, in the order of `targets.rules.REFINERS`.
+
+    Args:
+        names: of `REFINERS`.
+        seed: of those that draw samples.
+
+    Raises:
+        QuantizationError: an unknown name.
+    """
+    known: dict[str, Refiner] = {"bias-correction": correct_bias}
+    for name in names:
+        if name not in known:
+            raise QuantizationError(f"unknown algorithm {name!r}", remedy=f"Use one of {', '.join(REFINERS)}.")
+    return [known[name] for name in REFINERS if name in names]

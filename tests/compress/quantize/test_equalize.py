@@ -1,0 +1,117 @@
+"""Cross-layer equalization: exact in float, and per-tensor weights survive badly scaled channels."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.export import Dim, ExportedProgram
+
+from edgepress.compress.quantize import calibrate, render
+from edgepress.compress.quantize.equalize import equalize
+from edgepress.targets.nouns import Scheme
+from edgepress.targets.rules import rules_for
+from tests.compress.quantize.nets import NETS, outputs_of, program_of, samples_of
+
+STATIC = Scheme("int8", "static")
+
+
+class Depthwise(nn.Module):
+    """Pointwise, depthwise, pointwise with ReLUs, pooling, flattening and two linear layers; channels scaled apart by 100."""
+
+    def __init__(self, activation: nn.Module | None = None) -> None:
+        super().__init__()
+        self.activation = activation or nn.ReLU()
+        self.expand, self.norm = nn.Conv2d(3, 16, 1), nn.BatchNorm2d(16)
+        self.depth, self.project = nn.Conv2d(16, 16, 3, groups=16), nn.Conv2d(16, 8, 1)
+        self.hidden, self.head = nn.Linear(8 * 9, 12), nn.Linear(12, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(batch, 3, 8, 8) -> (batch, 5)."""
+        x = self.activation(self.norm(self.expand(x)))
+        x = F.pad(self.activation(self.depth(x)), (0, 1, 0, 1))
+        x = F.max_pool2d(F.relu(self.project(x)), 2)
+        return self.head(F.leaky_relu(self.hidden(x.flatten(1)), 0.1))
+
+
+def exported(module: nn.Module) -> ExportedProgram:
+    return torch.export.export(module.eval(), (images(2),), dynamic_shapes=({0: Dim("batch", min=1)},))
+
+
+def images(count: int) -> Tensor:
+    return torch.randn(count, 3, 8, 8, generator=torch.Generator().manual_seed(count))
+
+
+def badly_scaled(activation: nn.Module | None = None) -> ExportedProgram:
+    """Every output channel multiplied by 2**-3 to 2**3 and taken back by what reads it."""
+    torch.manual_seed(0)
+    module = Depthwise(activation)
+    with torch.no_grad():
+        for first, second in ((module.expand, module.depth), (module.depth, module.project)):
+            factor = torch.logspace(-3, 3, 16, base=2.0)[torch.randperm(16)]
+            first.weight.mul_(factor[:, None, None, None])
+            assert first.bias is not None
+            first.bias.mul_(factor)
+            axis = (slice(None), None, None, None) if second is module.depth else (None, slice(None), None, None)
+            second.weight.div_(factor[axis])
+    return exported(module)
+
+
+def error(program: ExportedProgram) -> float:
+    """Squared error of an int8 rendering with one scale per weight tensor, relative to the outputs."""
+    rules = replace(rules_for("onnxruntime"), per_channel=frozenset())
+    statistics = calibrate(program, [(images(64),)])
+    inputs = images(128)
+    with torch.no_grad():
+        exact, rounded = program.module()(inputs), render(program, statistics, rules, STATIC).module(inputs)
+    return float((rounded - exact).square().mean() / exact.square().mean())
+
+
+def test_the_same_function_for_any_batch() -> None:
+    program = badly_scaled()
+    result = equalize(program)
+    assert [second for _, second in result.pairs] == ["depth", "project", "hidden", "head"]
+    for batch in (1, 7):
+        with torch.no_grad():
+            before, after = program.module()(images(batch)), result.program.module()(images(batch))
+        assert (after - before).abs().max() < 1e-5 * before.abs().max()
+
+
+def test_per_tensor_weights_lose_at_most_half_of_what_they_lose_without() -> None:
+    program = badly_scaled()
+    plain, equalized = error(program), error(equalize(program).program)
+    assert plain > 1e-4, "the case does not hurt"
+    assert equalized < 0.5 * plain
+
+
+def test_ranges_of_both_weights_are_equal_in_every_channel() -> None:
+    state = equalize(badly_scaled()).program.state_dict
+    depth, project = (next(v for k, v in state.items() if name in k and k.endswith("weight")) for name in ("depth", "project"))
+    assert torch.allclose(depth.abs().amax((1, 2, 3)), project.abs().amax((0, 2, 3)), rtol=1e-2)
+
+
+def test_a_clamp_whose_bound_does_not_scale_along_ends_a_pair() -> None:
+    program = badly_scaled(nn.ReLU6())
+    result = equalize(program)
+    assert [second for _, second in result.pairs] == ["hidden", "head"]
+
+
+@pytest.mark.parametrize("name", sorted(NETS))
+def test_no_graph_shape_changes_its_outputs(name: str) -> None:
+    program, inputs = program_of(name), samples_of(name, 5)
+    for before, after in zip(outputs_of(program.module(), inputs), outputs_of(equalize(program).program.module(), inputs), strict=True):
+        assert (after - before).abs().max() < 2e-5 * before.abs().max()
+
+
+def test_the_same_program_gives_the_same_weights() -> None:
+    first, second = (equalize(badly_scaled()).program.state_dict for _ in range(2))
+    assert first.keys() == second.keys() and all(torch.equal(first[key], second[key]) for key in first)
+
+
+def test_a_program_without_pairs_is_returned_as_it_is() -> None:
+    program = exported(nn.Sequential(nn.Conv2d(3, 4, 3), nn.Sigmoid(), nn.Conv2d(4, 2, 3)))
+    result = equalize(program)
+    assert result.pairs == () and result.program is program
