@@ -420,5 +420,5 @@ def test_what_is_written_is_what_is_loaded(tmp_path: Path, quantize: dict[str, s
     document = {**yaml.safe_load(MINIMAL), "compress": [{"quantize": quantize}], "run": {"threads": threads}, "seed": seed}
     config = loaded(tmp_path, yaml.safe_dump(document))
     assert isinstance(config.quantize, QuantizeConfig)
-    assert config.quantize.model_dump() == {**quantize, "method": "ptq", "group": 32, "max_drop": 0.5, "qat": None}
+    assert config.quantize.model_dump() == {**quantize, "method": "ptq", "group": 32, "max_drop": 0.5, "qat": None, "algorithms": []}
     assert (config.run.threads, config.seed) == (threads, seed)
