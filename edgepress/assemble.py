@@ -204,7 +204,7 @@ def _measured(run: TargetRun) -> dict[str, Any]:
     }
 
 
-def _label(scheme: Mapping[str, str]) -> str:
+def _label(scheme: Mapping[str, Any]) -> str:
     return Scheme(**scheme).label
 
 

@@ -10,7 +10,7 @@ from typing import Any
 from edgepress.targets.errors import ConfigError
 
 #: Precisions a recipe may ask for.
-PRECISIONS = ("fp32", "fp16", "bf16", "int8", "int8-weights", "int4-weights")
+PRECISIONS = ("fp32", "fp16", "bf16", "int8", "int8-weights", "int4-weights", "mixed")
 
 #: How a precision is carried out, from most to least integer arithmetic (see `QuantRules.ladder`).
 SCHEMES = ("float", "static", "static-matmul", "dynamic", "weights")
@@ -56,21 +56,27 @@ class Scheme:
             ranges wherever the runtime has an integer kernel), `static-matmul` (the same on convolutions, linear
             layers and matrix products alone), `dynamic` (activation ranges taken at run time), `weights` (integer
             weights, float arithmetic).
+        float_layers: layers that a `static` or `static-matmul` scheme keeps in float, by their node in the canonical graph, sorted.
     """
 
     precision: str
     kind: str
+    float_layers: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
+        object.__setattr__(self, "float_layers", tuple(sorted(self.float_layers)))
         if self.precision not in PRECISIONS:
             raise ConfigError(f"unknown precision {self.precision!r}", remedy=f"Use one of {', '.join(PRECISIONS)}.")
         if self.kind not in SCHEMES:
             raise ConfigError(f"unknown scheme {self.kind!r}", remedy=f"Use one of {', '.join(SCHEMES)}.")
+        if self.float_layers and self.kind not in ("static", "static-matmul"):
+            raise ConfigError(f"scheme {self.kind!r} cannot keep single layers in float", remedy="Use static or static-matmul.")
 
     @property
     def label(self) -> str:
-        """A short name for tables and file names, e.g. `int8 static`."""
-        return self.precision if self.kind == "float" else f"{self.precision} {self.kind}"
+        """A short name for tables and file names, e.g. `int8 static`, or `int8 static, 2 float`."""
+        kept = f", {len(self.float_layers)} float" if self.float_layers else ""
+        return self.precision if self.kind == "float" else f"{self.precision} {self.kind}{kept}"
 
 
 @dataclass(frozen=True)

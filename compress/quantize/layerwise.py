@@ -231,13 +231,14 @@ def _living_bytes(module: GraphModule) -> int:
     """The most bytes of activations of one sample that live at a time."""
     last, living, most = last_uses(module), 0, 0
     for node in module.graph.nodes:
-        living += _bytes_of(node)
+        living += bytes_of(node)
         most = max(most, living)
-        living -= sum(_bytes_of(dead) for dead in last.get(node, ()))
+        living -= sum(bytes_of(dead) for dead in last.get(node, ()))
     return most
 
 
-def _bytes_of(node: Node) -> int:
+def bytes_of(node: Node) -> int:
+    """Bytes of the activations a node makes of one sample."""
     if node.op not in ("placeholder", "call_function") or (node.op == "call_function" and op_name(node) == "getitem"):
         return 0
     tensors = [item for item in tree_leaves(value_of(node)) if isinstance(item, Tensor)]

@@ -38,6 +38,17 @@ def count_macs(program: torch.export.ExportedProgram) -> int:
     return total
 
 
+def macs_of(module: GraphModule) -> dict[Node, int]:
+    """Node -> its multiply-accumulates for one sample; nodes that have none are left out."""
+    found: dict[Node, int] = {}
+
+    def add(node: Node, macs: int) -> None:
+        found[node] = found.get(node, 0) + macs
+
+    _walk(module, add)
+    return found
+
+
 def share_of_macs(module: GraphModule) -> float:
     """The share (0..1) of one sample's multiply-accumulates whose two factors are both read from integers.
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass
 
 import torch
@@ -15,6 +15,8 @@ from edgepress.targets.rules import QuantRules
 
 _FUSES = HEAVY | {"add", "mul"}
 _WEIGHTED = frozenset({"conv", "conv_transpose", "linear"})
+#: Why a layer of `Scheme.float_layers` is not quantized.
+KEPT = "kept in float: its integers cost too much accuracy"
 
 
 @dataclass(frozen=True)
@@ -45,7 +47,9 @@ def data_inputs(node: Node, kind: str) -> list[Node]:
     return [node.args[0]]
 
 
-def place(module: GraphModule, rules: QuantRules, scheme: str, largest: Callable[[Node], float]) -> Placement:
+def place(
+    module: GraphModule, rules: QuantRules, scheme: str, largest: Callable[[Node], float], float_layers: Collection[str] = ()
+) -> Placement:
     """Choose what computes in integers.
 
     Ops with weights or two factors always do where the rules place them. Sums, products, pools and the like do only between
@@ -56,13 +60,16 @@ def place(module: GraphModule, rules: QuantRules, scheme: str, largest: Callable
         rules: the runtime's.
         scheme: `static` or `static-matmul`.
         largest: largest magnitude of a float tensor in calibration.
+        float_layers: names of nodes that stay float whatever the rules place.
     """
-    return _Placing(module, rules, scheme, largest).result()
+    return _Placing(module, rules, scheme, largest, frozenset(float_layers)).result()
 
 
 class _Placing:
-    def __init__(self, module: GraphModule, rules: QuantRules, scheme: str, largest: Callable[[Node], float]) -> None:
-        self.module, self.rules, self.largest = module, rules, largest
+    def __init__(
+        self, module: GraphModule, rules: QuantRules, scheme: str, largest: Callable[[Node], float], float_layers: frozenset[str]
+    ) -> None:
+        self.module, self.rules, self.largest, self.float_layers = module, rules, largest, float_layers
         self.placed = rules.placement & (HEAVY | {"shape"}) if scheme == "static-matmul" else rules.placement
         self.masked = masked_nodes(module)
         self.kinds: dict[Node, str] = {}
@@ -92,6 +99,8 @@ class _Placing:
 
     def _obstacle(self, node: Node, kind: str | None) -> str | None:
         """Why a node cannot be quantized whatever surrounds it."""
+        if node.name in self.float_layers:
+            return KEPT
         if RANGE in node.meta:
             return "scales outlier channels down before rounding"
         if kind is None:

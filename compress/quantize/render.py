@@ -74,8 +74,9 @@ def placed(
         raise QuantizationError(f"scheme {scheme.label!r} needs calibration statistics", remedy="Calibrate first.")
     module = canonical_module(program, rules.decompose_attention)
     _check_fit(module, statistics)
+    _check_layers(module, scheme)
     if rules.smooth:
-        smooth(module, statistics, rules)
+        smooth(module, statistics, rules, scheme.float_layers)
 
     def largest(node: Node) -> float:
         tensor = constant(module, node)
@@ -86,7 +87,7 @@ def placed(
         histogram = statistics.histograms.get(root_of(node).name)
         return math.inf if histogram is None else histogram.largest
 
-    placement = place(module, rules, scheme.kind, largest)
+    placement = place(module, rules, scheme.kind, largest, scheme.float_layers)
     if not any(kind in HEAVY for kind in placement.kinds.values()):
         raise _nothing(placement.reasons)
     apply_corrections(module, placement.kinds, statistics.corrections)
@@ -125,6 +126,13 @@ def _check_fit(module: GraphModule, statistics: Statistics) -> None:
             f"{len(missing)} are missing",
             "Calibrate this model.",
         )
+
+
+def _check_layers(module: GraphModule, scheme: Scheme) -> None:
+    """Layers to keep in float exist."""
+    unknown = sorted({*scheme.float_layers} - {node.name for node in module.graph.nodes})
+    if unknown:
+        raise QuantizationError(f"no layer {unknown[0]!r} to keep in float", "the model has no node of that name", "Rank its layers again.")
 
 
 def _nothing(reasons: Mapping[Node, str]) -> QuantizationError:

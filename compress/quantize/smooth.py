@@ -6,6 +6,7 @@ others a handful of integers. Dividing channel c by s_c and multiplying column c
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from dataclasses import dataclass
 
 import numpy as np
@@ -31,17 +32,19 @@ class _Choice:
     interval: tuple[float, float]
 
 
-def smooth(module: GraphModule, statistics: Statistics, rules: QuantRules) -> None:
+def smooth(module: GraphModule, statistics: Statistics, rules: QuantRules, float_layers: Collection[str] = ()) -> None:
     """Rescale what linear layers read from float ops, in place.
 
     A layer norm that nothing else reads takes the factors into its own weights; any other tensor gets one multiplication, which all
-    the linear layers that read it share.
+    the linear layers that read it share. What `float_layers` alone read is left as it is.
     """
     readers: dict[Node, list[Node]] = {}
     for node in module.graph.nodes:
         if op_name(node) == "linear" and is_float(node.args[0]) and _free(module, node):
             readers.setdefault(node.args[0], []).append(node)
     for tensor, layers in readers.items():
+        if all(layer.name in float_layers for layer in layers):
+            continue
         if kind_of(root_of(tensor)) is None and tensor.op == "call_function" and tensor.name in statistics.channels:
             choice = _choose(module, layers, statistics.channels[tensor.name], rules)
             if choice is not None:

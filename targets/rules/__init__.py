@@ -17,7 +17,7 @@ INT4_GROUPS = (16, 32, 64, 128, 256)
 #: How 4-bit weights are rounded: to nearest, with errors made good by later columns, or with inputs scaled by how much they matter.
 INT4_METHODS = ("rtn", "gptq", "awq")
 #: How the integers of one runtime are refined layer by layer after calibration, in this order.
-REFINERS = ("bias-correction",)
+REFINERS = ("adaround", "bias-correction")
 
 
 @dataclass(frozen=True)
@@ -58,6 +58,7 @@ class QuantRules:
         precisions: precisions the runtime has.
         multiple: channel counts that suit its kernels (pruning lands on multiples of it).
         int4: its kernel for 4-bit weights, None where it has none.
+        float_bytes: bytes of one weight of a layer that a quantized artifact keeps in float.
     """
 
     runtime: str
@@ -80,6 +81,7 @@ class QuantRules:
     fold_weights: bool = True
     multiple: int = 8
     int4: Int4Rules | None = None
+    float_bytes: int = 4
 
     def __post_init__(self) -> None:
         unknown = (self.placement | self.per_channel | self.float_output | self.shared) - OP_KINDS

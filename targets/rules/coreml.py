@@ -19,6 +19,7 @@ RULES = QuantRules(
         "int8",
         "int8-weights",
         "int4-weights",
+        "mixed",
     ),
     ladder=(
         "static",
@@ -28,4 +29,5 @@ RULES = QuantRules(
     softmax_output=(1 / 256, -128),
     float_output=frozenset({"conv", "conv_transpose", "linear", "matmul"}),
     int4=Int4Rules(),
+    float_bytes=2,
 )

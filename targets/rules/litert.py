@@ -19,6 +19,7 @@ RULES = QuantRules(
         "int8",
         "int8-weights",
         "int4-weights",
+        "mixed",
     ),
     ladder=(
         "static",

@@ -28,6 +28,7 @@ RULES = QuantRules(
         "int8",
         "int8-weights",
         "int4-weights",
+        "mixed",
     ),
     ladder=(
         "static",

@@ -26,6 +26,7 @@ RULES = QuantRules(
         "int8",
         "int8-weights",
         "int4-weights",
+        "mixed",
     ),
     ladder=(
         "static",

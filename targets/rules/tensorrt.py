@@ -18,6 +18,7 @@ RULES = QuantRules(
         "fp16",
         "int8",
         "int8-weights",
+        "mixed",
     ),
     ladder=(
         "static",

@@ -1,0 +1,83 @@
+"""A precision per layer: the solver against every assignment there is, and the search for what stays in float."""
+
+from __future__ import annotations
+
+from itertools import product
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from edgepress.compress.quantize.fallback import ranked, shortest
+from edgepress.compress.quantize.mixed import Option, least_cost, least_noise, options_of
+from edgepress.compress.quantize.sensitivity import Sensitivity
+
+COSTS = st.integers(0, 2000)
+NOISES = st.integers(0, 4000).map(lambda value: value / 1000)
+LAYERS = st.lists(st.lists(st.builds(Option, st.just(8), COSTS, NOISES), min_size=1, max_size=3), min_size=0, max_size=6)
+
+
+def totals(layers: list[list[Option]], choice: list[int]) -> tuple[float, float]:
+    chosen = [options[index] for options, index in zip(layers, choice, strict=True)]
+    return sum(option.cost for option in chosen), sum(option.noise for option in chosen)
+
+
+@settings(max_examples=80, deadline=None)
+@given(LAYERS, st.integers(0, 6000))
+def test_a_budget_buys_the_least_noise_of_all_assignments_within_it(layers: list[list[Option]], budget: int) -> None:
+    every = [totals(layers, list(choice)) for choice in product(*(range(len(options)) for options in layers))]
+    within = [noise for cost, noise in every if cost <= budget]
+    found = least_noise(layers, budget)
+    if not within:
+        assert found is None
+        return
+    assert found is not None
+    cost, noise = totals(layers, found)
+    assert cost <= budget and noise == pytest.approx(min(within), abs=1e-5)
+
+
+@settings(max_examples=80, deadline=None)
+@given(LAYERS, st.integers(0, 12000).map(lambda value: value / 1000))
+def test_noise_within_a_limit_is_bought_at_the_lowest_cost_of_all_assignments(layers: list[list[Option]], limit: float) -> None:
+    every = [totals(layers, list(choice)) for choice in product(*(range(len(options)) for options in layers))]
+    within = [cost for cost, noise in every if noise <= limit * (1 + 1e-9)]
+    found = least_cost(layers, limit)
+    if not within:
+        assert found is None
+        return
+    assert found is not None
+    cost, noise = totals(layers, found)
+    assert noise <= limit * (1 + 1e-6) + 1e-5 and cost == pytest.approx(min(within), abs=0.01)
+
+
+def layer(node: str, noise: float, share: float, weights: int = 100) -> Sensitivity:
+    return Sensitivity(node, node, "conv", share, weights, 10, noise)
+
+
+def test_noises_many_orders_of_magnitude_apart_are_told_apart() -> None:
+    layers = [options_of(layer(str(exponent), 10.0**exponent, 0.1), 4) for exponent in range(-8, 3)]
+    for count in range(len(layers)):
+        assert least_noise(layers, 140 * len(layers) + 260 * count) == [0] * (len(layers) - count) + [1] * count
+
+
+def test_the_layer_that_spoils_most_for_what_float_costs_comes_first() -> None:
+    layers = [layer("large", 0.5, 0.9), layer("spoilt", 0.5, 0.05), layer("tiny and harmless", 1e-3, 1e-6)]
+    assert [item.node for item in ranked(layers)] == ["spoilt", "large", "tiny and harmless"]
+
+
+@given(st.integers(1, 300), st.integers(1, 400))
+def test_the_shortest_prefix_that_holds_is_found_in_few_trials(longest: int, needed: int) -> None:
+    tried: list[int] = []
+
+    def holds(length: int) -> bool:
+        tried.append(length)
+        return length >= needed
+
+    found = shortest(longest, holds)
+    assert found == (needed if needed <= longest else None)
+    assert len(tried) == len(set(tried)) <= 2 * longest.bit_length() + 2 and all(1 <= length <= longest for length in tried)
+
+
+def test_one_layer_to_blame_is_found_at_the_first_trial() -> None:
+    tried: list[int] = []
+    assert shortest(56, lambda length: not tried.append(length)) == 1 and tried == [1]  # type: ignore[func-returns-value]

@@ -1,0 +1,107 @@
+"""What each layer's integers cost, and layers that are kept in float."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from functools import cache
+
+import numpy as np
+import pytest
+import torch
+
+from edgepress.compress.quantize import Rendered, Statistics, calibrate, render
+from edgepress.compress.quantize.fallback import ranked
+from edgepress.compress.quantize.placement import KEPT
+from edgepress.compress.quantize.sensitivity import sensitivities
+from edgepress.targets.errors import ConfigError, QuantizationError
+from edgepress.targets.nouns import Scheme
+from edgepress.targets.rules import QuantRules, rules_for
+from tests.compress.quantize.nets import NETS, outputs_of, program_of, samples_of
+
+STATIC = Scheme("int8", "static")
+RUNTIMES = ("onnxruntime", "openvino", "tensorrt", "coreml", "litert")
+#: Net -> a batch norm before a rectifier, the layer that reads it, and where its channel 0 arrives there.
+SPOILT = {"residual": ("a.1", "b.0", 0), "inverted": ("depth.1", "project.0", 0), "dense": ("b.1", "c.0", 6)}
+
+
+@cache
+def spoilt(name: str) -> tuple[torch.export.ExportedProgram, Statistics]:
+    """A channel that is always zero is read with weights 500 times as large as all others: nothing in float, everything in integers."""
+    torch.manual_seed(0)
+    build, inputs = NETS[name]
+    module = build().eval()
+    norm, layer, channel = SPOILT[name]
+    with torch.no_grad():
+        module.get_submodule(norm).weight[0] = 0  # type: ignore[index,operator]
+        weight = module.get_submodule(layer).weight
+        weight[:, channel] = 500 * weight.abs().max()  # type: ignore[index,operator]
+    batch = torch.export.Dim("batch", min=1, max=1024)
+    program = torch.export.export(module, inputs(2), dynamic_shapes=tuple({0: batch} for _ in inputs(2)), strict=False)
+    return program, calibrate(program, [samples_of(name, 64)])
+
+
+def error(rendered: Rendered, program: torch.export.ExportedProgram, name: str) -> float:
+    """Squared error on samples that calibration did not see, relative to the outputs."""
+    inputs = samples_of(name, 96)
+    exact = outputs_of(program.module(), inputs)[0]
+    return float((outputs_of(rendered.module, inputs)[0] - exact).square().mean() / exact.square().mean())
+
+
+@pytest.mark.parametrize("runtime", RUNTIMES)
+@pytest.mark.parametrize("name", SPOILT)
+def test_the_one_spoilt_layer_comes_first_and_keeping_it_in_float_heals_the_model(name: str, runtime: str) -> None:
+    (program, statistics), rules = spoilt(name), rules_for(runtime)
+    layers = sensitivities(program, statistics, rules, STATIC, [samples_of(name, 32)])
+    first, second = sorted(layers, key=lambda layer: -layer.noise)[:2]
+    assert first.layer == SPOILT[name][1] and ranked(layers)[0] == first and first.noise > 5 * second.noise
+    kept = render(program, statistics, rules, replace(STATIC, float_layers=(first.node,)))
+    assert error(kept, program, name) < 0.2 * error(render(program, statistics, rules, STATIC), program, name)
+    assert {"op": "aten.conv2d", "count": 1, "reason": KEPT} in kept.float_ops
+
+
+@pytest.mark.parametrize("name", ["inverted", "shuffle", "shared", "vision-fused", "sentence-eager"])
+def test_one_layer_alone_costs_what_a_rendering_of_that_layer_alone_does(name: str) -> None:
+    rules, program = bare("tensorrt"), program_of(name)
+    statistics, inputs = calibrate(program, [samples_of(name, 64)]), samples_of(name, 32)
+    layers = sensitivities(program, statistics, rules, STATIC, [inputs])
+    exact = outputs_of(program.module(), inputs)
+    for layer in layers[:2]:
+        others = tuple(other.node for other in layers if other is not layer)
+        found = outputs_of(render(program, statistics, rules, replace(STATIC, float_layers=others)).module, inputs)
+        ratios = [float((a - b).square().sum() / b.square().sum()) for a, b in zip(found, exact, strict=True)]
+        assert np.mean(ratios) == pytest.approx(layer.noise, rel=0.2, abs=1e-10)
+
+
+def bare(runtime: str) -> QuantRules:
+    """Heavy layers alone, nothing rescaled, outputs in float: a layer in integers rounds nothing but what it reads."""
+    heavy = frozenset({"conv", "conv_transpose", "linear", "matmul"})
+    return replace(rules_for(runtime), placement=heavy, float_output=heavy, quantize_outputs=False, smooth=False)
+
+
+def test_cutting_samples_into_batches_changes_nothing() -> None:
+    program, statistics = program_of("residual"), calibrate(program_of("residual"), [samples_of("residual", 64)])
+    (whole,) = (samples_of("residual", 30),)
+    pieces = [tuple(item[start : start + 8] for item in whole) for start in range(0, 30, 8)]
+    once = sensitivities(program, statistics, rules_for("litert"), STATIC, [whole])
+    cut = sensitivities(program, statistics, rules_for("litert"), STATIC, pieces)
+    assert [layer.noise for layer in cut] == pytest.approx([layer.noise for layer in once], rel=1e-3)
+    assert sum(layer.macs_share for layer in once) == pytest.approx(1) and all(layer.weights > 0 for layer in once)
+
+
+def test_layers_in_float_leave_no_integers_around_them() -> None:
+    program, statistics = program_of("residual"), calibrate(program_of("residual"), [samples_of("residual", 64)])
+    layers = sensitivities(program, statistics, rules_for("tensorrt"), STATIC, [samples_of("residual", 8)])
+    names = tuple(layer.node for layer in layers[:-1])
+    module = render(program, statistics, rules_for("tensorrt"), replace(STATIC, float_layers=names)).module
+    rounded = [node for node in module.graph.nodes if "quantize_per_tensor" in str(node.target) and "dequantize" not in str(node.target)]
+    assert len(rounded) <= 2  # what the last layer reads, and what it writes
+
+
+def test_an_unknown_layer_and_a_scheme_without_layers_are_refused() -> None:
+    program, statistics = program_of("residual"), calibrate(program_of("residual"), [samples_of("residual", 8)])
+    with pytest.raises(QuantizationError, match="no layer 'conv2d_99' to keep in float"):
+        render(program, statistics, rules_for("litert"), replace(STATIC, float_layers=("conv2d_99",)))
+    with pytest.raises(ConfigError, match="cannot keep single layers in float"):
+        Scheme("int8", "dynamic", ("conv2d",))
+    with pytest.raises(QuantizationError, match="there are no samples"):
+        sensitivities(program, statistics, rules_for("litert"), STATIC, [])
