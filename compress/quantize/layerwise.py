@@ -134,7 +134,8 @@ class _Walk:
             if node.op == "placeholder":
                 self._exact[node] = self._rounded[node] = next(waiting)
             elif node.op == "get_attr":
-                self._exact[node] = self._rounded[node] = constant(self._module, node)
+                held = constant(self._module, node)
+                self._exact[node] = self._rounded[node] = None if held is None else held.detach()
             else:
                 self._exact[node] = self._call(node, self._exact)
                 self._rounded[node] = self._quantized(node)

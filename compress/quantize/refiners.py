@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from edgepress.compress.quantize.adaround import AdaRound
 from edgepress.compress.quantize.bias_correction import correct_bias
 from edgepress.compress.quantize.layerwise import Refiner
 from edgepress.targets.errors import QuantizationError
@@ -20,7 +21,7 @@ def refiners_of(names: Sequence[str], seed: int) -> list[Refiner]:
     Raises:
         QuantizationError: an unknown name.
     """
-    known: dict[str, Refiner] = {"bias-correction": correct_bias}
+    known: dict[str, Refiner] = {"adaround": AdaRound(seed), "bias-correction": correct_bias}
     for name in names:
         if name not in known:
             raise QuantizationError(f"unknown algorithm {name!r}", remedy=f"Use one of {', '.join(REFINERS)}.")
