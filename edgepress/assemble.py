@@ -163,6 +163,8 @@ def _target(run: TargetRun, artifact: Mapping[str, Any] | None) -> dict[str, Any
         "peak_memory_bytes": None,
         "kernels": None,
         "gates": [],
+        "fallback": run.fallback,
+        "mixed": run.mixed,
         "tried": [_tried(candidate) for candidate in run.tried],
         "unmeasured": sorted(plan.accepted),
     }

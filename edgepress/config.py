@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from edgepress.config_check import build
+from edgepress.config_layers import MIXED, check_layers
 from edgepress.config_models import (
     BASELINE_GATES,
     OWN_UNIT,
@@ -146,6 +147,7 @@ def load(path: str | Path) -> Config:
     _check_latency(steps, targets, source)
     _check_int4(steps, targets, source)
     _check_refiners(steps, targets, source)
+    check_layers(steps, targets, source)
     _check_drops(top.gates, top.metric, source, ("gates",))
     for entry in targets:
         _check_drops(entry.overrides.gates, top.metric, source, (*entry.place, "gates"))
@@ -190,7 +192,7 @@ def _plan(config: Config, entry: TargetEntry) -> TargetPlan:
             f"target {entry.name!r} has no {precision}",
             f"Its runtime has {', '.join(rules.precisions)}; write e.g. `- {entry.name}: {{precision: {rules.precisions[0]}}}`.",
         )
-    if step and precision == "int8" and step.scheme != "auto" and step.scheme not in rules.ladder:
+    if step and precision in ("int8", MIXED) and step.scheme != "auto" and step.scheme not in rules.ladder:
         raise config.source.error(
             entry.place, f"target {entry.name!r} has no scheme {step.scheme!r}", f"Its runtime has {', '.join(rules.ladder)}; or use auto."
         )
@@ -275,7 +277,7 @@ def _check_refiners(steps: Sequence[Step], targets: Sequence[TargetEntry], sourc
     for i, step in enumerate(steps):
         if not isinstance(step, QuantizeConfig) or not step.refiners:
             continue
-        integers = any((entry.overrides.precision or step.precision) == "int8" for entry in targets)
+        integers = any((entry.overrides.precision or step.precision) in ("int8", MIXED) for entry in targets)
         if not integers or step.scheme in ("dynamic", "weights"):
             what = f"{step.refiners[0]!r} refines integers with calibrated ranges, and no target has them"
             raise source.error(("compress", i, "quantize", "algorithms"), what, "Set precision: int8 with scheme: auto, or leave it out.")

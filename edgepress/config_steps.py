@@ -157,11 +157,26 @@ class QatConfig(TrainSettings):
     temperature: Positive = 4.0
 
 
+class MixedBudget(Strict):
+    """What `precision: mixed` may spend: a share of the float original's file for the same target, or a drop on the selection samples."""
+
+    size: Ratio | None = None
+    accuracy_drop: Points | None = None
+
+    @model_validator(mode="after")
+    def _one(self) -> MixedBudget:
+        if (self.size is None) == (self.accuracy_drop is None):
+            what = "no budget" if self.size is None else "`size` and `accuracy_drop` are two budgets"
+            raise ValueError(f"{what}|Give one: `size: 0.5x` or `accuracy_drop: 0.3pp`.")
+        return self
+
+
 class QuantizeConfig(Strict):
     """The quantize step.
 
     `scheme: auto` ships, per target, the first scheme that loses at most `max_drop` on training samples held apart.
     `method: ptq` rounds 4-bit weights by GPTQ; `group` is how many of a row's inputs share one of their scales.
+    `fallback` keeps layers in float until a scheme with calibrated ranges holds; `budget` is of precision `mixed`.
     `algorithms`: `equalize` for all targets once; the others per target and scheme, on schemes with calibrated ranges.
     """
 
@@ -172,12 +187,19 @@ class QuantizeConfig(Strict):
     algorithms: list[Algorithm] = Field(default_factory=list)
     scheme: Literal["auto", "static", "static-matmul", "dynamic", "weights"] = "auto"
     max_drop: Points = 0.5
+    fallback: bool = False
+    budget: MixedBudget | None = None
     qat: QatConfig | None = None
 
     @property
     def refiners(self) -> list[str]:
         """The algorithms that refine one target's integers, layer by layer, in the order in which they do it."""
         return [name for name in REFINERS if name in self.algorithms]
+
+    def limit(self, precision: str) -> float:
+        """The drop on the selection samples that a scheme may have: the budget's where layers are chosen by it."""
+        own = self.budget.accuracy_drop if self.budget and precision == "mixed" else None
+        return self.max_drop if own is None else own
 
     @property
     def rounding(self) -> str:

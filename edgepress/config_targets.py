@@ -41,7 +41,7 @@ def read_steps(entries: list[Any], source: Source) -> tuple[Step, ...]:
     """The steps of `compress:` in their order; `quantize` comes last and once.
 
     Raises:
-        ConfigError: an unknown step or key, a precision this version does not have, or a step after quantize.
+        ConfigError: an unknown step or key, or a step after quantize.
     """
     found: list[Step] = []
     for i, raw in enumerate(entries):
@@ -52,8 +52,6 @@ def read_steps(entries: list[Any], source: Source) -> tuple[Step, ...]:
         if any(isinstance(earlier, QuantizeConfig) for earlier in found):
             what = "a second quantize step has nothing left to quantize" if name == "quantize" else f"`{name}` stands after quantize"
             raise source.error(place, what, "Keep one." if name == "quantize" else "Put quantize last: it turns weights into integers.")
-        if isinstance(step, QuantizeConfig):
-            _available(step.precision, source, (*place, "precision"))
         found.append(step)
     return tuple(found)
 
@@ -92,8 +90,6 @@ def _target(name: str, settings: Any, source: Source, place: Place, known: list[
         settings = {**settings, "gates": gates}
     overrides = build(TargetOverrides, settings, source, place, meanings)
     options = {key: _option(entry, key, value, source, (*place, key)) for key, value in settings.items() if key in meanings}
-    if overrides.precision is not None:
-        _available(overrides.precision, source, (*place, "precision"))
     return TargetEntry(name, entry, overrides, options, off, place)
 
 
@@ -124,15 +120,6 @@ def _option(entry: CatalogEntry, name: str, value: Any, source: Source, place: P
     if not items:
         raise source.error(place, f"{name} is an empty list", f"{name}: {meaning}.")
     return tuple(items) if isinstance(value, list) else value
-
-
-def _available(precision: str, source: Source, place: Place) -> None:
-    if precision == "mixed":
-        raise source.error(
-            place,
-            f"{precision!r} is not available in this version of edgepress",
-            "Use int8, int8-weights, int4-weights, fp16, bf16 or fp32.",
-        )
 
 
 def _word_or_mapping(raw: Any, source: Source, place: Place, kind: str, known: list[str]) -> tuple[str, Any, Place]:

@@ -10,7 +10,9 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from edgepress.config import Config, TargetPlan
-from edgepress.config_steps import QatConfig
+from edgepress.config_layers import MIXED
+from edgepress.config_steps import QatConfig, QuantizeConfig
+from edgepress.float_layers import FloatLayers
 from edgepress.results import Candidate, Prepared, TargetRun
 from edgepress.stages import Origin, Stages
 from edgepress.step import Executor, Result
@@ -70,6 +72,10 @@ class Pipeline:
         if precision == "int8":
             chosen = self.config.quantize.scheme if self.config.quantize else "auto"
             kinds = rules_for(plan.target.runtime).ladder if chosen == "auto" else (chosen,)
+        elif precision == MIXED:
+            ladder = [kind for kind in rules_for(plan.target.runtime).ladder if kind.startswith("static")]
+            chosen = self.config.quantize.scheme if self.config.quantize else "auto"
+            kinds = tuple(ladder) if chosen == "auto" else (chosen,)
         else:
             kinds = ("weights",) if precision in ("int8-weights", INT4) else ("float",)
         return [Scheme(precision, kind) for kind in kinds]
@@ -108,25 +114,44 @@ class Pipeline:
             run.memory_error = str(error)
 
     def _choose(self, run: TargetRun, prepared: Prepared) -> None:
-        """Walk the ladder: the first scheme that holds, else the one that lost least."""
-        schemes = self.schemes(run.plan)
+        """Walk the ladder: the first scheme that holds, else the one that lost least.
+
+        With `fallback`, layers go back to float before calibrated ranges are given up.
+        """
+        schemes, quantize = self.schemes(run.plan), self.config.quantize
+        static = [scheme for scheme in schemes if scheme.kind.startswith("static")]
+        mixed = run.plan.target.precision == MIXED
+        searches = mixed or (quantize is not None and quantize.fallback and bool(static))
+        last = self._walk(run, prepared, static if searches else schemes, mixed, only=len(schemes) == 1 and not searches)
+        if searches and run.chosen is None and any(candidate.export for candidate in run.tried):
+            search = FloatLayers(self._steps, run, prepared, lambda scheme: self._try(run.plan, prepared, scheme, only=False))
+            budget = quantize.budget if quantize and mixed else None
+            best = search.mixed(budget) if budget else search.fallback()
+            run.chosen = best if best and (best.held or mixed) else None
+        if searches and run.chosen is None:
+            last = self._walk(run, prepared, [scheme for scheme in schemes if scheme not in static], False, only=False) or last
+        if run.chosen is None:
+            made = [c for c in run.tried if c.export is not None and c.selection is not None]
+            if not made:
+                raise last or EdgepressError(f"target {run.plan.target.name!r} has no scheme to try")
+            run.chosen = min(made, key=lambda candidate: candidate.drop)
+
+    def _walk(self, run: TargetRun, prepared: Prepared, schemes: Sequence[Scheme], every: bool, only: bool) -> EdgepressError | None:
+        """Try schemes until one holds, or `every` one; what could not be made is returned."""
         last: EdgepressError | None = None
         for scheme in schemes:
             try:
-                candidates = self._tries(run.plan, prepared, scheme, only=len(schemes) == 1)
+                candidates = self._tries(run.plan, prepared, scheme, only)
             except EdgepressError as error:
                 last = error
                 run.tried.append(Candidate(scheme, None, None, False, str(error)))
                 continue
             run.tried += candidates
             best = min(candidates, key=lambda candidate: candidate.drop)
-            if best.held:
+            if best.held and not every:
                 run.chosen = best
-                return
-        made = [c for c in run.tried if c.export is not None and c.selection is not None]
-        if not made:
-            raise last or EdgepressError(f"target {run.plan.target.name!r} has no scheme to try")
-        run.chosen = min(made, key=lambda candidate: candidate.drop)
+                break
+        return last
 
     def _tries(self, plan: TargetPlan, prepared: Prepared, scheme: Scheme, only: bool) -> list[Candidate]:
         """One scheme: as it is, and after quantization-aware training where the recipe asks for it. The first wins where they tie."""
@@ -160,7 +185,8 @@ class Pipeline:
         score = self._steps.score(plan, prepared, execution, "selection", f"{scheme.label}{suffix}")
         if score.pending:
             return Candidate(scheme, export, score, True, "")
-        limit = self.config.quantize.max_drop if self.config.quantize else 0.5
+        quantize = self.config.quantize or QuantizeConfig()
+        limit = quantize.limit(scheme.precision)
         drop, unit = float(score.value["drop"]), score.value["unit"]
         held = drop <= limit
         sign = "within" if held else "over"

@@ -45,6 +45,8 @@ class TargetRun:
     plan: TargetPlan
     tried: list[Candidate] = field(default_factory=list)
     chosen: Candidate | None = None
+    fallback: dict[str, Any] | None = None
+    mixed: dict[str, Any] | None = None
     execution: Result | None = None
     score: Result | None = None
     latency: Result | None = None

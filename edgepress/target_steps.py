@@ -18,8 +18,10 @@ from edgepress.validators.runtimes import RUNTIMES
 
 INT4: Final = "int4-weights"
 _CONFIDENCE = 0.95
+#: Each layer is measured on this many samples: a mean square needs no more, and every layer costs half a pass over them.
+_SENSITIVITY_SAMPLES = 128
 #: Layers named in one line of text.
-_NAMED = 4
+NAMED = 4
 
 
 class TargetSteps(StepKinds):
@@ -58,6 +60,24 @@ class TargetSteps(StepKinds):
         name = f"refine {plan.target.runtime} {scheme.label}{suffix} ({', '.join(algorithms)})"
         return self.shared(name, "edgepress.steps.algorithms:refine", params, inputs)
 
+    def sensitivity(self, plan: TargetPlan, prepared: Prepared, scheme: Scheme) -> Result:
+        """What the integers of each layer cost, measured on samples that choose between schemes; one step for all targets of a runtime."""
+        assert prepared.calibration is not None, "static schemes are calibrated"
+        params = {
+            "runtime": plan.target.runtime,
+            "scheme": vars(scheme),
+            "samples": _SENSITIVITY_SAMPLES,
+            "signature": prepared.model.value.get("signature"),
+        }
+        inputs = {"model": prepared.model, "data": prepared.data, "calibration": prepared.calibration}
+        name = f"sensitivity {plan.target.runtime} {scheme.kind}"
+        return self.shared(name, "edgepress.steps.sensitivity:sensitivity", params, inputs)
+
+    def assigned(self, plan: TargetPlan, layers: Result, room: float | None) -> Result:
+        """Which layers stay float within `room` bytes beyond the integers; every set worth trying where it is None."""
+        params = {"layers": layers.value.get("layers"), "float_bytes": rules_for(plan.target.runtime).float_bytes, "room": room}
+        return self.shared(f"assign precisions {plan.target.name}", "edgepress.steps.sensitivity:assign", params, {"layers": layers})
+
     def int4(self, plan: TargetPlan, prepared: Prepared) -> Result:
         """The model with 4-bit weights in the groups a target's kernel takes; one step for all targets that take the same."""
         quantize, rules = self.config.quantize or QuantizeConfig(precision=INT4), rules_for(plan.target.runtime).int4
@@ -79,7 +99,7 @@ class TargetSteps(StepKinds):
             return ""
         quantize, groups = self.config.quantize or QuantizeConfig(precision=INT4), model.value["groups"]
         others = [f"{name} has {size}" for name, size in groups.items() if size != quantize.group]
-        shown = [*others[:_NAMED], *(["…"] if len(others) > _NAMED else [])]
+        shown = [*others[:NAMED], *(["…"] if len(others) > NAMED else [])]
         exceptions = f"; {quantize.group} does not divide the inputs of {len(others)}: {', '.join(shown)}" if others else ""
         return f"{len(groups)} layers rounded by {quantize.rounding} in groups of {quantize.group}{exceptions}"
 

@@ -124,6 +124,33 @@ def quantize_output_biases(path: Path) -> None:
     write(model, path)
 
 
+#: Ops whose float weight onnxruntime rounds to 8 bits, one scale per tensor, when it loads a file in which they read a DequantizeLinear.
+_ROUNDED_AT_LOAD = ("Conv", "ConvTranspose", "Gemm")
+
+
+def guard_float_layers(path: Path) -> None:
+    """Keep layers that were left in float from becoming integers when the file is loaded, in place.
+
+    A Max of one tensor, which is that tensor, stands between such a layer and the DequantizeLinear it reads; onnxruntime removes
+    an Identity there before it looks for layers to round.
+    """
+    import onnx
+
+    model = onnx.load(path)
+    floats = {tensor.name for tensor in model.graph.initializer if tensor.data_type == onnx.TensorProto.FLOAT}
+    dequantized = {node.output[0] for node in model.graph.node if node.op_type == "DequantizeLinear"}
+    nodes = []
+    for node in model.graph.node:
+        if node.op_type in _ROUNDED_AT_LOAD and node.input[0] in dequantized and node.input[1] in floats:
+            name = f"{node.output[0]}_guarded"
+            nodes.append(onnx.helper.make_node("Max", [node.input[0]], [name], name))
+            node.input[0] = name
+        nodes.append(node)
+    if len(nodes) > len(model.graph.node):
+        _replace_nodes(model, nodes)
+        write(model, path)
+
+
 def _replace_nodes(model: Any, nodes: list[Any]) -> None:
     """Put other nodes in, and take constants out that none of them reads."""
     copies = [type(node).FromString(node.SerializeToString()) for node in nodes]

@@ -247,7 +247,24 @@ BAD = [
         "target 'onnxruntime' has no bf16. Its runtime has fp32",
     ),
     (MINIMAL.replace("- onnxruntime", "- tensorrt: {precision: int9}"), "precision: 'int9' is not known. Did you mean 'int8'?"),
-    (MINIMAL.replace("- onnxruntime", "- tensorrt: {precision: mixed}"), "'mixed' is not available in this version"),
+    (MINIMAL.replace("- onnxruntime", "- tensorrt: {precision: mixed}"), "target 'tensorrt' is mixed, and no quantize step gives a budget"),
+    (MINIMAL + STEP + "quantize: {precision: mixed}\n", "quantize.precision: mixed needs a budget. Add e.g. `budget: {size: 0.5x}`"),
+    (MINIMAL + STEP + "quantize: {precision: mixed, budget: {}}\n", "budget: no budget. Give one: `size: 0.5x` or `accuracy_drop: 0.3pp`"),
+    (
+        MINIMAL + STEP + "quantize: {precision: mixed, budget: {size: 0.5x, accuracy_drop: 1pp}}\n",
+        "`size` and `accuracy_drop` are two budgets",
+    ),
+    (MINIMAL + STEP + "quantize: {precision: mixed, budget: {latncy: 0.5x}}\n", "unknown key 'latncy'"),
+    (MINIMAL + STEP + "quantize: {budget: {size: 0.5x}}\n", "for precision mixed, and no target has it. Set precision: mixed"),
+    (
+        MINIMAL + STEP + "quantize: {precision: mixed, scheme: dynamic, budget: {size: 0.5x}}\n",
+        "and scheme dynamic has none. Use scheme: auto, static or static-matmul",
+    ),
+    (
+        MINIMAL + STEP + "quantize: {precision: fp16, fallback: true}\n",
+        "`fallback` keeps layers of calibrated int8 in float, and no target",
+    ),
+    (MINIMAL + STEP + "quantize: {method: qat, fallback: true}\n", "method qat trains with all of them in integers. Use method: ptq"),
     (MINIMAL.replace("  - onnxruntime", "  onnxruntime: {}"), "edgepress.yaml:9: targets: '{'onnxruntime': {}}' is not a list"),
     (
         MINIMAL.replace("targets:\n  - onnxruntime", "targets: []"),
@@ -420,5 +437,14 @@ def test_what_is_written_is_what_is_loaded(tmp_path: Path, quantize: dict[str, s
     document = {**yaml.safe_load(MINIMAL), "compress": [{"quantize": quantize}], "run": {"threads": threads}, "seed": seed}
     config = loaded(tmp_path, yaml.safe_dump(document))
     assert isinstance(config.quantize, QuantizeConfig)
-    assert config.quantize.model_dump() == {**quantize, "method": "ptq", "group": 32, "max_drop": 0.5, "qat": None, "algorithms": []}
+    layers = {"fallback": False, "budget": None}
+    assert config.quantize.model_dump() == {
+        **quantize,
+        "method": "ptq",
+        "group": 32,
+        "max_drop": 0.5,
+        "qat": None,
+        "algorithms": [],
+        **layers,
+    }
     assert (config.run.threads, config.seed) == (threads, seed)

@@ -52,6 +52,55 @@ def options_of(layer: Sensitivity, float_bytes: int) -> tuple[Option, Option]:
     )
 
 
+def within(layers: Sequence[Sensitivity], float_bytes: int, room: float) -> list[str] | None:
+    """The layers that float arithmetic serves best within a budget of bytes.
+
+    Args:
+        layers: as measured; those without a weight of their own stay in integers, because float would be free.
+        float_bytes: of one weight that stays float.
+        room: bytes that the weights may take beyond what all of them take in integers.
+
+    Returns:
+        Their nodes; at least one layer stays in integers. None where `room` is negative.
+    """
+    own = _weighted(layers)
+    options = [options_of(layer, float_bytes) for layer in own]
+    choice = least_noise(options, sum(integer.cost for integer, _ in options) + room)
+    return None if choice is None else _float_nodes(layers, own, choice)
+
+
+def front(layers: Sequence[Sensitivity], float_bytes: int) -> list[list[str]]:
+    """Sets of layers to keep in float, from the smallest file to the least noise.
+
+    The limit of the noise is halved from set to set, and each set is the cheapest within its limit; the last one keeps all but the
+    quietest layer in float.
+    """
+    own = _weighted(layers)
+    options = [options_of(layer, float_bytes) for layer in own]
+    limit, quietest = sum(layer.noise for layer in own), min((layer.noise for layer in own if layer.noise > 0), default=0.0)
+    found: list[list[str]] = []
+    while limit > quietest > 0:
+        limit /= 2
+        choice = least_cost(options, limit)
+        nodes = _float_nodes(layers, own, choice or [0] * len(own))
+        if nodes and nodes not in found:
+            found.append(nodes)
+    last = _float_nodes(layers, own, [1] * len(own))
+    return found if last in found or not last else [*found, last]
+
+
+def _weighted(layers: Sequence[Sensitivity]) -> list[Sensitivity]:
+    return [layer for layer in layers if layer.weights]
+
+
+def _float_nodes(layers: Sequence[Sensitivity], own: Sequence[Sensitivity], choice: Sequence[int]) -> list[str]:
+    """The layers whose option is float; the quietest of all goes back to integers where none would be left."""
+    chosen = [layer for layer, index in zip(own, choice, strict=True) if index]
+    if len(chosen) == len(layers):
+        chosen.remove(min(chosen, key=lambda layer: layer.noise))
+    return [layer.node for layer in chosen]
+
+
 def least_noise(layers: Sequence[Sequence[Option]], budget: float) -> list[int] | None:
     """The options that add the least noise at a cost within `budget`.
 

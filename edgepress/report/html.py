@@ -8,6 +8,7 @@ from functools import cache
 from typing import TYPE_CHECKING, Any
 
 from edgepress.report import numbers, pictures
+from edgepress.report.layers import layer_picture, layer_sentences
 from edgepress.report.present import WORDS, compressed_sentence, drop_unit, headline, pruned_sentences, scheme_label, unmeasured, views
 
 if TYPE_CHECKING:
@@ -25,8 +26,9 @@ def render_html(report: Mapping[str, Any]) -> str:
             rows=rows,
             headline=headline(report),
             compressed=[line for line in (*pruned_sentences(report), compressed_sentence(report)) if line],
+            layers=layer_sentences(report),
             unit=drop_unit(report),
-            panels=pictures.pictures(report, rows),
+            panels=[*pictures.pictures(report, rows), *filter(None, map(layer_picture, report["targets"]))],
             command=report.get("command") or "edgepress run",
         )
     )

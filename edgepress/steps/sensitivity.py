@@ -19,11 +19,13 @@ def sensitivity(params: dict[str, Any], folder: Path) -> dict[str, Any]:
         folder: receives nothing.
 
     Returns:
-        `layers`: one mapping per layer with the fields of `Sensitivity`; `samples` that were run.
+        `layers`: one mapping per layer with the fields of `Sensitivity`, in the order of the graph; `order`: their nodes, those that float
+        serves best first; `samples` that were run.
     """
     import torch
 
     from edgepress.compress.quantize import Statistics
+    from edgepress.compress.quantize.fallback import ranked
     from edgepress.compress.quantize.sensitivity import sensitivities
     from edgepress.steps.arrays import batches, load_inputs
     from edgepress.targets.rules import rules_for
@@ -35,4 +37,25 @@ def sensitivity(params: dict[str, Any], folder: Path) -> dict[str, Any]:
     program = torch.export.load(inputs["model"] / "model.pt2")
     statistics = Statistics.load(inputs["calibration"] / "statistics")
     found = sensitivities(program, statistics, rules_for(params["runtime"]), Scheme(**params["scheme"]), tensors)
-    return {"layers": [layer.to_json() for layer in found], "samples": len(next(iter(samples.values())))}
+    order = [layer.node for layer in ranked(found)]
+    return {"layers": [layer.to_json() for layer in found], "order": order, "samples": len(next(iter(samples.values())))}
+
+
+def assign(params: dict[str, Any], folder: Path) -> dict[str, Any]:
+    """Divide layers between integers and float.
+
+    Args:
+        params: `layers` of the step above and `float_bytes` of one weight; `room`: bytes beyond the weights in integers, or None for
+            every set that is worth trying.
+        folder: receives nothing.
+
+    Returns:
+        `sets`: lists of nodes that stay float, one where `room` is given.
+    """
+    from edgepress.compress.quantize.mixed import front, within
+    from edgepress.compress.quantize.sensitivity import Sensitivity
+
+    layers, room = [Sensitivity(**layer) for layer in params["layers"]], params["room"]
+    if room is None:
+        return {"sets": front(layers, params["float_bytes"])}
+    return {"sets": [within(layers, params["float_bytes"], room) or []]}

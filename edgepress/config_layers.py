@@ -1,0 +1,50 @@
+"""What a recipe says about single layers: fallback to float, and precisions by budget."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from edgepress.config_steps import QuantizeConfig, Step
+from edgepress.config_targets import TargetEntry
+from edgepress.config_yaml import Place, Source
+
+#: The precision whose layers have precisions of their own.
+MIXED = "mixed"
+_STATIC = ("static", "static-matmul")
+
+
+def check_layers(steps: Sequence[Step], targets: Sequence[TargetEntry], source: Source) -> None:
+    """`fallback` and `budget` stand in a recipe whose targets can follow them.
+
+    Raises:
+        ConfigError: they cannot; or a target is `mixed` without a budget.
+    """
+    places = [(step, ("compress", i, "quantize")) for i, step in enumerate(steps) if isinstance(step, QuantizeConfig)]
+    for entry in targets:
+        if entry.overrides.precision == MIXED and not places:
+            what = f"target {entry.name!r} is {MIXED}, and no quantize step gives a budget"
+            raise source.error((*entry.place, "precision"), what, f"Add `- quantize: {{precision: {MIXED}, budget: {{size: 0.5x}}}}`.")
+    for step, place in places:
+        precisions = {entry.overrides.precision or step.precision for entry in targets}
+        if step.fallback:
+            _check_static(step, "int8" in precisions, source, (*place, "fallback"), "`fallback` keeps layers of calibrated int8 in float")
+        if MIXED in precisions and step.budget is None:
+            raise source.error((*place, "precision"), f"{MIXED} needs a budget", "Add e.g. `budget: {size: 0.5x}`.")
+        if step.budget is not None:
+            what = f"`budget` divides layers between calibrated int8 and float for precision {MIXED}"
+            _check_static(step, MIXED in precisions, source, (*place, "budget"), what)
+
+
+def _check_static(step: QuantizeConfig, wanted: bool, source: Source, place: Place, what: str) -> None:
+    """Some target has integers with calibrated ranges, and they are not trained.
+
+    Raises:
+        ConfigError: it has not, or they are.
+    """
+    precision = "int8" if place[-1] == "fallback" else MIXED
+    if not wanted:
+        raise source.error(place, f"{what}, and no target has it", f"Set precision: {precision}, or leave it out.")
+    if step.scheme not in ("auto", *_STATIC):
+        raise source.error(place, f"{what}, and scheme {step.scheme} has none", f"Use scheme: auto, {' or '.join(_STATIC)}.")
+    if step.method == "qat":
+        raise source.error(place, f"{what}, and method qat trains with all of them in integers", "Use method: ptq, or leave it out.")
