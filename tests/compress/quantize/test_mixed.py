@@ -1,4 +1,4 @@
-"""A precision per layer: the solver against every assignment there is, and the search for what stays in float."""
+"""A precision per layer: the solver against every assignment there is."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from edgepress.compress.quantize.fallback import ranked, shortest
-from edgepress.compress.quantize.mixed import Option, least_cost, least_noise, options_of
+from edgepress.compress.quantize.fallback import ranked
+from edgepress.compress.quantize.mixed import Option, front, least_cost, least_noise, options_of, within
 from edgepress.compress.quantize.sensitivity import Sensitivity
 
 COSTS = st.integers(0, 2000)
@@ -65,19 +65,21 @@ def test_the_layer_that_spoils_most_for_what_float_costs_comes_first() -> None:
     assert [item.node for item in ranked(layers)] == ["spoilt", "large", "tiny and harmless"]
 
 
-@given(st.integers(1, 300), st.integers(1, 400))
-def test_the_shortest_prefix_that_holds_is_found_in_few_trials(longest: int, needed: int) -> None:
-    tried: list[int] = []
-
-    def holds(length: int) -> bool:
-        tried.append(length)
-        return length >= needed
-
-    found = shortest(longest, holds)
-    assert found == (needed if needed <= longest else None)
-    assert len(tried) == len(set(tried)) <= 2 * longest.bit_length() + 2 and all(1 <= length <= longest for length in tried)
+MODEL = [layer("stem", 3e-4, 0.02, 216), layer("spoilt", 3.7, 0.47, 5184), layer("quiet", 1e-6, 0.4, 5184), layer("product", 0.5, 0.01, 0)]
 
 
-def test_one_layer_to_blame_is_found_at_the_first_trial() -> None:
-    tried: list[int] = []
-    assert shortest(56, lambda length: not tried.append(length)) == 1 and tried == [1]  # type: ignore[func-returns-value]
+def test_room_for_bytes_goes_to_the_layers_that_spoil_most_and_one_layer_stays_in_integers() -> None:
+    more = 3 * 5184 - 40
+    assert within(MODEL, 4, -1) is None and within(MODEL, 4, 0) == []
+    assert within(MODEL, 4, 700) == ["stem"] and within(MODEL, 4, more) == ["spoilt"] and within(MODEL, 4, more + 700) == ["stem", "spoilt"]
+    assert within(MODEL[:3], 4, 1e9) == ["stem", "spoilt"]
+
+
+def test_a_product_without_a_weight_costs_no_bytes_and_stays_in_integers() -> None:
+    assert "product" not in (within(MODEL, 4, 1e9) or []) and not any("product" in nodes for nodes in front(MODEL, 4))
+
+
+def test_sets_to_try_grow_from_the_cheapest_that_quietens_most_to_all_but_one_layer() -> None:
+    sets = front(MODEL[:3], 4)
+    assert sets[0] == ["spoilt"] and sets[-1] == ["stem", "spoilt"] and len(sets) == len({tuple(nodes) for nodes in sets})
+    assert front([layer("only", 1.0, 1.0)], 4) == [] and front([layer("a", 0.0, 0.5), layer("b", 0.0, 0.5)], 4) == [["b"]]

@@ -1,0 +1,145 @@
+"""The search for layers that stay in float, over targets whose drop is known in advance."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from edgepress.config import TargetPlan
+from edgepress.config_steps import MixedBudget
+from edgepress.float_layers import FloatLayers, shortest
+from edgepress.results import Candidate, TargetRun
+from edgepress.step import Result
+from edgepress.targets.errors import ExportError, QuantizationError
+from edgepress.targets.nouns import Scheme, Target
+
+LAYERS = ("stem", "body", "neck", "head")
+STATIC = Scheme("int8", "static")
+
+
+@given(st.integers(1, 300), st.integers(1, 400))
+def test_the_shortest_prefix_that_holds_is_found_in_few_trials(longest: int, needed: int) -> None:
+    tried: list[int] = []
+
+    def holds(length: int) -> bool:
+        tried.append(length)
+        return length >= needed
+
+    found = shortest(longest, holds)
+    assert found == (needed if needed <= longest else None)
+    assert len(tried) == len(set(tried)) <= 2 * longest.bit_length() + 2 and all(1 <= length <= longest for length in tried)
+
+
+def result(value: dict[str, Any], folder: Path = Path()) -> Result:
+    return Result(value, folder, "", False, 0.0)
+
+
+def budget(**values: object) -> MixedBudget:
+    return MixedBudget.model_validate(values)
+
+
+class Steps:
+    """Steps whose answers are known: every layer weighs 100 bytes in integers and 400 in float, and 100 bytes are something else."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+
+    def sensitivity(self, plan: TargetPlan, prepared: object, scheme: Scheme) -> Result:
+        layers = [{"node": name, "layer": f"net.{name}", "noise": 1.0, "macs_share": 0.25, "weights": 100} for name in LAYERS]
+        return result({"layers": layers, "order": list(LAYERS)})
+
+    def assigned(self, plan: TargetPlan, layers: Result, room: float | None) -> Result:
+        if room is None:
+            return result({"sets": [list(LAYERS[:count]) for count in (1, 2, 3)]})
+        return result({"sets": [list(LAYERS[: int(room // 300)])]})
+
+    def export(self, plan: TargetPlan, prepared: object, scheme: Scheme, baseline: bool = False) -> Result:
+        kept = 4 if scheme.kind == "float" else len(scheme.float_layers)
+        size = 100 + 400 * kept + 100 * (4 - kept) + self.more * (0 < kept < 4)
+        folder = self.folder / scheme.label
+        (folder / "artifact").mkdir(parents=True, exist_ok=True)
+        (folder / "artifact" / "model").write_bytes(bytes(size))
+        return result({"artifact": {"path": "model", "facts": {}}}, folder)
+
+    more = 0
+
+
+def search(folder: Path, drop: Callable[[int], float], limit: float, more: int = 0) -> tuple[TargetRun, FloatLayers]:
+    """A target that loses `drop(layers in float)`, with all layers in integers tried already."""
+    steps = Steps(folder)
+    steps.more = more
+    plan = TargetPlan(Target("phone", "onnxruntime", "CPU", "int8"), (), frozenset())
+    run = TargetRun(plan)
+
+    def attempt(scheme: Scheme) -> Candidate:
+        lost = drop(len(scheme.float_layers))
+        return Candidate(scheme, steps.export(plan, None, scheme), result({"drop": lost}), lost <= limit, f"drop of {lost}")
+
+    run.tried.append(attempt(STATIC))
+    return run, FloatLayers(steps, run, None, attempt)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("needed", [1, 2, 3])
+def test_fallback_ends_with_the_fewest_layers_that_hold(needed: int, tmp_path: Path) -> None:
+    run, layers = search(tmp_path, lambda kept: 0.1 if kept >= needed else 5.0, 1.0)
+    best = layers.fallback()
+    assert best is not None and best.held and best.scheme.float_layers == tuple(sorted(LAYERS[:needed]))
+    assert run.fallback is not None and run.fallback["met"] and run.fallback["layers"] == [f"net.{name}" for name in LAYERS[:needed]]
+    assert run.fallback["tried"][0] == {"layers": 0, "drop": 5.0} and "in float: net.stem" in run.tried[-1].why
+
+
+def test_an_exhausted_fallback_gives_its_best_and_says_that_the_goal_was_not_met(tmp_path: Path) -> None:
+    run, layers = search(tmp_path, lambda kept: 9.0 - kept, 1.0)
+    best = layers.fallback()
+    assert best is not None and not best.held and len(best.scheme.float_layers) == 3
+    assert run.fallback is not None and not run.fallback["met"] and run.fallback["drop"] == 6.0 and len(run.fallback["layers"]) == 3
+
+
+def test_a_fallback_that_helps_nothing_stays_with_all_layers_in_integers(tmp_path: Path) -> None:
+    run, layers = search(tmp_path, lambda kept: 5.0, 1.0)
+    assert layers.fallback() is run.tried[0] and run.fallback is not None and run.fallback["layers"] == []
+
+
+def test_a_set_that_cannot_be_exported_is_passed_over_and_named(tmp_path: Path) -> None:
+    run, layers = search(tmp_path, lambda kept: 0.0 if kept > 1 else 5.0, 1.0)
+    attempt = layers._attempt
+
+    def failing(scheme: Scheme) -> Candidate:
+        if len(scheme.float_layers) == 1:
+            raise ExportError("the converter crashed")
+        return attempt(scheme)
+
+    layers._attempt = failing
+    best = layers.fallback()
+    assert best is not None and len(best.scheme.float_layers) == 2
+    assert any("the converter crashed" in candidate.why for candidate in run.tried)
+
+
+def test_a_budget_of_bytes_is_kept_by_the_file_itself(tmp_path: Path) -> None:
+    run, layers = search(tmp_path, lambda kept: 5.0 - kept, 1.0, more=250)
+    best = layers.mixed(budget(size=0.7))  # 1190 of 1700 bytes: two layers by the sum, one by what the file really has
+    assert best.scheme.float_layers == ("stem",) and run.mixed is not None and run.mixed["drop"] == 4.0
+    assert [layer["bits"] for layer in run.mixed["layers"]] == [32, 8, 8, 8]
+
+
+def test_a_budget_of_bytes_that_integers_alone_exceed_is_refused_with_the_nearest(tmp_path: Path) -> None:
+    _, layers = search(tmp_path, lambda kept: 0.0, 1.0)
+    with pytest.raises(QuantizationError, match=r"cannot be as small as 0\.2x.*500 bytes, 0\.294x.*\{size: 0\.295x\}"):
+        layers.mixed(budget(size=0.2))
+
+
+@pytest.mark.parametrize(("limit", "kept"), [(5.0, 0), (4.0, 1), (2.5, 3)])
+def test_a_budget_of_drop_takes_the_smallest_file_within_it(limit: float, kept: int, tmp_path: Path) -> None:
+    _, layers = search(tmp_path, lambda count: 5.0 - count, limit)
+    assert len(layers.mixed(budget(accuracy_drop=f"{limit}pp")).scheme.float_layers) == kept
+
+
+def test_a_budget_of_drop_that_no_assignment_reaches_is_refused_with_the_nearest(tmp_path: Path) -> None:
+    _, layers = search(tmp_path, lambda kept: 5.0 - kept, 1.0)
+    with pytest.raises(QuantizationError, match=r"the nearest is 2\.00, with 3 of 4 layers in float"):
+        layers.mixed(budget(accuracy_drop="1pp"))

@@ -1,0 +1,76 @@
+"""Layers kept in float, and a precision for every layer, through the command line."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from safetensors.torch import load_file, save_file
+
+from tests.project import digits, edgepress, report_of
+
+pytest.importorskip("onnxruntime")
+SPOILT = "residual.second.0"
+
+
+@pytest.fixture(scope="module")
+def recipe(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The digits project with a channel that is always zero, read with weights a thousand times as large as all others."""
+    path = digits(tmp_path_factory.mktemp("spoilt"), ["onnxruntime"], gates={"accuracy_drop": {"max": "1.5pp"}})
+    checkpoint = path.with_name("digits.safetensors")
+    weights = load_file(checkpoint)
+    weights["residual.first.1.weight"][0] = 0
+    weights["residual.first.1.bias"][0] = 0
+    weights[f"{SPOILT}.weight"][:, 0] = 1000 * weights[f"{SPOILT}.weight"].abs().max()
+    save_file(weights, checkpoint)
+    return path
+
+
+def run(recipe: Path, out: Path, **quantize: Any) -> tuple[int, str, dict[str, Any]]:
+    """Exit code, what was printed, and the report's only target."""
+    recipe.write_text(yaml.safe_dump(yaml.safe_load(recipe.read_text()) | {"compress": [{"quantize": quantize}]}))
+    done = edgepress("run", recipe, "--out", out)
+    (target,) = report_of(out)["targets"]
+    return done.returncode, " ".join(done.stdout.split()), target
+
+
+def test_fallback_keeps_the_one_spoilt_layer_in_float_and_meets_the_goal(recipe: Path, tmp_path: Path) -> None:
+    code, printed, target = run(recipe, tmp_path / "run", precision="int8", max_drop="1pp", fallback=True)
+    assert code == 0, printed
+    assert target["fallback"]["layers"] == [SPOILT] and target["fallback"]["met"] and target["fallback"]["drop"] <= 1
+    assert [item["layers"] for item in target["fallback"]["tried"]] == [0, 1]
+    assert target["scheme"]["label"] == "int8 static, 1 float" and target["kernels"]["float_share_of_macs"] == pytest.approx(0.5, abs=0.2)
+    sentence = f"onnxruntime: 1 layer in float ({SPOILT})"
+    assert sentence in printed and sentence in (tmp_path / "run" / "report.html").read_text()
+
+
+def test_without_fallback_the_same_recipe_leaves_integer_activations(recipe: Path, tmp_path: Path) -> None:
+    _, _, target = run(recipe, tmp_path / "run", precision="int8", max_drop="1pp")
+    assert target["fallback"] is None and target["scheme"]["kind"] not in ("static", "static-matmul")
+
+
+def test_a_budget_of_drop_and_one_of_bytes_choose_a_precision_for_every_layer(recipe: Path, tmp_path: Path) -> None:
+    code, printed, target = run(recipe, tmp_path / "drop", precision="mixed", budget={"accuracy_drop": "1pp"})
+    assert code == 0, printed
+    assert {layer["layer"] for layer in target["mixed"]["layers"] if layer["bits"] == 32} == {SPOILT}
+    code, printed, larger = run(recipe, tmp_path / "size", precision="mixed", budget={"size": "0.8x"})
+    assert code == 0, printed
+    kept = [layer["layer"] for layer in larger["mixed"]["layers"] if layer["bits"] == 32]
+    assert SPOILT in kept and len(kept) > 1 and larger["artifact"]["size_bytes"] > target["artifact"]["size_bytes"]
+    page = (tmp_path / "size" / "report.html").read_text()
+    assert "Precision of every layer, onnxruntime" in page and f"{SPOILT}: float, 32 bits" in page
+    assert f"{len(kept)} of 6 layers in float" in printed
+
+
+def test_a_budget_of_bytes_that_no_assignment_reaches_ends_with_2_and_names_the_nearest(recipe: Path, tmp_path: Path) -> None:
+    code, printed, target = run(recipe, tmp_path / "run", precision="mixed", budget={"size": "0.1x"})
+    assert code == 2 and target["status"] == "failed"
+    assert "cannot be as small as 0.1x" in printed and "The nearest budget is {size: 0.3" in printed
+
+
+def test_a_plan_of_a_new_recipe_names_the_steps_and_runs_none(tmp_path: Path) -> None:
+    quantize = {"precision": "mixed", "budget": {"accuracy_drop": "1pp"}}
+    done = edgepress("plan", digits(tmp_path, ["onnxruntime"], compress=[{"quantize": quantize}]))
+    assert done.returncode == 0 and "sensitivity onnxruntime static" in done.stdout
