@@ -19,6 +19,7 @@ from typing import Any
 
 import psutil
 
+from edgepress.forkserver import Forked, server
 from edgepress.targets import errors
 
 #: Kept out of every child: nothing phones home, nothing asks a hub, nothing writes .pyc files beside the user's code.
@@ -37,7 +38,8 @@ ENVIRONMENT = {
 _DEFAULTS = {"GOMP_SPINCOUNT": "2000"}
 _POLL_S = 0.03
 _MEMORY_TURNS = 5  # walking the process tree costs more than asking whether the child lives
-_live: set[subprocess.Popen[bytes]] = set()
+_Process = subprocess.Popen[bytes] | Forked
+_live: set[_Process] = set()
 _lock = threading.Lock()
 _stopping = threading.Event()
 
@@ -67,6 +69,7 @@ class Call:
         root: the user's project folder, when user code runs: becomes the working directory, and file reads are recorded.
         ignore: folders whose files are not recorded.
         threads: for OpenMP and friends.
+        warm: it uses PyTorch, and is forked from a process that has it loaded.
     """
 
     function: str
@@ -76,6 +79,7 @@ class Call:
     root: Path | None = None
     ignore: tuple[Path, ...] = ()
     threads: int = 1
+    warm: bool = False
 
 
 @dataclass(frozen=True)
@@ -132,6 +136,8 @@ def _run(request: Call, limits: Limits, scratch: Path, output: Path, watch: Watc
     """The outcome the child wrote, or why there is none."""
     read_fd, write_fd = os.pipe()
     result = scratch / "result.json"
+    threads = str(request.threads)
+    pools = {"OMP_NUM_THREADS": threads, "MKL_NUM_THREADS": threads, "OPENBLAS_NUM_THREADS": threads}
     body = {
         "function": request.function,
         "params": request.params,
@@ -139,24 +145,11 @@ def _run(request: Call, limits: Limits, scratch: Path, output: Path, watch: Watc
         "root": str(request.root) if request.root else None,
         "ignore": [str(p) for p in request.ignore],
         "result": str(result),
-        "events_fd": write_fd,
-        "parent": os.getpid(),
+        "environment": {**_DEFAULTS, **os.environ, **ENVIRONMENT, **pools},
+        "cwd": str(request.root or scratch),
     }
-    (scratch / "request.json").write_text(json.dumps(body))
-    threads = str(request.threads)
-    pools = {"OMP_NUM_THREADS": threads, "MKL_NUM_THREADS": threads, "OPENBLAS_NUM_THREADS": threads}
-    environment = {**_DEFAULTS, **os.environ, **ENVIRONMENT, **pools}
     with output.open("wb") as sink:
-        process = subprocess.Popen(
-            [sys.executable, "-P", "-m", "edgepress.worker", str(scratch / "request.json")],
-            stdin=subprocess.DEVNULL,
-            stdout=sink,
-            stderr=subprocess.STDOUT,
-            cwd=request.root or scratch,
-            env=environment,
-            pass_fds=(write_fd,),
-            start_new_session=True,
-        )
+        process = (_forked if request.warm else _started)(body, scratch / "request.json", sink.fileno(), write_fd)
     os.close(write_fd)
     with _lock:
         _live.add(process)
@@ -172,12 +165,37 @@ def _run(request: Call, limits: Limits, scratch: Path, output: Path, watch: Watc
     if reason:
         return reason
     if not result.exists():
-        return _death(process.returncode)
+        return _death(process.wait())
     loaded: dict[str, Any] = json.loads(result.read_text())
     return loaded
 
 
-def _wait(process: subprocess.Popen[bytes], limits: Limits, events: int, watch: Watch | None) -> str | None:
+def _started(body: dict[str, Any], file: Path, output: int, events: int) -> _Process:
+    """A child in a fresh interpreter."""
+    file.write_text(json.dumps(body | {"parent": os.getpid()}))
+    return subprocess.Popen(
+        [sys.executable, "-P", "-m", "edgepress.worker", str(file), str(events)],
+        stdin=subprocess.DEVNULL,
+        stdout=output,
+        stderr=subprocess.STDOUT,
+        cwd=body["cwd"],
+        env=body["environment"],
+        pass_fds=(events,),
+        start_new_session=True,
+    )
+
+
+def _forked(body: dict[str, Any], file: Path, output: int, events: int) -> _Process:
+    """A child that has PyTorch loaded already; a fresh one where that cannot be."""
+    origin = server(body["environment"])
+    if origin is not None:
+        file.write_text(json.dumps(body | {"parent": origin.pid}))
+        with contextlib.suppress(OSError):  # it was killed
+            return origin.start(file, output, events)
+    return _started(body, file, output, events)
+
+
+def _wait(process: _Process, limits: Limits, events: int, watch: Watch | None) -> str | None:
     """Until the child ends by itself (None) or has to be ended (why)."""
     os.set_blocking(events, False)
     pending = b""
@@ -223,7 +241,7 @@ def resident_bytes(pid: int) -> int:
     return total
 
 
-def _kill(process: subprocess.Popen[bytes]) -> None:
+def _kill(process: _Process) -> None:
     """End the child, its process group, and whatever it started outside of it."""
     try:
         parent = psutil.Process(process.pid)

@@ -117,7 +117,7 @@ class Stages(StepKinds):
         inputs = {"model": model, "data": origin.data, "original": origin.model}
         if table is not None:
             settings = {**settings, "table": dict(table.value)}
-        return Step(title, "edgepress.steps.prune:prune", settings, inputs, threads=cores(), limits=self._limits)
+        return Step(title, "edgepress.steps.prune:prune", settings, inputs, threads=cores(), limits=self._limits, warm=True)
 
     def _choice(self, config: PruneConfig) -> dict[str, Any]:
         """JSON-able parameters of `steps.prune:prune`; `multiple: auto` is what every target of the recipe likes."""

@@ -54,6 +54,7 @@ class Step:
         alone: nothing else may run meanwhile (timing).
         threads: for OpenMP and friends.
         limits: when to kill it.
+        warm: it uses PyTorch, and starts from a process that has it loaded.
         resumes: it keeps its state in `params["scratch"]` while it runs, and goes on from there after it was killed.
     """
 
@@ -67,6 +68,7 @@ class Step:
     alone: bool = False
     threads: int = 1
     limits: Limits = field(default_factory=Limits)
+    warm: bool = False
     resumes: bool = False
 
     def key(self) -> str:
@@ -159,7 +161,7 @@ class Runner:
         inputs = {name: str(result.folder) for name, result in step.inputs.items()}
         ignore = (self._store.root, self._log.parent)
         params = {**step.params, **extra, "inputs": inputs}
-        request = Call(step.function, params, folder, step.name, step.root, ignore, step.threads)
+        request = Call(step.function, params, folder, step.name, step.root, ignore, step.threads, step.warm)
         self._listener.started(step)
         try:
             outcome = isolate.call(request, step.limits, self._log, lambda *event: self._listener.moved(step, *event))

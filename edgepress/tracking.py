@@ -6,6 +6,8 @@ import ctypes
 import os
 import struct
 import sys
+from collections.abc import Mapping
+from functools import cache
 from importlib.metadata import packages_distributions, version
 from pathlib import Path
 from types import FrameType
@@ -110,11 +112,16 @@ def _importing(frame: FrameType | None) -> bool:
     return bool(caller and str(caller.f_globals.get("__name__", "")).startswith("importlib"))
 
 
+@cache
+def owners() -> Mapping[str, list[str]]:
+    """Top-level module -> distributions that install it; reading them all takes longer than a short step."""
+    return packages_distributions()
+
+
 def loaded_packages() -> dict[str, str]:
     """Distribution name -> version of everything imported in this process, edgepress itself left out (its sources are hashed)."""
     tops = {name.partition(".")[0] for name in list(sys.modules)}
-    owners = packages_distributions()
-    names = {owner for top in tops for owner in owners.get(top, ()) if owner != "edgepress"}
+    names = {owner for top in tops for owner in owners().get(top, ()) if owner != "edgepress"}
     return {name: version(name) for name in sorted(names)}
 
 

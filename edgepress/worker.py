@@ -1,9 +1,9 @@
 """The child side of `edgepress.isolate`: run one function, write what came of it, leave.
 
-    python -P -m edgepress.worker REQUEST.json
+    python -P -m edgepress.worker REQUEST.json EVENTS_FD
 
-REQUEST.json names the function, its parameters, the folder it may write into and the file for its outcome. Nothing is read from
-standard output, so a converter may print what it likes.
+REQUEST.json names the function, its parameters, the folder it may write into, its surroundings and the file for its outcome. Nothing is
+read from standard output, so a converter may print what it likes.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ import signal
 import sys
 import traceback
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 from edgepress import tracking
 from edgepress.targets import progress
@@ -27,10 +27,25 @@ _PR_SET_PDEATHSIG = 1
 
 
 def main() -> None:
-    """Run the request named on the command line; the process always ends with exit code 0 unless it crashes."""
-    request = json.loads(Path(sys.argv[1]).read_text())
+    """Run the request named on the command line."""
+    serve(Path(sys.argv[1]), int(sys.argv[2]))
+
+
+def serve(file: Path, events: int) -> NoReturn:
+    """Run a request; the process always ends with exit code 0 unless it crashes.
+
+    Args:
+        file: the request.
+        events: descriptor that progress is written to.
+    """
+    request = json.loads(file.read_text())
     _die_with_parent(request["parent"])
-    _send_progress(request["events_fd"])
+    os.environ.clear()
+    os.environ.update(request["environment"])
+    os.chdir(request["cwd"])
+    if "torch" in sys.modules:  # a fork of a process that has loaded it, for some other number of threads
+        sys.modules["torch"].set_num_threads(int(os.environ["OMP_NUM_THREADS"]))
+    _send_progress(events)
     folder = Path(request["folder"])
     sys.dont_write_bytecode = True
     tracker = tracking.FileTracker(Path(request["root"]), (folder, *map(Path, request["ignore"]))) if request["root"] else None

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import ctypes
 import os
+import signal
 import subprocess
 import sys
 import time
@@ -59,8 +60,6 @@ def segfaults(params: dict[str, Any], folder: Path) -> dict[str, Any]:
 
 def hangs(params: dict[str, Any], folder: Path) -> dict[str, Any]:
     """Never returns, deaf to polite signals, with a child in a session of its own."""
-    import signal
-
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     half_written(folder)
@@ -86,6 +85,23 @@ def prints_garbage(params: dict[str, Any], folder: Path) -> dict[str, Any]:
         os.write(descriptor, GARBAGE)
     print("\ud800", file=open(1, "w", errors="surrogatepass", closefd=False))  # noqa: SIM115
     return {"made": True}
+
+
+def looks_around(params: dict[str, Any], folder: Path) -> dict[str, Any]:
+    """What a step finds about itself."""
+    import torch
+
+    return {
+        "day": os.environ["OF_THE_DAY"],
+        "variables": sorted(set(os.environ) - {"OLDPWD", "LC_CTYPE"}),
+        "folder": str(Path.cwd()),
+        "path": [entry for entry in sys.path if not entry.startswith(str(Path.cwd()))],
+        "threads": torch.get_num_threads(),
+        "input": sys.stdin.read(),
+        "signals": [str(signal.getsignal(number)) for number in (signal.SIGCHLD, signal.SIGTERM, signal.SIGPIPE)],
+        "leads": os.getpid() == os.getsid(0),
+        "files": len(os.listdir("/proc/self/fd")) if sys.platform == "linux" else 0,  # noqa: PTH208
+    }
 
 
 class NotAnException(BaseException):

@@ -39,7 +39,18 @@ def pids(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     monkeypatch.setenv(faults.PIDS, str(file))
     yield file
     assert gone(file, within_s=2)
-    assert psutil.Process().children(recursive=True) == []
+    assert [child for child in psutil.Process().children(recursive=True) if not serves_forks(child)] == []
+
+
+def serves_forks(process: psutil.Process) -> bool:
+    """Is it what steps are forked from, with no step left?"""
+    return "edgepress.forkserver" in process.cmdline() and process.parent() == psutil.Process()
+
+
+@pytest.fixture(params=[False, True], ids=["started", "forked"])
+def warm(request: pytest.FixtureRequest) -> bool:
+    """Are children started afresh, or forked from a process that has PyTorch loaded?"""
+    return bool(request.param)
 
 
 def alive(file: Path) -> list[int]:
@@ -61,8 +72,8 @@ def gone(file: Path, within_s: float) -> bool:
     return not alive(file)
 
 
-def call(fault: str, folder: Path, limits: Limits = isolate.DEFAULT_LIMITS, **more: Any) -> isolate.Outcome:
-    return isolate.call(Call(f"tests.faults:{fault}", {}, folder, f"export {fault}"), limits, **more)
+def call(fault: str, folder: Path, limits: Limits = isolate.DEFAULT_LIMITS, warm: bool = False, **more: Any) -> isolate.Outcome:
+    return isolate.call(Call(f"tests.faults:{fault}", {}, folder, f"export {fault}", warm=warm), limits, **more)
 
 
 @pytest.mark.parametrize(
@@ -76,9 +87,9 @@ def call(fault: str, folder: Path, limits: Limits = isolate.DEFAULT_LIMITS, **mo
         ("exits_politely", isolate.DEFAULT_LIMITS, "SystemExit: 0"),
     ],
 )
-def test_a_fault_is_one_error_that_names_the_step_and_the_reason(fault: str, limits: Limits, why: str, tmp_path: Path) -> None:
+def test_a_fault_is_one_error_that_names_the_step_and_the_reason(fault: str, limits: Limits, why: str, warm: bool, tmp_path: Path) -> None:
     with pytest.raises(IsolationError) as caught:
-        call(fault, tmp_path / "out", limits)
+        call(fault, tmp_path / "out", limits, warm)
     assert f"export {fault}" in str(caught.value)
     assert why in str(caught.value)
 
@@ -92,12 +103,33 @@ def test_memory_is_taken_back_before_the_machine_notices(tmp_path: Path) -> None
     assert psutil.virtual_memory().available > before - (2 << 30)
 
 
-def test_garbage_on_stdout_and_stderr_does_not_touch_the_result(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+def test_garbage_on_stdout_and_stderr_does_not_touch_the_result(warm: bool, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     log = tmp_path / "log.txt"
-    outcome = call("prints_garbage", tmp_path / "out", log=log)
+    outcome = call("prints_garbage", tmp_path / "out", warm=warm, log=log)
     assert outcome.value == {"made": True}
     assert capfd.readouterr() == ("", "")
     assert "== export prints_garbage" in log.read_text()
+
+
+def test_a_forked_child_finds_the_surroundings_of_a_started_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen = []
+    for warm in (False, True, True):
+        monkeypatch.setenv("OF_THE_DAY", str(len(seen)))
+        request = Call("tests.faults:looks_around", {}, tmp_path, root=tmp_path, threads=2, warm=warm)
+        seen.append(isolate.call(request).value)
+    started, forked, again = seen
+    assert [found.pop("day") for found in seen] == ["0", "1", "2"]
+    assert started == forked == again
+    assert started["threads"] == 2 and started["folder"] == str(tmp_path)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="steps are forked on Linux alone")
+def test_steps_go_on_where_what_they_are_forked_from_was_killed(tmp_path: Path) -> None:
+    call("prints_garbage", tmp_path / "out", warm=True)
+    for child in psutil.Process().children():
+        if serves_forks(child):
+            child.kill()
+    assert call("prints_garbage", tmp_path / "out", warm=True).value == {"made": True}
 
 
 class Silent:
@@ -165,13 +197,13 @@ signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell starts backg
 from pathlib import Path
 from edgepress import isolate
 from edgepress.engine import _interruptible
-calls = [isolate.Call("tests.faults:hangs", {}, Path(sys.argv[1]) / str(i)) for i in range(3)]
+calls = [isolate.Call("tests.faults:hangs", {}, Path(sys.argv[1]) / str(i), warm=sys.argv[2] == "True") for i in range(3)]
 _interruptible(lambda pool: [future.result() for future in [pool.submit(isolate.call, call) for call in calls]], 3)
 """
 
 
-def three_hanging_children(folder: Path, pids: Path) -> subprocess.Popen[str]:
-    process = subprocess.Popen([sys.executable, "-c", WAITS, str(folder)], stderr=subprocess.PIPE, text=True)
+def three_hanging_children(folder: Path, pids: Path, warm: bool) -> subprocess.Popen[str]:
+    process = subprocess.Popen([sys.executable, "-c", WAITS, str(folder), str(warm)], stderr=subprocess.PIPE, text=True)
     deadline = time.monotonic() + 60
     while len(pids.read_text().split() if pids.exists() else ()) < 6:
         assert process.poll() is None and time.monotonic() < deadline
@@ -180,8 +212,8 @@ def three_hanging_children(folder: Path, pids: Path) -> subprocess.Popen[str]:
     return process
 
 
-def test_ctrl_c_ends_all_children_within_two_seconds(tmp_path: Path, pids: Path) -> None:
-    process = three_hanging_children(tmp_path, pids)
+def test_ctrl_c_ends_all_children_within_two_seconds(tmp_path: Path, pids: Path, warm: bool) -> None:
+    process = three_hanging_children(tmp_path, pids, warm)
     pressed = time.monotonic()
     process.send_signal(signal.SIGINT)
     process.communicate(timeout=10)
@@ -190,12 +222,12 @@ def test_ctrl_c_ends_all_children_within_two_seconds(tmp_path: Path, pids: Path)
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="only Linux tells a child that its parent died")
-def test_children_of_a_killed_parent_end_too(tmp_path: Path, pids: Path) -> None:
-    process = three_hanging_children(tmp_path, pids)
+def test_children_of_a_killed_parent_end_too(tmp_path: Path, pids: Path, warm: bool) -> None:
+    process = three_hanging_children(tmp_path, pids, warm)
     noted = list(map(int, pids.read_text().split()))
     process.kill()
     process.communicate(timeout=10)
-    workers = [pid for pid in alive(pids) if pid in noted and "edgepress.worker" in " ".join(psutil.Process(pid).cmdline())]
+    workers = [pid for pid in alive(pids) if pid in noted and "edgepress." in " ".join(psutil.Process(pid).cmdline())]
     deadline = time.monotonic() + 2
     while any(pid in alive(pids) for pid in workers) and time.monotonic() < deadline:
         time.sleep(0.02)
