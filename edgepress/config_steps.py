@@ -12,7 +12,7 @@ from edgepress.config_models import Bytes, Callable_, Points, Precision, Ratio, 
 from edgepress.targets.rules import INT4_METHODS, REFINERS
 
 #: What may be done to weights and biases before they become integers, in the order in which it is done.
-Algorithm = Literal["equalize", "adaround", "bias-correction"]
+Algorithm = Literal["equalize", "adaround", "brecq", "bias-correction"]
 Observer = Literal["histogram", "minmax", "moving-average", "percentile", "entropy", "mse"]
 Criterion = Literal["taylor", "fisher", "l1", "l2", "bn_scale", "activation", "random"]
 Unit = Literal["channels", "heads", "head_dims", "neurons", "groups", "group_channels"]
@@ -190,6 +190,12 @@ class QuantizeConfig(Strict):
     fallback: bool = False
     budget: MixedBudget | None = None
     qat: QatConfig | None = None
+
+    @model_validator(mode="after")
+    def _one_rounding(self) -> QuantizeConfig:
+        if {"adaround", "brecq"} <= {*self.algorithms}:
+            raise ValueError("`adaround` and `brecq` in `algorithms` both choose how weights are rounded|Keep one of them.")
+        return self
 
     @property
     def refiners(self) -> list[str]:

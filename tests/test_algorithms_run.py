@@ -11,13 +11,14 @@ from tests.project import digits, edgepress, report_of
 pytest.importorskip("onnxruntime")
 
 
-def test_a_recipe_line_equalizes_and_refines_what_is_shipped(tmp_path: Path) -> None:
-    quantize = {"precision": "int8", "algorithms": ["equalize", "adaround", "bias-correction"]}
+@pytest.mark.parametrize("rounding", ["adaround", "brecq"])
+def test_a_recipe_line_equalizes_and_refines_what_is_shipped(tmp_path: Path, rounding: str) -> None:
+    quantize = {"precision": "int8", "algorithms": ["equalize", rounding, "bias-correction"]}
     recipe = digits(tmp_path / "project", ["onnxruntime"], compress=[{"quantize": quantize}], gates={"accuracy_drop": {"max": "5pp"}})
     done = edgepress("run", recipe, "--out", tmp_path / "run")
     assert done.returncode == 0, done.stderr + done.stdout
     (target,) = report_of(tmp_path / "run")["targets"]
-    assert target["scheme"]["label"] == "int8 static" and "adaround, bias-correction" in target["tried"][0]["why"]
+    assert target["scheme"]["label"] == "int8 static" and f"{rounding}, bias-correction" in target["tried"][0]["why"]
     assert target["parity"]["against"] == "quantized PyTorch model" and target["parity"]["sqnr_db"] > 30
     again = edgepress("run", recipe, "--out", tmp_path / "again")
     assert again.returncode == 0, again.stderr + again.stdout
@@ -27,7 +28,7 @@ def test_an_unknown_algorithm_is_refused_with_the_known_ones(tmp_path: Path) -> 
     recipe = digits(tmp_path, ["onnxruntime"], compress=[{"quantize": {"algorithms": ["equalise"]}}])
     done = edgepress("run", recipe)
     assert done.returncode == 2 and "'equalise' is not known" in done.stderr and "Did you mean 'equalize'?" in done.stderr
-    assert "equalize, adaround, bias-correction" in done.stderr
+    assert "equalize, adaround, brecq, bias-correction" in done.stderr
 
 
 @pytest.mark.parametrize("where", [{"precision": "int8-weights"}, {"scheme": "dynamic"}])

@@ -249,6 +249,10 @@ BAD = [
     (MINIMAL.replace("- onnxruntime", "- tensorrt: {precision: int9}"), "precision: 'int9' is not known. Did you mean 'int8'?"),
     (MINIMAL.replace("- onnxruntime", "- tensorrt: {precision: mixed}"), "target 'tensorrt' is mixed, and no quantize step gives a budget"),
     (MINIMAL + STEP + "quantize: {precision: mixed}\n", "quantize.precision: mixed needs a budget. Add e.g. `budget: {size: 0.5x}`"),
+    (
+        MINIMAL + STEP + "quantize: {algorithms: [brecq, adaround]}\n",
+        "`adaround` and `brecq` in `algorithms` both choose how weights are rounded",
+    ),
     (MINIMAL + STEP + "quantize: {precision: mixed, budget: {}}\n", "budget: no budget. Give one: `size: 0.5x` or `accuracy_drop: 0.3pp`"),
     (
         MINIMAL + STEP + "quantize: {precision: mixed, budget: {size: 0.5x, accuracy_drop: 1pp}}\n",

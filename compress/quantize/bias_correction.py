@@ -10,7 +10,7 @@ from dataclasses import replace
 
 import torch
 
-from edgepress.compress.quantize.layerwise import Layer
+from edgepress.compress.quantize.layer import Layer
 
 
 def correct_bias(layer: Layer) -> Layer:

@@ -1,4 +1,4 @@
-"""The algorithms that refine a rendering layer by layer, by the names a recipe gives them."""
+"""The algorithms that refine a rendering layer by layer or block by block, by the names a recipe gives them."""
 
 from __future__ import annotations
 
@@ -6,7 +6,8 @@ from collections.abc import Sequence
 
 from edgepress.compress.quantize.adaround import AdaRound
 from edgepress.compress.quantize.bias_correction import correct_bias
-from edgepress.compress.quantize.layerwise import Refiner
+from edgepress.compress.quantize.block_reconstruction import BlockReconstruction
+from edgepress.compress.quantize.layer import Refiner
 from edgepress.targets.errors import QuantizationError
 from edgepress.targets.rules import REFINERS
 
@@ -21,7 +22,11 @@ def refiners_of(names: Sequence[str], seed: int) -> list[Refiner]:
     Raises:
         QuantizationError: an unknown name.
     """
-    known: dict[str, Refiner] = {"adaround": AdaRound(seed), "bias-correction": correct_bias}
+    known: dict[str, Refiner] = {
+        "adaround": AdaRound(seed),
+        "brecq": BlockReconstruction(seed),
+        "bias-correction": correct_bias,
+    }
     for name in names:
         if name not in known:
             raise QuantizationError(f"unknown algorithm {name!r}", remedy=f"Use one of {', '.join(REFINERS)}.")

@@ -7,19 +7,20 @@ well enough to choose between them (Dong et al. 2020, "HAWQ-V2", section 3.2); w
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections import ChainMap
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.fx import GraphModule, Node
-from torch.fx.node import map_arg
 
+from edgepress.compress.quantize.arithmetic import Arithmetic, call
 from edgepress.compress.quantize.graph import HEAVY, constant, is_float, kind_of, layer_of
-from edgepress.compress.quantize.layerwise import LIMIT_BYTES, bytes_of, weight_scale
+from edgepress.compress.quantize.living import LIMIT_BYTES, bytes_of
 from edgepress.compress.quantize.macs import macs_of
-from edgepress.compress.quantize.placement import Placement, data_inputs
+from edgepress.compress.quantize.placement import Placement
 from edgepress.compress.quantize.quantizer import OUTPUT_AXIS
 from edgepress.compress.quantize.render import placed
 from edgepress.compress.quantize.sharing import TensorParameters
@@ -132,7 +133,8 @@ class _Alone:
     """The float model, and what changes in it when one layer computes in integers."""
 
     def __init__(self, module: GraphModule, placement: Placement, parameters: TensorParameters, rules: QuantRules) -> None:
-        self._module, self._placement, self._parameters, self._rules = module, placement, parameters, rules
+        self._module, self._placement, self._rules = module, placement, rules
+        self._arithmetic = Arithmetic(placement, parameters, rules)
         self.layers = [node for node, kind in placement.kinds.items() if kind in HEAVY]
         self.answers = [item for item in next(n for n in module.graph.nodes if n.op == "output").all_input_nodes if is_float(item)]
         self._after = {node: _dependents(node) for node in self.layers}
@@ -147,54 +149,22 @@ class _Alone:
             elif node.op == "get_attr":
                 values[node] = constant(self._module, node)
             elif node.op == "call_function":
-                values[node] = _call(node, values)
+                values[node] = call(node, values)
         return values
 
-    def errors(self, layer: Node, exact: Mapping[Node, Any]) -> list[Tensor]:
+    def errors(self, layer: Node, exact: dict[Node, Any]) -> list[Tensor]:
         """What `layer` in integers changes at the outputs."""
-        changed = {layer: self._integers(layer, exact)}
+        changed = {layer: self._arithmetic.computed(layer, exact, {})}
         tail = self._placement.tails[layer]
-        values, kind = _Over(changed, exact), self._placement.kinds[layer]
+        values, kind = ChainMap(changed, exact), self._placement.kinds[layer]
         # A kernel that can write float rounds its output only for integers that read it, and is not to blame for that.
         writes = tail in self._placement.outputs and self._rules.quantize_outputs and kind not in self._rules.float_output
         for node in self._after[layer]:
             if node is not layer:
-                changed[node] = _call(node, values)
+                changed[node] = call(node, values)
             if node is tail and writes:
-                changed[node] = self._on_grid(node, changed[node])
+                changed[node] = self._arithmetic.on_grid(node, changed[node])
         return [values[node] - exact[node] for node in self.answers]
-
-    def _integers(self, layer: Node, exact: Mapping[Node, Any]) -> Tensor:
-        kind = self._placement.kinds[layer]
-        rounded: dict[Node, Any] = {item: self._on_grid(item, exact[item]) for item in data_inputs(layer, kind) if is_float(item)}
-        if kind in OUTPUT_AXIS:
-            rounded[layer.args[1]] = self._weight(exact[layer.args[1]], kind)
-        result: Tensor = _call(layer, _Over(rounded, exact))
-        return result
-
-    def _weight(self, weight: Tensor, kind: str) -> Tensor:
-        rules = self._rules
-        scale = weight_scale(weight, OUTPUT_AXIS[kind] if kind in rules.per_channel else None, rules)
-        return torch.round(weight / scale).clamp(rules.weight_min, rules.weight_max) * scale
-
-    def _on_grid(self, node: Node, value: Tensor) -> Tensor:
-        pair, rules = self._parameters.of(node), self._rules
-        return torch.fake_quantize_per_tensor_affine(value, pair.scale, pair.zero_point, rules.activation_min, rules.activation_max)
-
-
-class _Over:
-    """Values that take the place of others."""
-
-    def __init__(self, changed: Mapping[Node, Any], exact: Mapping[Node, Any]) -> None:
-        self._changed, self._exact = changed, exact
-
-    def __getitem__(self, node: Node) -> Any:
-        return self._changed[node] if node in self._changed else self._exact[node]
-
-
-def _call(node: Node, values: Any) -> Any:
-    args, kwargs = map_arg((node.args, node.kwargs), lambda item: values[item])
-    return node.target(*args, **kwargs)
 
 
 def _dependents(layer: Node) -> list[Node]:

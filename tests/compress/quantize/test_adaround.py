@@ -11,9 +11,12 @@ import torch
 from torch import Tensor, nn
 
 from edgepress.compress.quantize import Statistics, calibrate, render
-from edgepress.compress.quantize.adaround import AdaRound, AdaRoundOptions
+from edgepress.compress.quantize.adaround import AdaRound
+from edgepress.compress.quantize.block_reconstruction import BlockReconstruction
 from edgepress.compress.quantize.graph import attribute
-from edgepress.compress.quantize.layerwise import Layer, refine
+from edgepress.compress.quantize.layer import Layer
+from edgepress.compress.quantize.layerwise import refine
+from edgepress.compress.quantize.learnt_rounding import RoundingOptions
 from edgepress.compress.quantize.refiners import refiners_of
 from edgepress.compress.train import TrainConfig, task_loss, train
 from edgepress.targets.errors import QuantizationError
@@ -23,7 +26,7 @@ from tests.compress.quantize.nets import outputs_of, program_of, samples_of
 from tests.compress.quantize.test_qat import RUNTIMES, Shapes, samples
 
 STATIC = Scheme("int8", "static")
-QUICK = AdaRound(0, AdaRoundOptions(steps=60, lr=0.1))
+QUICK = AdaRound(0, RoundingOptions(steps=60, lr=0.1))
 
 
 def four_bits(runtime: str) -> QuantRules:
@@ -96,8 +99,9 @@ def test_integers_move_by_one_at_most_and_zeros_and_the_ends_stay() -> None:
     seen: list[tuple[Layer, Layer]] = []
 
     def look(layer: Layer) -> Layer:
-        sparse = replace(layer, weight=torch.where(layer.weight.abs() < layer.scale, 0.0, layer.weight))
-        sparse = replace(sparse, rounded=torch.round(sparse.weight / sparse.scale) * sparse.scale)
+        weight = layer.grid.weight
+        grid = replace(layer.grid, weight=torch.where(weight.abs() < layer.grid.scale, 0.0, weight))
+        sparse = replace(layer, grid=grid, rounded=grid.nearest)
         seen.append((sparse, QUICK(sparse)))
         return layer
 
@@ -105,16 +109,16 @@ def test_integers_move_by_one_at_most_and_zeros_and_the_ends_stay() -> None:
     refine(program_of("residual"), statistics, four_bits("tensorrt"), STATIC, [samples_of("residual", 32)], [look])
     moved = 0
     for before, after in seen:
-        steps, integers = before.weight / before.scale, (after.rounded / before.scale).round()
+        steps, integers = before.grid.weight / before.grid.scale, (after.rounded / before.grid.scale).round()
         moved += int((integers != steps.round()).sum())
         assert (integers - steps).abs().max() < 1 + 1e-3 and integers.abs().max() == 7
-        assert bool((integers[before.weight == 0] == 0).all()) and bool((before.weight == 0).any())
+        assert bool((integers[before.grid.weight == 0] == 0).all()) and bool((before.grid.weight == 0).any())
         assert torch.equal(integers[steps.abs() > 7 - 1e-3], steps[steps.abs() > 7 - 1e-3].round())
     assert moved > 0
 
 
 def test_a_layer_that_learning_does_not_help_keeps_its_rounding() -> None:
-    wild = AdaRound(0, AdaRoundOptions(steps=5, lr=50.0))  # throws every weight to a side at random
+    wild = AdaRound(0, RoundingOptions(steps=5, lr=50.0))  # throws every weight to a side at random
     seen: list[bool] = []
 
     def look(layer: Layer) -> Layer:
@@ -160,7 +164,7 @@ def test_the_activation_that_a_kernel_fuses_is_part_of_what_is_kept() -> None:
 
 def test_algorithms_come_in_one_order_and_unknown_ones_are_refused_with_the_known() -> None:
     assert [type(item).__name__ for item in refiners_of(["bias-correction", "adaround"], 3)] == ["AdaRound", "function"]
-    assert refiners_of(["adaround"], 3) == [AdaRound(3)]
+    assert refiners_of(["adaround"], 3) == [AdaRound(3)] and refiners_of(["brecq"], 3) == [BlockReconstruction(3)]
     with pytest.raises(QuantizationError, match="unknown algorithm 'adarond'") as caught:
         refiners_of(["adarond"], 0)
-    assert "adaround, bias-correction" in str(caught.value)
+    assert "adaround, brecq, bias-correction" in str(caught.value)

@@ -12,7 +12,8 @@ from torch import Tensor
 
 from edgepress.compress.quantize import Statistics, calibrate, render
 from edgepress.compress.quantize.bias_correction import correct_bias
-from edgepress.compress.quantize.layerwise import Layer, refine
+from edgepress.compress.quantize.layer import Layer
+from edgepress.compress.quantize.layerwise import refine
 from edgepress.targets.errors import QuantizationError
 from edgepress.targets.nouns import Scheme
 from edgepress.targets.rules import QuantRules, rules_for

@@ -1,0 +1,72 @@
+"""One layer with integer weights, as algorithms that refine a rendering see it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.fx import Node
+
+from edgepress.compress.quantize.graph import layer_of
+
+
+@dataclass(frozen=True)
+class WeightGrid:
+    """A weight and the grid it is rounded to.
+
+    Attributes:
+        weight: float weight.
+        scale: of its integers, broadcastable to it.
+        bounds: lowest and highest integer.
+    """
+
+    weight: Tensor
+    scale: Tensor
+    bounds: tuple[int, int]
+
+    @property
+    def nearest(self) -> Tensor:
+        """The weight rounded to nearest, in floats."""
+        return torch.round(self.weight / self.scale).clamp(*self.bounds) * self.scale
+
+
+@dataclass(frozen=True)
+class Layer:
+    """A layer with integer weights, at its place in the quantized model.
+
+    Attributes:
+        node: the op.
+        inputs: what it reads there: floats on the grid of its input's integers, (samples, ...).
+        target: what the float model's layer answers, before an activation that is fused into it, (samples, ...).
+        grid: float weight, and the grid of its integers.
+        rounded: the weight on that grid, as it will be stored.
+        bias: (output channels,), None where it has none.
+        tail: the activation fused into it, elementwise; the identity where there is none.
+        channels: dimension of output channels in `target`.
+    """
+
+    node: Node
+    inputs: Tensor
+    target: Tensor
+    grid: WeightGrid
+    rounded: Tensor
+    bias: Tensor | None
+    tail: Callable[[Tensor], Tensor]
+    channels: int
+
+    @property
+    def name(self) -> str:
+        """The module of the user's model that makes it."""
+        return layer_of(self.node)
+
+    def answer(self) -> Tensor:
+        """What the quantized layer computes, before the activation."""
+        rest = self.node.args[3:]
+        result: Tensor = self.node.target(self.inputs, self.rounded, self.bias, *rest, **self.node.kwargs)
+        return result
+
+
+#: Chooses another `rounded` weight on the same grid, or another `bias`.
+Refiner = Callable[[Layer], Layer]

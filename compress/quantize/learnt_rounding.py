@@ -1,0 +1,160 @@
+"""Rounding that is learnt: each weight goes up or down by what answers lose (Nagel et al. 2020, sections 3.3 and 4).
+
+`adaround.py` asks it of one layer, `block_reconstruction.py` of the layers of a block together.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.fx import Node
+
+from edgepress.compress.quantize.layer import WeightGrid
+from edgepress.targets.progress import progress
+
+#: Ends of the stretched sigmoid (equation 23): it reaches 0 and 1, where its gradient is not lost.
+LOW, HIGH = -0.1, 1.1
+#: A weight nearer to the end of the integers than this many steps sets the scale, and stays.
+_AT_END = 1e-3
+#: Steps between two lines of progress.
+_REPORT = 50
+
+
+@dataclass(frozen=True)
+class RoundingOptions:
+    """How rounding is learnt.
+
+    Attributes:
+        steps: of Adam.
+        lr: its learning rate.
+        batch: most samples per step.
+        positions: a step takes no more samples than have this many output positions (pixels, tokens) together, but one at least.
+        strength: weight of the regularizer that drives every weight to one side, against an error of 1 for rounding to nearest.
+        warmup: share of the steps before it begins.
+        beta: exponent of the regularizer, annealed from the first value (only weights near a side are held there) to the second.
+    """
+
+    steps: int = 1000
+    lr: float = 1e-2
+    batch: int = 32
+    positions: int = 2048
+    strength: float = 10.0
+    warmup: float = 0.2
+    beta: tuple[float, float] = (20.0, 2.0)
+
+
+@dataclass(frozen=True)
+class Task:
+    """What is rounded, and what it costs.
+
+    Attributes:
+        name: for progress.
+        grids: layer -> its weight.
+        samples: how many there are.
+        positions: output positions of one sample.
+        error: (layer -> rounded weight, indices of samples) -> mean squared error of what they answer.
+    """
+
+    name: str
+    grids: Mapping[Node, WeightGrid]
+    samples: int
+    positions: int
+    error: Callable[[Mapping[Node, Tensor], Tensor], Tensor]
+
+
+def learn_rounding(task: Task, seed: int, options: RoundingOptions) -> Mapping[Node, Tensor] | None:
+    """Round every weight of a task up or down.
+
+    Weights that are zero stay zero, so that masks of zeros survive; the largest weight of a scale stays at the end of the integers,
+    so that observers find the same scale.
+
+    Args:
+        task: see `Task`.
+        seed: of the samples that steps draw.
+        options: see `RoundingOptions`.
+
+    Returns:
+        Layer -> its weight on the grid, each integer at most one away from the nearest; None where rounding to nearest is no worse on
+        all samples.
+    """
+    nearest = {node: grid.nearest for node, grid in task.grids.items()}
+    before = _mean_error(task, nearest, options)
+    if before == 0:
+        return None
+    with torch.enable_grad():
+        learnt = _learn(task, before, seed, options)
+    return learnt if _mean_error(task, learnt, options) < before else None
+
+
+class _Rounding:
+    """A weight between its two neighbours on the grid: a learnt variable per element says which one (equations 22 and 23)."""
+
+    def __init__(self, grid: WeightGrid) -> None:
+        steps = grid.weight.detach() / grid.scale
+        self._grid, self._down, self._nearest = grid, steps.floor(), grid.nearest
+        share = (steps - self._down).clamp(1e-4, 1 - 1e-4)
+        self._free = (grid.weight != 0) & (steps.abs() < grid.bounds[1] - _AT_END)
+        inside = (share - LOW) / (HIGH - LOW)
+        self.variable = torch.log(inside / (1 - inside)).requires_grad_()
+
+    def share(self) -> Tensor:
+        """How far up each element is, 0 to 1."""
+        return (torch.sigmoid(self.variable) * (HIGH - LOW) + LOW).clamp(0, 1)
+
+    def weight(self, share: Tensor) -> Tensor:
+        """The weight with these shares of a step; what is not free stays rounded to nearest."""
+        moved = (self._down + share).clamp(*self._grid.bounds) * self._grid.scale
+        return torch.where(self._free, moved, self._nearest)
+
+    def undecided(self, share: Tensor, beta: float) -> Tensor:
+        """The regularizer of each free element (equation 24): 0 where it is at a side, 1 in the middle."""
+        return 1 - (2 * share[self._free] - 1).abs().pow(beta)
+
+    def hard(self) -> Tensor:
+        """Every element on the grid."""
+        return self.weight((self.share() >= 0.5).float()).detach()
+
+
+def _learn(task: Task, before: float, seed: int, options: RoundingOptions) -> Mapping[Node, Tensor]:
+    roundings = {node: _Rounding(grid) for node, grid in task.grids.items()}
+    adam = torch.optim.Adam([rounding.variable for rounding in roundings.values()], lr=options.lr)
+    random, size = torch.Generator().manual_seed(seed), _batch(task, options)
+    for step in range(options.steps):
+        if step % _REPORT == 0:
+            progress(f"learning to round {task.name}", step, options.steps)
+        index = torch.randint(task.samples, (size,), generator=random)
+        shares = {node: rounding.share() for node, rounding in roundings.items()}
+        weights = {node: rounding.weight(shares[node]) for node, rounding in roundings.items()}
+        loss = task.error(weights, index) / before
+        beta = _beta(step, options)
+        if beta is not None:
+            undecided = torch.cat([rounding.undecided(shares[node], beta) for node, rounding in roundings.items()])
+            loss = loss + options.strength * undecided.sum() / max(len(undecided), 1)
+        adam.zero_grad()
+        loss.backward()
+        adam.step()
+    return {node: rounding.hard() for node, rounding in roundings.items()}
+
+
+def _beta(step: int, options: RoundingOptions) -> float | None:
+    """The exponent at a step, by half a cosine; None while the regularizer has not begun."""
+    begin, (first, last) = options.warmup * options.steps, options.beta
+    if step < begin:
+        return None
+    through = (step - begin) / (options.steps - begin)
+    return last + 0.5 * (first - last) * (1 + math.cos(through * math.pi))
+
+
+def _batch(task: Task, options: RoundingOptions) -> int:
+    return max(min(options.batch, options.positions // max(task.positions, 1), task.samples), 1)
+
+
+def _mean_error(task: Task, weights: Mapping[Node, Tensor], options: RoundingOptions) -> float:
+    """Mean squared error over all samples."""
+    with torch.no_grad():
+        indices = torch.arange(task.samples).split(_batch(task, options))
+        return float(sum(task.error(weights, index) * len(index) for index in indices)) / task.samples
