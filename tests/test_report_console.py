@@ -47,6 +47,14 @@ def test_what_did_not_pass_is_named_with_its_next_step_and_the_verdict_comes_las
     assert lines[-2].startswith("ERROR  Target 'openvino' could not be exported") and lines[-1] == "report  runs/latest/report.html"
 
 
+def test_a_training_that_diverged_is_said_with_what_was_kept_and_what_to_try() -> None:
+    data = report()
+    remark = "the loss was not finite at step 4: the weights at the start were kept; try lr 0.01 or clip 1.0"
+    training = {"kind": "distill", "stopped": "diverged", "remarks": ["teacher: the original", remark]}
+    data["stages"][1] |= {"name": "distill kd", "drop": 0.0, "interval": [-0.5, 0.5], "report": training}
+    assert f"distill kd diverged: {remark}" in printed(print_run, data, Path("r"), width=200)
+
+
 def test_no_colour_in_a_pipe_and_colour_on_a_terminal() -> None:
     assert "\x1b" not in printed(print_run, report(), Path("r"))
     assert "\x1b[" in printed(print_run, report(), Path("r"), force_terminal=True, color_system="standard", legacy_windows=False)

@@ -12,7 +12,16 @@ from rich.text import Text
 
 from edgepress.report import numbers
 from edgepress.report.layers import layer_sentences
-from edgepress.report.present import TargetView, compressed_sentence, drop_unit, headline, problems, pruned_sentences, views
+from edgepress.report.present import (
+    TargetView,
+    compressed_sentence,
+    diverged_sentences,
+    drop_unit,
+    headline,
+    problems,
+    pruned_sentences,
+    views,
+)
 from edgepress.report.terminal import STYLES, bullet, plain, stdout, table, tidy, verdict_text
 
 Json = Mapping[str, Any]
@@ -24,6 +33,8 @@ def print_run(report: Json, run_dir: Path, console: Console | None = None) -> No
     out = console or stdout()
     if any("report" in stage for stage in report["stages"]):
         out.print(_stage_table(report))
+        for sentence in diverged_sentences(report):
+            out.print(plain(sentence, "yellow"))
         for sentence in (*pruned_sentences(report), compressed_sentence(report)):
             if sentence:
                 out.print(plain(sentence, "dim"))

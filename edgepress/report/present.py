@@ -124,6 +124,12 @@ def compressed_sentence(report: Json) -> str | None:
     return f"For PyTorch: {found['path']}, {form}"
 
 
+def diverged_sentences(report: Json) -> list[str]:
+    """Trainings that ended because their loss was not finite, with what was kept and what to try."""
+    trained = [(stage["name"], stage["report"]) for stage in report["stages"] if "report" in stage]
+    return [f"{name} diverged: {found['remarks'][-1]}" for name, found in trained if found.get("stopped") == "diverged"]
+
+
 #: Latency that stays this much above the share of multiply-accumulates left has not followed them.
 _LAGS = 1.25
 
