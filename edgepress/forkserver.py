@@ -30,6 +30,8 @@ _PRELOADED = ("torch", "torch._dynamo", "torch.export")
 _MESSAGE_BYTES = 4096
 #: Set before Python starts, or not at all.
 _FIXED = ("PYTHONPATH", "PYTHONHASHSEED", "PYTHONHOME", "LD_LIBRARY_PATH", "LD_PRELOAD")
+#: A look at the GPUs through CUDA itself, while PyTorch loads, would keep every child from using them (notes on torch.cuda.is_available).
+_UNPOISONED = {"PYTORCH_NVML_BASED_CUDA_CHECK": "1"}
 
 
 class Forked:
@@ -98,7 +100,7 @@ class ForkServer:
             stdin=subprocess.DEVNULL,
             stdout=subprocess.DEVNULL,
             stderr=subprocess.DEVNULL,
-            env=environment,
+            env={**environment, **_UNPOISONED},
             pass_fds=(theirs.fileno(),),
             start_new_session=True,
         )
