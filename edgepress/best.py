@@ -13,7 +13,7 @@ The rule, from the selection share and from latencies on this machine alone:
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -29,6 +29,7 @@ from edgepress.validators.runtimes import RUNTIMES
 Attempt = Callable[[Scheme, Result | None], Candidate]
 
 _SLOWER = (math.inf, math.inf)
+_PREFERRED = "most accurate, then smallest"
 #: Ratios from two windows differ by more than their intervals say; those that lie nearer than this are taken again, side by side.
 _NEAR = 1.05
 
@@ -59,20 +60,19 @@ class Best:
             `run.reserves` those that may ship where it fails on the validation share, in their order.
         """
         made = [self._timed(candidate) for candidate in [*map(self._own, schemes), *self._natives()]]
-        running = [candidate for candidate in made if _usable(candidate)]
-        lost = [candidate for candidate in made if not _usable(candidate)]
+        running = [candidate for candidate in made if candidate.export is not None]
+        lost = [candidate for candidate in made if candidate.export is None]
         if not running:
             self._run.tried += lost
             return None
         if any(candidate.selection is None or candidate.selection.pending for candidate in running):
             self._steps.against_most_accurate(self._run.plan, self._prepared, running)
             return running[0]
-        enough, others = self._accurate(running)
-        ranked = self._ranked(enough)
-        others = sorted(others, key=lambda candidate: candidate.drop)
+        enough, others, rule = self._accurate(running)
+        ranked, others = self._ranked(enough), sorted(others, key=lambda candidate: candidate.drop)
         self._run.tried += [*ranked, *others, *lost]
         self._run.reserves = [*ranked[1:], *others]
-        self._run.best = {"rule": self._rule(), "candidates": len(made)}
+        self._run.best = {"rule": f"{rule}; {_PREFERRED if self._untimed else 'fastest'}", "candidates": len(made)}
         return ranked[0]
 
     def _own(self, scheme: Scheme) -> Candidate:
@@ -105,29 +105,24 @@ class Best:
         except EdgepressError as error:
             return Candidate(candidate.scheme, None, candidate.selection, False, str(error))
 
-    def _accurate(self, running: Sequence[Candidate]) -> tuple[list[Candidate], list[Candidate]]:
-        """Rule 1: those accurate enough, and the others, each with the reason."""
-        found = self._steps.against_most_accurate(self._run.plan, self._prepared, running).value
-        within = [self._max_drop is not None and candidate.drop <= self._max_drop for candidate in running]
-        judged = []
-        for i, candidate in enumerate(running):
-            against = found[str(i)]
-            equal = against["interval"][0] <= 0
-            held = within[i] if any(within) else equal
-            if any(within):
-                why = f"drop {'within' if held else 'over'} max_drop"
-            else:
-                why = "as accurate as the best within chance" if held else f"less accurate than the best by {against['drop']:.2f}"
-                why += f" [{against['interval'][0]:.2f}, {against['interval'][1]:.2f}]" if not held else ""
-            judged.append(replace(candidate, held=held, why=why))
-        return [c for c in judged if c.held], [c for c in judged if not c.held]
+    def _accurate(self, running: Sequence[Candidate]) -> tuple[list[Candidate], list[Candidate], str]:
+        """Rule 1: those accurate enough, the others with the reason, and the rule in words."""
+        limit = self._max_drop
+        if limit is not None and any(candidate.drop <= limit for candidate in running):
+            judged = [replace(c, held=c.drop <= limit, why="" if c.drop <= limit else f"drop over {limit:g}") for c in running]
+            rule = f"drop within {limit:g}"
+        else:
+            found = self._steps.against_most_accurate(self._run.plan, self._prepared, running).value
+            judged = [_against_most_accurate(candidate, found[str(i)]) for i, candidate in enumerate(running)]
+            rule = "as accurate as the most accurate within chance"
+        return [c for c in judged if c.held], [c for c in judged if not c.held], rule
 
     def _ranked(self, enough: Sequence[Candidate]) -> list[Candidate]:
         """Rules 2 and 3: the winner, then the others in the order in which they would replace it."""
         if self._untimed is not None:
-            ordered = sorted(enough, key=_preference)
-            return [_said(ordered[0], "most accurate, then smallest"), *ordered[1:]]
-        ordered = sorted(enough, key=lambda candidate: _ratio(candidate)["value"])
+            first, *others = sorted(enough, key=_preference)
+            return [replace(first, why=_PREFERRED), *(replace(c, why=_behind(c, first)) for c in others)]
+        ordered = sorted(enough, key=_latency)
         fastest, equal = ordered[0], [ordered[0]]
         for challenger in ordered[1:]:
             low, high = self._against(fastest, challenger)
@@ -135,13 +130,16 @@ class Best:
                 fastest, equal = challenger, [challenger]
             elif low <= 1:
                 equal.append(challenger)
-        leader = min(equal, key=_preference)
-        said = "fastest" if len(equal) == 1 else f"fastest, as {len(equal)} are within chance, and of these most accurate, then smallest"
-        return [_said(leader, said), *(candidate for candidate in ordered if candidate is not leader)]
+        first = min(equal, key=_preference)
+        why = "fastest" if len(equal) == 1 else f"of {len(equal)} that are fastest within chance the {_PREFERRED}"
+        others = [
+            replace(c, why=f"as fast within chance, {_behind(c, first)}" if c in equal else "slower") for c in ordered if c is not first
+        ]
+        return [replace(first, why=why), *others]
 
     def _against(self, fastest: Candidate, challenger: Candidate) -> tuple[float, float]:
         """Interval of the challenger's latency over the fastest's, in one window of their own where the first ones leave it open."""
-        if _ratio(challenger)["value"] > _NEAR * _ratio(fastest)["value"]:
+        if _latency(challenger) > _NEAR * _latency(fastest):
             return _SLOWER
         try:
             window = self._steps.duel(self._run.plan, self._prepared, challenger, fastest)
@@ -150,15 +148,11 @@ class Best:
         low, high = window.value["latency_ratio"]["interval"]
         return low, high
 
-    def _rule(self) -> str:
-        limit = "no less accurate than the best within chance" if self._max_drop is None else f"drop within {self._max_drop:g}"
-        return f"{limit}; " + ("most accurate, then smallest" if self._untimed is not None else "fastest")
-
 
 def figures(candidate: Candidate, shipped: bool) -> dict[str, Any]:
     """What the report adds to a candidate that was compared."""
     score = candidate.selection.value if candidate.selection else {}
-    ratio = _ratio(candidate) if candidate.latency and not candidate.latency.pending else None
+    ratio = candidate.latency.value["latency_ratio"] if candidate.latency and not candidate.latency.pending else None
     return {
         "tool": candidate.scheme.tool or "edgepress",
         "interval": score.get("interval"),
@@ -168,14 +162,16 @@ def figures(candidate: Candidate, shipped: bool) -> dict[str, Any]:
     }
 
 
-def _usable(candidate: Candidate) -> bool:
-    return candidate.export is not None
+def _against_most_accurate(candidate: Candidate, found: Mapping[str, Any]) -> Candidate:
+    low, high = found["interval"]
+    why = "" if low <= 0 else f"less accurate than the most accurate by {found['drop']:.2f} ({low:.2f} to {high:.2f})"
+    return replace(candidate, held=low <= 0, why=why)
 
 
-def _ratio(candidate: Candidate) -> dict[str, Any]:
+def _latency(candidate: Candidate) -> float:
+    """Over the float original's."""
     assert candidate.latency is not None, "every candidate that is ranked by latency was timed"
-    ratio: dict[str, Any] = candidate.latency.value["latency_ratio"]
-    return ratio
+    return float(candidate.latency.value["latency_ratio"]["value"])
 
 
 def _preference(candidate: Candidate) -> tuple[float, int, bool]:
@@ -183,5 +179,7 @@ def _preference(candidate: Candidate) -> tuple[float, int, bool]:
     return candidate.drop, candidate.size_bytes or 0, bool(candidate.scheme.tool)
 
 
-def _said(candidate: Candidate, what: str) -> Candidate:
-    return replace(candidate, why=f"{candidate.why}; {what}")
+def _behind(candidate: Candidate, first: Candidate) -> str:
+    """Why rule 3 puts it behind another one."""
+    mine, other = _preference(candidate), _preference(first)
+    return "less accurate" if mine[0] > other[0] else "larger" if mine[1] > other[1] else "equal to edgepress's own"
