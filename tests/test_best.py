@@ -10,11 +10,13 @@ import pytest
 
 from edgepress import best
 from edgepress.best import Best
-from edgepress.config import TargetPlan
+from edgepress.config import TargetPlan, load, recipe
+from edgepress.pipeline import Pipeline
 from edgepress.results import Candidate, TargetRun
-from edgepress.step import Result
-from edgepress.targets.errors import MeasurementError
+from edgepress.step import Result, Step
+from edgepress.targets.errors import ExecutionError, MeasurementError
 from edgepress.targets.nouns import Scheme, Target
+from tests.project import digits
 
 
 @dataclass(frozen=True)
@@ -113,3 +115,26 @@ def test_where_latency_cannot_be_measured_the_most_accurate_ships_and_then_the_s
 def test_a_candidate_that_cannot_be_timed_does_not_ship(tmp_path: Path) -> None:
     kind, why = chosen(Steps({"static": Figures(0.0, -1), "weights": Figures(0.2, 1.0)}), tmp_path)
     assert kind == "weights" and "one call took 0 ns" in why["static"]
+
+
+class Executor:
+    """Runs no artifact but `sound`."""
+
+    def do(self, step: Step) -> Result:
+        if step.params["artifact"] != "sound":
+            raise ExecutionError("the runtime refused sample 3")
+        return result(executed_by="here")
+
+
+def test_a_winner_that_fails_on_the_validation_share_gives_way_to_the_next(tmp_path: Path) -> None:
+    config = load(digits(tmp_path, compress=[{"quantize": {"method": "best"}}]))
+    (plan,) = recipe(config)
+    first, second = (
+        Candidate(Scheme("int8", kind), result(artifact=artifact), None, True, "")
+        for kind, artifact in (("static", "bad"), ("weights", "sound"))
+    )
+    run = TargetRun(plan, [first, second], first, reserves=[second])
+    inputs: Any = type("Prepared", (), {"model": result(signature=None), "data": result()})()
+    made = Pipeline(config, (plan,), Executor())._executed(run, inputs)
+    assert made is not None and run.chosen is second and run.tried[1] is second
+    assert not run.tried[0].held and "refused sample 3" in run.tried[0].why
