@@ -9,6 +9,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
+from edgepress.best import figures
 from edgepress.bundle.digest import sha256
 from edgepress.bundle.write import Shipment, shipped_artifacts
 from edgepress.config import Config
@@ -36,6 +37,7 @@ PACKAGES = (
     "litert-torch",
     "ai-edge-litert",
     "ai-edge-quantizer",
+    "nncf",
 )
 
 #: Stands in for the gates of a target that has none: nothing was asked, so nothing passed.
@@ -165,7 +167,8 @@ def _target(run: TargetRun, artifact: Mapping[str, Any] | None) -> dict[str, Any
         "gates": [],
         "fallback": run.fallback,
         "mixed": run.mixed,
-        "tried": [_tried(candidate) for candidate in run.tried],
+        "best": run.best,
+        "tried": [_tried(candidate) | (figures(candidate, candidate is run.chosen) if run.best else {}) for candidate in run.tried],
         "unmeasured": sorted(plan.accepted),
     }
     if run.error is None:

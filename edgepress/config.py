@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from edgepress.config_check import build
-from edgepress.config_layers import MIXED, check_layers
+from edgepress.config_layers import MIXED, check_best, check_layers
 from edgepress.config_models import (
     BASELINE_GATES,
     OWN_UNIT,
@@ -148,6 +148,7 @@ def load(path: str | Path) -> Config:
     _check_int4(steps, targets, source)
     _check_refiners(steps, targets, source)
     check_layers(steps, targets, source)
+    check_best(steps, targets, source)
     _check_drops(top.gates, top.metric, source, ("gates",))
     for entry in targets:
         _check_drops(entry.overrides.gates, top.metric, source, (*entry.place, "gates"))

@@ -1,4 +1,4 @@
-"""What a recipe says about single layers: fallback to float, and precisions by budget."""
+"""What a recipe says about candidates and single layers: `method: best`, fallback to float, and precisions by budget."""
 
 from __future__ import annotations
 
@@ -48,3 +48,24 @@ def _check_static(step: QuantizeConfig, wanted: bool, source: Source, place: Pla
         raise source.error(place, f"{what}, and scheme {step.scheme} has none", f"Use scheme: auto, {' or '.join(_STATIC)}.")
     if step.method == "qat":
         raise source.error(place, f"{what}, and method qat trains with all of them in integers", "Use method: ptq, or leave it out.")
+
+
+def check_best(steps: Sequence[Step], targets: Sequence[TargetEntry], source: Source) -> None:
+    """`method: best` stands in a recipe with an int8 target, beside nothing that names the scheme itself.
+
+    Raises:
+        ConfigError: it does not.
+    """
+    for i, step in enumerate(steps):
+        if not isinstance(step, QuantizeConfig) or step.method != "best":
+            continue
+        place = ("compress", i, "quantize")
+        if not any((entry.overrides.precision or step.precision) == "int8" for entry in targets):
+            what = "method best compares ways to int8, and no target has it"
+            raise source.error((*place, "method"), what, "Set precision: int8, or method: ptq.")
+        if step.scheme != "auto":
+            what = f"method best compares all schemes, and scheme {step.scheme} names one"
+            raise source.error((*place, "scheme"), what, "Use scheme: auto, or method: ptq.")
+        if step.fallback:
+            what = "method best compares whole files, and `fallback` keeps layers of one in float"
+            raise source.error((*place, "fallback"), what, "Use method: ptq, or leave it out.")

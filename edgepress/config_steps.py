@@ -175,13 +175,14 @@ class QuantizeConfig(Strict):
     """The quantize step.
 
     `scheme: auto` ships, per target, the first scheme that loses at most `max_drop` on training samples held apart.
+    `method: best` compares every scheme with the quantizers of the target's own runtime (`edgepress.best`).
     `method: ptq` rounds 4-bit weights by GPTQ; `group` is how many of a row's inputs share one of their scales.
     `fallback` keeps layers in float until a scheme with calibrated ranges holds; `budget` is of precision `mixed`.
     `algorithms`: `equalize` for all targets once; the others per target and scheme, on schemes with calibrated ranges.
     """
 
     precision: Precision = "int8"
-    method: Literal["ptq", "qat", "rtn", "gptq", "awq"] = "ptq"
+    method: Literal["ptq", "qat", "best", "rtn", "gptq", "awq"] = "ptq"
     group: Group = 32
     observer: Observer = "histogram"
     algorithms: list[Algorithm] = Field(default_factory=list)

@@ -5,14 +5,12 @@ Every set that is considered is exported, run in its runtime and scored on the t
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
-from edgepress.bundle.digest import size_bytes
 from edgepress.config_steps import MixedBudget
-from edgepress.results import Candidate, Prepared, TargetRun
+from edgepress.results import Candidate, Prepared, TargetRun, loaded_bytes
 from edgepress.step import Result
 from edgepress.target_steps import NAMED, TargetSteps
 from edgepress.targets.errors import EdgepressError, QuantizationError
@@ -170,13 +168,8 @@ def _kept(candidate: Candidate) -> int:
 
 
 def _bytes(export: Result | None) -> int:
-    """What one device loads."""
     assert export is not None, "only files that were made are weighed"
-    if export.pending:
-        return 0
-    artifact: Mapping[str, Any] = export.value["artifact"]
-    folder = export.folder / "artifact"
-    return int(artifact["facts"].get("device_bytes") or size_bytes(folder / Path(artifact["path"])))
+    return 0 if export.pending else loaded_bytes(export)
 
 
 def _titles(layers: Result) -> dict[str, str]:

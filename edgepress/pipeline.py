@@ -9,6 +9,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 
+from edgepress.best import Best
+from edgepress.best_steps import BestSteps
 from edgepress.config import Config, TargetPlan
 from edgepress.config_layers import MIXED
 from edgepress.config_steps import QatConfig, QuantizeConfig
@@ -16,7 +18,7 @@ from edgepress.float_layers import FloatLayers
 from edgepress.results import Candidate, Prepared, TargetRun
 from edgepress.stages import Origin, Stages
 from edgepress.step import Executor, Result
-from edgepress.target_steps import INT4, TargetSteps
+from edgepress.target_steps import INT4
 from edgepress.targets.errors import EdgepressError
 from edgepress.targets.nouns import Scheme
 from edgepress.targets.rules import rules_for
@@ -36,7 +38,7 @@ class Pipeline:
 
     def __init__(self, config: Config, plans: Sequence[TargetPlan], executor: Executor) -> None:
         self.config, self.plans = config, plans
-        self._steps, self._stages = TargetSteps(config, executor.do), Stages(config, executor.do)
+        self._steps, self._stages = BestSteps(config, executor.do), Stages(config, executor.do)
 
     def prepare(self) -> Prepared:
         """The steps all targets share.
@@ -85,14 +87,27 @@ class Pipeline:
         run = TargetRun(plan)
         try:
             self._choose(run, prepared)
-            if run.chosen is not None and run.chosen.export is not None:
-                export = run.chosen.export
-                run.execution = self._steps.execute(plan, prepared, export, "validation", plan.target.runtime)
+            execution = self._executed(run, prepared)
+            if execution is not None and run.chosen is not None and run.chosen.export is not None:
+                run.execution = execution
                 run.score = self._steps.score(plan, prepared, run.execution, "validation")
-                run.second = self._steps.second(plan, prepared, export)
+                run.second = self._steps.second(plan, prepared, run.chosen.export)
         except EdgepressError as error:
             run.error = error
         return run
+
+    def _executed(self, run: TargetRun, prepared: Prepared) -> Result | None:
+        """The chosen artifact on the validation share; one that fails there gives way to the next of those compared with it."""
+        while run.chosen is not None and run.chosen.export is not None:
+            try:
+                return self._steps.execute(run.plan, prepared, run.chosen.export, "validation", run.plan.target.runtime)
+            except EdgepressError as error:
+                if not run.reserves:
+                    raise
+                place = next(i for i, candidate in enumerate(run.tried) if candidate is run.chosen)
+                run.tried[place] = replace(run.chosen, held=False, why=str(error))
+                run.chosen = run.reserves.pop(0)
+        return None
 
     def measure(self, run: TargetRun, prepared: Prepared) -> None:
         """Latency beside the float model in the same runtime, and peak memory; each alone on the machine."""
@@ -119,6 +134,16 @@ class Pipeline:
         With `fallback`, layers go back to float before calibrated ranges are given up.
         """
         schemes, quantize = self.schemes(run.plan), self.config.quantize
+        if quantize is not None and quantize.method == "best" and run.plan.target.precision == "int8":
+            max_drop = quantize.max_drop if "max_drop" in quantize.model_fields_set else None
+
+            def attempt(scheme: Scheme, export: Result | None) -> Candidate:
+                return self._scored(run.plan, prepared, scheme, export) if export else self._try(run.plan, prepared, scheme, only=False)
+
+            run.chosen = Best(self._steps, run, prepared, attempt, max_drop).choose(schemes)
+            if run.chosen is None:
+                raise EdgepressError(f"target {run.plan.target.name!r}: no candidate could be made", run.tried[0].why)
+            return
         static = [scheme for scheme in schemes if scheme.kind.startswith("static")]
         mixed = run.plan.target.precision == MIXED
         searches = mixed or (quantize is not None and quantize.fallback and bool(static))
@@ -181,14 +206,18 @@ class Pipeline:
         export = self._steps.export(plan, prepared, scheme, suffix=suffix)
         if only:
             return Candidate(scheme, export, None, True, why + after)
+        return self._scored(plan, prepared, scheme, export, suffix, after)
+
+    def _scored(self, plan: TargetPlan, prepared: Prepared, scheme: Scheme, export: Result, suffix: str = "", after: str = "") -> Candidate:
+        """An export on the selection share, against the recipe's `max_drop`."""
         execution = self._steps.execute(plan, prepared, export, "selection", plan.target.runtime, f"{scheme.label}{suffix}")
         score = self._steps.score(plan, prepared, execution, "selection", f"{scheme.label}{suffix}")
         if score.pending:
-            return Candidate(scheme, export, score, True, "")
+            return Candidate(scheme, export, score, True, "", execution=execution)
         quantize = self.config.quantize or QuantizeConfig()
         limit = quantize.limit(scheme.precision)
         drop, unit = float(score.value["drop"]), score.value["unit"]
         held = drop <= limit
         sign = "within" if held else "over"
         why = f"drop of {drop:+.2f} {unit} on {score.value['samples']} training samples kept apart, {sign} {limit:g} {unit}{after}"
-        return Candidate(scheme, export, score, held, why)
+        return Candidate(scheme, export, score, held, why, execution=execution)

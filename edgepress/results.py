@@ -5,11 +5,18 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any
 
+from edgepress.bundle.digest import size_bytes
 from edgepress.config import TargetPlan
 from edgepress.stages import Stage
 from edgepress.step import Result
 from edgepress.targets.errors import EdgepressError
 from edgepress.targets.nouns import Scheme
+
+
+def loaded_bytes(export: Result) -> int:
+    """What one device loads of an export: of an artifact with a file for each kind of device, the largest."""
+    artifact = export.value["artifact"]
+    return int(artifact["facts"].get("device_bytes") or size_bytes(export.folder / "artifact" / artifact["path"]))
 
 
 @dataclass(frozen=True)
@@ -23,6 +30,8 @@ class Candidate:
         held: the drop on the selection share is within the recipe's `max_drop` (True where it was the only choice).
         why: in words.
         training: quantization-aware training that made its weights, None for post-training quantization.
+        execution: what it answers on the selection share, where it was run there.
+        latency: against the float model in the same runtime, where candidates are timed.
     """
 
     scheme: Scheme
@@ -31,22 +40,31 @@ class Candidate:
     held: bool
     why: str
     training: Result | None = None
+    execution: Result | None = None
+    latency: Result | None = None
 
     @property
     def drop(self) -> float:
         """On the selection share; 0 where it was not taken."""
         return float(self.selection.value["drop"]) if self.selection and not self.selection.pending else 0.0
 
+    @property
+    def size_bytes(self) -> int | None:
+        """What one device loads; None where there is no file."""
+        return None if self.export is None or self.export.pending else loaded_bytes(self.export)
+
 
 @dataclass
 class TargetRun:
-    """Everything one target went through."""
+    """Everything one target went through; `reserves` ship in their order where the one before them fails on the validation share."""
 
     plan: TargetPlan
     tried: list[Candidate] = field(default_factory=list)
     chosen: Candidate | None = None
     fallback: dict[str, Any] | None = None
     mixed: dict[str, Any] | None = None
+    best: dict[str, Any] | None = None
+    reserves: list[Candidate] = field(default_factory=list)
     execution: Result | None = None
     score: Result | None = None
     latency: Result | None = None
@@ -85,3 +103,8 @@ class Prepared:
     stages: tuple[Stage, ...]
     rebuilt: Result | None
     calibration: Result | None
+
+    @property
+    def trained(self) -> Result:
+        """The float model as the stages left it: `model` before `equalize` changed it."""
+        return self.stages[-1].model if self.stages else self.source

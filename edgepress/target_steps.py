@@ -158,26 +158,33 @@ class TargetSteps(StepKinds):
     def latency(self, plan: TargetPlan, prepared: Prepared, export: Result) -> Result:
         """One window of pairs; where it leaves the recipe's limit undecided, a second one that goes on until it is decided."""
         gate = next((gate for gate in plan.gates if gate.name == "latency_ratio"), None)
-        float_export = self.export(plan, prepared, Scheme("fp32", "float"), baseline=True)
-        inputs = {"export": export, "float_export": float_export, "data": prepared.data}
-        confidence = gate.confidence if gate else _CONFIDENCE
-        params = {**self._measured(plan, prepared, export), "reference": float_export.value.get("artifact"), "confidence": confidence}
-        name, function = f"latency {plan.target.name}", "edgepress.steps.measure:latency"
-        first = self.machine(name, function, params, inputs, plan.target.threads)
+        original = self.export(plan, prepared, Scheme("fp32", "float"), baseline=True)
+        name = f"latency {plan.target.name}"
+        first = self.paired(name, plan, prepared, (export, original))
         if gate is None or first.pending:
             return first
         low, high = first.value["latency_ratio"]["interval"]
         if not low <= gate.limit <= high:
             return first
-        return self.machine(f"{name}, more pairs", function, {**params, "limit": gate.limit}, inputs, plan.target.threads)
+        return self.paired(f"{name}, more pairs", plan, prepared, (export, original), gate.limit)
 
     def pruned_latency(self, plan: TargetPlan, prepared: Prepared) -> Result:
         """The float model that was pruned against the float original: what pruning alone bought in this runtime."""
         scheme = Scheme("fp32", "float")
-        new, old = (self.export(plan, prepared, scheme, baseline) for baseline in (False, True))
-        inputs = {"export": new, "float_export": old, "data": prepared.data}
-        params = {**self._measured(plan, prepared, new), "reference": old.value.get("artifact"), "confidence": _CONFIDENCE}
-        name = f"latency {plan.target.name} (pruned, float)"
+        pair = (self.export(plan, prepared, scheme), self.export(plan, prepared, scheme, baseline=True))
+        return self.paired(f"latency {plan.target.name} (pruned, float)", plan, prepared, pair)
+
+    def paired(self, name: str, plan: TargetPlan, prepared: Prepared, pair: tuple[Result, Result], limit: float | None = None) -> Result:
+        """Interleaved latencies of two exports, candidate and reference; with a `limit` until their ratio is decided against it."""
+        gate = next((gate for gate in plan.gates if gate.name == "latency_ratio"), None)
+        export, reference = pair
+        inputs = {"export": export, "float_export": reference, "data": prepared.data}
+        params = {
+            **self._measured(plan, prepared, export),
+            "reference": reference.value.get("artifact"),
+            "confidence": gate.confidence if gate else _CONFIDENCE,
+            **({} if limit is None else {"limit": limit}),
+        }
         return self.machine(name, "edgepress.steps.measure:latency", params, inputs, plan.target.threads)
 
     def memory(self, plan: TargetPlan, prepared: Prepared, export: Result) -> Result:

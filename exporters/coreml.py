@@ -70,7 +70,7 @@ class CoreMlExporter(Exporter):
         batch = request.target.batch
         examples = tuple(torch.from_numpy(np.resize(sample, (batch, *sample.shape[1:]))) for sample in request.samples)
         signature = _signature(request.signature, examples, batch)
-        with _quiet():
+        with quiet():
             coreml_ops.register()
             program = coreml_ops.fixed_batch(module, examples)
             model = _convert(program, signature, minimum_os, request.scheme)
@@ -165,7 +165,7 @@ def _check_names(model: Any, signature: Signature, target: str) -> None:
 
 
 @contextlib.contextmanager
-def _quiet() -> Iterator[None]:
+def quiet() -> Iterator[None]:
     """Keep the converter's progress bars and warnings off the terminal; its exceptions pass."""
     log = logging.getLogger("coremltools")
     level = log.level

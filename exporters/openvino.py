@@ -50,7 +50,7 @@ class OpenVinoExporter(Exporter):
             _name_operations(model)
             openvino.save_model(model, written / "model.xml", compress_to_fp16=request.scheme.precision == "fp16")
             del model  # it maps the ONNX file
-        _strip(written / "model.xml")
+        strip_file(written / "model.xml")
         _check_reload(written / "model.xml", request)
         release = ".".join(version("openvino").split(".")[:2])
         return Artifact(
@@ -80,7 +80,7 @@ def _name_operations(model: Any) -> None:
             op.set_friendly_name(f"{op.get_type_name()}.{index}")
 
 
-def _strip(xml: Path) -> None:
+def strip_file(xml: Path) -> None:
     """Take out of the file what a scratch folder or a build machine left in it."""
     text = xml.read_text()
     cleaned = re.sub(r"^\t<rt_info>.*?^\t</rt_info>\n", "", text, flags=re.DOTALL | re.MULTILINE)

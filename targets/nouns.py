@@ -57,11 +57,13 @@ class Scheme:
             layers and matrix products alone), `dynamic` (activation ranges taken at run time), `weights` (integer
             weights, float arithmetic).
         float_layers: layers that a `static` or `static-matmul` scheme keeps in float, by their node in the canonical graph, sorted.
+        tool: the runtime's own quantizer that carries it out (`exporters.native`), empty for edgepress's rendering.
     """
 
     precision: str
     kind: str
     float_layers: tuple[str, ...] = ()
+    tool: str = ""
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "float_layers", tuple(sorted(self.float_layers)))
@@ -74,9 +76,10 @@ class Scheme:
 
     @property
     def label(self) -> str:
-        """A short name for tables and file names, e.g. `int8 static`, or `int8 static, 2 float`."""
+        """A short name for tables and file names, e.g. `int8 static`, `int8 static, 2 float` or `int8 static (nncf)`."""
         kept = f", {len(self.float_layers)} float" if self.float_layers else ""
-        return self.precision if self.kind == "float" else f"{self.precision} {self.kind}{kept}"
+        tool = f" ({self.tool})" if self.tool else ""
+        return self.precision if self.kind == "float" else f"{self.precision} {self.kind}{kept}{tool}"
 
 
 @dataclass(frozen=True)

@@ -11,6 +11,7 @@ from rich.table import Table
 from rich.text import Text
 
 from edgepress.report import numbers
+from edgepress.report.candidates import candidate_tables
 from edgepress.report.layers import layer_sentences
 from edgepress.report.present import (
     TargetView,
@@ -43,6 +44,8 @@ def print_run(report: Json, run_dir: Path, console: Console | None = None) -> No
         _executors(out, views(report))
     for sentence in layer_sentences(report):
         out.print(plain(sentence, "dim"))
+    for candidates in candidate_tables(report):
+        out.print(candidates)
     for row, verdict, what, step in problems(report):
         if verdict == "accepted":
             step = None  # the recipe knows

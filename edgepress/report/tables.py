@@ -9,6 +9,7 @@ from rich.console import Console
 from rich.text import Text
 
 from edgepress.report import numbers
+from edgepress.report.candidates import candidate_table
 from edgepress.report.present import drop_unit, problems, scheme_label, target_verdict, views
 from edgepress.report.terminal import STYLES, bullet, plain, stdout, table, tidy, verdict_text
 
@@ -176,7 +177,9 @@ def _parity(out: Console, target: Json) -> None:
 
 
 def _lists(out: Console, target: Json, unit: str) -> None:
-    if target.get("tried"):
+    if target.get("best"):
+        out.print(candidate_table(target, unit))
+    elif target.get("tried"):
         tried = table(scheme="left", drop="right", held="left", why="left")
         for item in target["tried"]:
             cells = [

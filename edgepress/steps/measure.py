@@ -20,10 +20,10 @@ _PERCENTILES = (50, 90, 95, 99)
 
 
 def latency(params: dict[str, Any], folder: Path) -> dict[str, Any]:
-    """Time an artifact against the float model in the same runtime, in interleaved pairs.
+    """Time an artifact against another one in the same runtime, mostly the float model, in interleaved pairs.
 
     Args:
-        params: `runtime`, `artifact`, `reference` (the float artifact), `signature`, `threads`, `batch`, `confidence`; `limit` where
+        params: `runtime`, `artifact`, `reference` (the other artifact), `signature`, `threads`, `batch`, `confidence`; `limit` where
             the first window left the gate undecided: pairs are then added until it is decided or time is up. `inputs`
             names the folders of `export`, `float_export` and `data`.
         folder: receives `times_ms.npy` of shape (2, pairs): candidate, reference.
@@ -39,13 +39,13 @@ def latency(params: dict[str, Any], folder: Path) -> dict[str, Any]:
     reference = Artifact.from_json(params["reference"])
     limit = params.get("limit")
     plan = _FIRST if limit is None else _MORE
-    progress("timing against the float model")
+    progress(f"timing against {reference.scheme.label}")
     with (
         runtime.open(candidate, inputs["export"] / "artifact", params["threads"]) as new,
         runtime.open(reference, inputs["float_export"] / "artifact", params["threads"]) as old,
     ):
         found = compare_latency(new.bind(samples), old.bind(samples), limit=limit, confidence=params["confidence"], plan=plan)
-        name = f"fp32 in {old.executed_by}"
+        name = f"{reference.scheme.label} in {old.executed_by}"
     times = found.candidate_ms
     np.save(folder / "times_ms.npy", np.stack([times, found.reference_ms]))
     percentiles = {}

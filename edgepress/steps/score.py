@@ -55,6 +55,31 @@ def stage(params: dict[str, Any], folder: Path) -> dict[str, Any]:
     return _compared(params, Path(params["inputs"]["execution"]) / params["share"])
 
 
+def against_most_accurate(params: dict[str, Any], folder: Path) -> dict[str, Any]:
+    """Compare candidates with the one of them that loses least, paired on the selection share.
+
+    Args:
+        params: `metric`, `root`, `confidence`, `signature`, `best` (the name of the most accurate) and `names` of all; `inputs` names
+            the folder of `data`, and of each candidate's execution under its name.
+
+    Returns:
+        Name -> `drop` against the most accurate and its `interval`.
+    """
+    from edgepress.steps.arrays import load_outputs
+    from edgepress.validators.accuracy import compare
+
+    inputs = {name: Path(path) for name, path in params["inputs"].items()}
+    signature = Signature.from_json(params["signature"])
+    labels = np.load(inputs["data"] / "selection" / "labels.npy")
+    best = load_outputs(inputs[params["best"]], signature)
+    bound = metric_of_step(params).bind(best, labels)
+    found = {}
+    for name in params["names"]:
+        comparison = compare(bound, best, load_outputs(inputs[name], signature), labels, params["confidence"])
+        found[name] = {"drop": comparison.drop, "interval": list(comparison.interval)}
+    return found
+
+
 def _compared(params: dict[str, Any], outputs: Path) -> dict[str, Any]:
     from edgepress.steps.arrays import load_outputs
     from edgepress.validators.accuracy import compare

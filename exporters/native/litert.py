@@ -1,0 +1,34 @@
+"""ai-edge-quantizer: its recipes for static and for dynamic int8, on the float .tflite file."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from edgepress.exporters.litert import FILE
+from edgepress.exporters.litert_convert import quiet
+from edgepress.exporters.native.base import NativeQuantizer, NativeRequest
+from edgepress.targets.errors import ConfigError
+
+_SIGNATURE = "serving_default"
+
+
+class AiEdgeQuantizer(NativeQuantizer):
+    """`static_wi8_ai8` (int8 activations, min-max ranges) and `dynamic_wi8_afp32`; weights int8 per channel, float at the boundary."""
+
+    runtime = "litert"
+    package = "ai-edge-quantizer"
+    extra = "tflite"
+    kinds = ("static", "dynamic")
+
+    def _quantize_impl(self, request: NativeRequest, folder: Path) -> tuple[str, ...]:
+        if request.target.options.get("io", "float") != "float":
+            raise ConfigError(f"target {request.target.name!r} asks for integer inputs and outputs", "its recipes keep floats there")
+        with quiet():
+            from ai_edge_quantizer import quantizer, recipe
+
+            static = request.scheme.kind == "static"
+            tool = quantizer.Quantizer(str(request.path), recipe.static_wi8_ai8() if static else recipe.dynamic_wi8_afp32())
+            statistics = tool.calibrate({_SIGNATURE: list(request.batches(1))}) if static else None
+            content = bytes(tool.quantize(statistics).quantized_model)
+        (folder / FILE).write_bytes(content)
+        return (FILE,)

@@ -1,0 +1,85 @@
+"""Each runtime's own quantizer makes a file of the float artifact that its runtime executes, and stays near the float model."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+for package in ("onnxruntime", "openvino", "coremltools", "litert_torch", "nncf", "ai_edge_quantizer"):
+    pytest.importorskip(package)
+
+from edgepress.exporters import EXPORTERS  # noqa: E402
+from edgepress.exporters.base import ExportRequest  # noqa: E402
+from edgepress.exporters.native import NATIVE, native_quantizers  # noqa: E402
+from edgepress.exporters.native.base import NativeRequest  # noqa: E402
+from edgepress.targets.errors import ExportError, QuantizationError  # noqa: E402
+from edgepress.targets.nouns import Artifact, Scheme, Signature, Target, TensorSpec  # noqa: E402
+from edgepress.validators.runtimes import RUNTIMES  # noqa: E402
+from tests.compress.quantize.nets import program_of, samples_of  # noqa: E402
+
+WAYS = [(name, kind) for name in NATIVE.table() if name != "nncf, transformer" for kind in NATIVE.get(name).kinds]
+
+
+def request(name: str, kind: str, net: str, folder: Path) -> NativeRequest:
+    quantizer, (samples,) = NATIVE.get(name)(), samples_of(net, 32)
+    outputs = program_of(net).module()(samples[:2]).shape[1:]
+    signature = Signature(
+        (TensorSpec("image", "float32", (None, *samples.shape[1:])),), (TensorSpec("logits", "float32", (None, *outputs)),)
+    )
+    torch.export.save(program_of(net), folder / "model.pt2")
+    target = Target("device", quantizer.runtime, "CPU", "int8")
+    base = Scheme(quantizer.base_precision, "float")
+    float_request = ExportRequest(folder / "model.pt2", signature, None, target, base, (samples[:4].numpy(),))
+    source = EXPORTERS.get(quantizer.runtime)().export(float_request, folder / "float")
+    return NativeRequest(source, folder / "float", target, Scheme("int8", kind, tool=name), {"image": samples.numpy()})
+
+
+def answers(runtime: str, artifact: Artifact, folder: Path) -> tuple[np.ndarray, int]:
+    """Outputs, and the number of ops in integers."""
+    with RUNTIMES.get(runtime)().open(artifact, folder) as session:
+        return session.run({"image": samples_of("residual", 32)[0].numpy()})["logits"], session.kernels().int8
+
+
+@pytest.mark.parametrize(("name", "kind"), WAYS)
+def test_it_makes_a_file_in_integers_that_answers_nearly_as_the_float_one_does(name: str, kind: str, tmp_path: Path) -> None:
+    asked = request(name, kind, "residual", tmp_path)
+    runtime = asked.target.runtime
+    artifact = NATIVE.get(name)().quantize(asked, tmp_path / "native")
+    assert artifact.scheme.label == f"int8 {kind} ({name})" and artifact.signature == asked.source.signature
+    exact, _ = answers(runtime, asked.source, asked.folder)
+    found, integers = answers(runtime, artifact, tmp_path / "native")
+    assert 0 < np.square(found - exact).sum() < 0.05 * np.square(exact).sum()
+    assert integers > 0 or kind == "weights"
+
+
+def test_the_transformer_patterns_of_nncf_are_for_models_that_have_attention(tmp_path: Path) -> None:
+    name = "nncf, transformer"
+    asked = request(name, "static", "vision-fused", tmp_path)
+    assert NATIVE.get(name)().quantize(asked, tmp_path / "native").scheme.tool == name
+    (tmp_path / "plain").mkdir()
+    with pytest.raises(QuantizationError, match="the model has no attention"):
+        NATIVE.get(name)().quantize(request(name, "static", "residual", tmp_path / "plain"), tmp_path / "refused")
+
+
+def test_equal_requests_give_equal_files(tmp_path: Path) -> None:
+    asked = request("onnxruntime.quantization", "static", "residual", tmp_path)
+    files = []
+    for turn in ("first", "second"):
+        artifact = NATIVE.get("onnxruntime.quantization")().quantize(asked, tmp_path / turn)
+        files.append((tmp_path / turn / artifact.path).read_bytes())
+    assert files[0] == files[1]
+
+
+def test_what_a_tool_raises_names_the_tool(tmp_path: Path) -> None:
+    asked = request("onnxruntime.quantization", "static", "residual", tmp_path)
+    broken = replace(asked, source=replace(asked.source, path="absent.onnx"))
+    with pytest.raises(ExportError, match=r"onnxruntime\.quantization could not quantize the model"):
+        NATIVE.get("onnxruntime.quantization")().quantize(broken, tmp_path / "native")
+
+
+def test_a_target_without_a_native_quantizer_has_none() -> None:
+    assert not native_quantizers("tensorrt") and set(native_quantizers("openvino")) == {"nncf", "nncf, transformer"}
