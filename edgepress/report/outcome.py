@@ -34,11 +34,11 @@ def print_run(report: Json, run_dir: Path, console: Console | None = None) -> No
     out = console or stdout()
     if any("report" in stage for stage in report["stages"]):
         out.print(_stage_table(report))
-        for sentence in diverged_sentences(report):
-            out.print(plain(sentence, "yellow"))
-        for sentence in (*pruned_sentences(report), compressed_sentence(report)):
-            if sentence:
-                out.print(plain(sentence, "dim"))
+        for warning in diverged_sentences(report):
+            out.print(plain(warning, "yellow"))
+        for gain in (*pruned_sentences(report), compressed_sentence(report)):
+            if gain:
+                out.print(plain(gain, "dim"))
     out.print(_run_table(report, roomy=out.width >= _ROOMY))
     if out.width < _ROOMY:
         _executors(out, views(report))
