@@ -144,7 +144,7 @@ def pruned_sentences(report: Json) -> list[str]:
     ratios = ", ".join(f"{name} {numbers.ratio(ratio)}" for name, ratio in timed.items())
     found = [f"Latency of the pruned float model over the original's, with {numbers.ratio(share)} of its multiply-accumulates: {ratios}"]
     slow = [name for name, ratio in timed.items() if ratio > share * _LAGS]
-    if slow:
+    if slow and not any(stage["report"].get("budget") == "latency" for stage in report["stages"] if "report" in stage):
         budget = f"latency: {{target: {slow[0]}, ratio: {share:.1f}x}}"
         found.append(f"In {', '.join(slow)} latency did not fall as far: prune to it instead, e.g. {budget}")
     return found

@@ -49,7 +49,7 @@ def prune(params: dict[str, Any], folder: Path) -> dict[str, Any]:
 
     inputs = {name: Path(path) for name, path in params["inputs"].items()}
     program = torch.export.load(inputs["model"] / "model.pt2")
-    report: dict[str, Any] = {"kind": "prune", "remarks": []}
+    report: dict[str, Any] = {"kind": "prune", "budget": _budget_kind(params), "remarks": []}
     if params["blocks"] and params["turn"] == 1:
         program = _shortened(program, inputs, params["blocks"], report)
     if params["mask"] is not None:
