@@ -7,7 +7,9 @@ The rule, from the selection share and from latencies on this machine alone:
    contains zero).
 2. Among these the fastest ships. Each is timed in interleaved pairs with the float original; the fastest is then timed against every
    other that came within 5 % of it, and an interval of that ratio that contains 1 calls the two equally fast.
-3. Equally fast, and all where latency cannot be measured here: the most accurate, then the smallest, then edgepress's own.
+3. Of those equally fast the most accurate, then the smallest, then edgepress's own.
+4. Where latency cannot be measured here, the share of multiply-accumulates in integers, in whole percent, stands for it: the largest
+   ships, then by 3.
 """
 
 from __future__ import annotations
@@ -30,6 +32,7 @@ Attempt = Callable[[Scheme, Result | None], Candidate]
 
 _SLOWER = (math.inf, math.inf)
 _PREFERRED = "most accurate, then smallest"
+_UNTIMED = f"most multiply-accumulates in integers, then {_PREFERRED}"
 #: Ratios from two windows differ by more than their intervals say; those that lie nearer than this are taken again, side by side.
 _NEAR = 1.05
 
@@ -72,7 +75,7 @@ class Best:
         ranked, others = self._ranked(enough), sorted(others, key=lambda candidate: candidate.drop)
         self._run.tried += [*ranked, *others, *lost]
         self._run.reserves = [*ranked[1:], *others]
-        self._run.best = {"rule": f"{rule}; {_PREFERRED if self._untimed else 'fastest'}", "candidates": len(made)}
+        self._run.best = {"rule": f"{rule}; {_UNTIMED if self._untimed else 'fastest'}", "candidates": len(made)}
         return ranked[0]
 
     def _own(self, scheme: Scheme) -> Candidate:
@@ -120,8 +123,8 @@ class Best:
     def _ranked(self, enough: Sequence[Candidate]) -> list[Candidate]:
         """Rules 2 and 3: the winner, then the others in the order in which they would replace it."""
         if self._untimed is not None:
-            first, *others = sorted(enough, key=_preference)
-            return [replace(first, why=_PREFERRED), *(replace(c, why=_behind(c, first)) for c in others)]
+            first, *others = sorted(enough, key=lambda candidate: (-_integers(candidate), _preference(candidate)))
+            return [replace(first, why=_UNTIMED), *(replace(c, why=_less_integer(c, first) or _behind(c, first)) for c in others)]
         ordered = sorted(enough, key=_latency)
         fastest, equal = ordered[0], [ordered[0]]
         for challenger in ordered[1:]:
@@ -172,6 +175,18 @@ def _latency(candidate: Candidate) -> float:
     """Over the float original's."""
     assert candidate.latency is not None, "every candidate that is ranked by latency was timed"
     return float(candidate.latency.value["latency_ratio"]["value"])
+
+
+def _integers(candidate: Candidate) -> int:
+    """Percent of its multiply-accumulates in integers; 0 where nothing is known of them."""
+    kernels = candidate.execution.value.get("kernels") if candidate.execution else None
+    return round(100 * ((kernels or {}).get("int8_macs_share") or 0.0))
+
+
+def _less_integer(candidate: Candidate, first: Candidate) -> str:
+    """Why rule 4 puts it behind another one; empty where that is not why."""
+    mine, other = _integers(candidate), _integers(first)
+    return f"{mine} % of its multiply-accumulates in integers, {other} % there" if mine < other else ""
 
 
 def _preference(candidate: Candidate) -> tuple[float, int, bool]:

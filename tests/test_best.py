@@ -21,12 +21,13 @@ from tests.project import digits
 
 @dataclass(frozen=True)
 class Figures:
-    """A candidate: drop, interval of its drop against the most accurate, latency over the float model's, bytes."""
+    """A candidate: drop, latency over the float model's, bytes, interval of its drop against the most accurate, MACs in integers."""
 
     drop: float
     latency: float
     size: int = 100
     worse: tuple[float, float] = (-1.0, 1.0)
+    integers: float = 1.0
 
 
 def result(**value: Any) -> Result:
@@ -62,7 +63,8 @@ def chosen(steps: Steps, tmp_path: Path, runtime: str = "onnxruntime", max_drop:
         figures, folder = steps.figures[scheme.kind], tmp_path / scheme.kind
         (folder / "artifact").mkdir(parents=True)
         (folder / "artifact" / "model").write_bytes(b"x" * figures.size)
-        made = Result({"artifact": {"path": "model", "facts": {}}}, folder, "", False, 0.0)
+        value = {"artifact": {"path": "model", "facts": {}}, "kernels": {"int8_macs_share": figures.integers}}
+        made = Result(value, folder, "", False, 0.0)
         return Candidate(scheme, made, result(drop=figures.drop), True, "", execution=made)
 
     run = TargetRun(plan)
@@ -110,6 +112,12 @@ def test_where_latency_cannot_be_measured_the_most_accurate_ships_and_then_the_s
     figures = {"static": Figures(0.1, 9, size=90), "static-matmul": Figures(0.1, 9, size=80), "weights": Figures(0.2, 9, size=10)}
     kind, why = chosen(Steps(figures), tmp_path, "coreml")
     assert kind == "static-matmul" and why["static"] == "larger" and why["weights"] == "less accurate"
+
+
+def test_where_latency_cannot_be_measured_integers_stand_for_it(tmp_path: Path) -> None:
+    figures = {"static": Figures(0.3, 9), "static-matmul": Figures(0.2, 9, integers=0.8), "weights": Figures(0.0, 9, size=10, integers=0.0)}
+    kind, why = chosen(Steps(figures), tmp_path, "tensorrt")
+    assert kind == "static" and why["weights"] == "0 % of its multiply-accumulates in integers, 100 % there"
 
 
 def test_a_candidate_that_cannot_be_timed_does_not_ship(tmp_path: Path) -> None:
