@@ -17,10 +17,15 @@ NUMPY_TARGET = ["numpy"]
 
 
 def digits(folder: Path, targets: list[Any] | None = None, **changes: Any) -> Path:
-    """Write the digits project with other targets (by default the NumPy one) and top-level changes; returns the recipe."""
+    """Write the digits project with other targets (by default the NumPy one) and top-level changes; returns the recipe.
+
+    Its limit of the latency ratio is out of reach: how fast the machine is at the moment decides no test.
+    """
     write_starter(folder, "digits")
     path = folder / "edgepress.yaml"
-    recipe = yaml.safe_load(path.read_text()) | {"targets": targets or NUMPY_TARGET} | changes
+    recipe = yaml.safe_load(path.read_text())
+    recipe["gates"]["latency_ratio"]["max"] = 1000
+    recipe |= {"targets": targets or NUMPY_TARGET} | changes
     path.write_text(yaml.safe_dump(recipe, sort_keys=False))
     return path
 
