@@ -20,6 +20,7 @@ from typing import Any
 import psutil
 
 from edgepress.forkserver import Forked, server
+from edgepress.machine import resident_bytes
 from edgepress.targets import errors
 
 #: Kept out of every child: nothing phones home, nothing asks a hub, nothing writes .pyc files beside the user's code.
@@ -228,18 +229,6 @@ def _forward(events: int, pending: bytes, watch: Watch | None) -> bytes:
         last = json.loads(lines[-1])
         watch(last["text"], last["done"], last["total"])
     return rest
-
-
-def resident_bytes(pid: int) -> int:
-    """Resident memory of a process and all its descendants, in bytes; 0 when it is gone."""
-    total = 0
-    try:
-        parent = psutil.Process(pid)
-        for process in [parent, *parent.children(recursive=True)]:
-            total += process.memory_info().rss
-    except psutil.Error:
-        return total
-    return total
 
 
 def _kill(process: _Process) -> None:

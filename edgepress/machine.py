@@ -8,6 +8,8 @@ import platform
 from functools import cache
 from pathlib import Path
 
+import psutil
+
 
 @cache
 def cpu_name() -> str:
@@ -35,3 +37,15 @@ def fingerprint() -> str:
 def cores() -> int:
     """Processors this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def resident_bytes(pid: int) -> int:
+    """Resident memory of a process and all its descendants, in bytes; 0 when it is gone."""
+    total = 0
+    try:
+        parent = psutil.Process(pid)
+        for process in [parent, *parent.children(recursive=True)]:
+            total += process.memory_info().rss
+    except psutil.Error:
+        return total
+    return total

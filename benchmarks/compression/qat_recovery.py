@@ -9,7 +9,7 @@ integer graph run in PyTorch on the whole validation set; training sees training
 from __future__ import annotations
 
 import argparse
-import importlib.util
+import importlib
 import json
 import os
 import sys
@@ -17,7 +17,6 @@ import time
 from dataclasses import replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from types import ModuleType
 
 import torch
 from torch import Tensor, nn
@@ -31,14 +30,6 @@ from edgepress.targets.nouns import Scheme
 from edgepress.targets.rules import rules_for
 
 STATIC, CALIBRATION, BATCH = Scheme("int8", "static"), 512, 32
-
-
-def load_module(path: Path) -> ModuleType:
-    spec = importlib.util.spec_from_file_location(f"case_{path.stem}", path)
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
 
 
 def accuracy(module: nn.Module, images: Tensor, labels: Tensor) -> float:
@@ -58,9 +49,10 @@ def main() -> int:
     if not cases.is_dir():
         print(f"no folder {cases}: set EDGEPRESS_CASES to the folder of the real cases", file=sys.stderr)
         return 2
-    model: nn.Module = load_module(cases / "model.py").resnet20()
+    sys.path.insert(0, str(cases))  # its model.py and data.py
+    model: nn.Module = importlib.import_module("model").resnet20()
     model.load_state_dict(load_file(cases / "resnet20.safetensors"))
-    data = load_module(cases / "data.py")
+    data = importlib.import_module("data")
     train_images, train_labels = data.train().tensors
     images, labels = data.validation().tensors
     order = torch.randperm(len(train_labels), generator=torch.Generator().manual_seed(0))

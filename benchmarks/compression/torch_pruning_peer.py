@@ -11,11 +11,10 @@ from __future__ import annotations
 
 import argparse
 import copy
-import importlib.util
+import importlib
 import os
 import sys
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import torch
@@ -24,18 +23,10 @@ import yaml
 HERE = Path(__file__).parent
 
 
-def load_module(path: Path) -> ModuleType:
-    spec = importlib.util.spec_from_file_location(f"case_{path.stem}", path)
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
 def original(cases: Path) -> torch.nn.Module:
     from safetensors.torch import load_file
 
-    model: torch.nn.Module = load_module(cases / "model.py").resnet20()
+    model: torch.nn.Module = importlib.import_module("model").resnet20()
     model.load_state_dict(load_file(cases / "resnet20.safetensors"))
     return model.eval()
 
@@ -75,6 +66,7 @@ def main() -> int:
     if not cases.is_dir():
         print(f"no folder {cases}: set EDGEPRESS_CASES to the folder of the real cases", file=sys.stderr)
         return 2
+    sys.path.insert(0, str(cases))  # its model.py and data.py
     smaller, reached = prune(original(cases), arguments.speedup, arguments.everywhere)
     arguments.folder.mkdir(parents=True, exist_ok=True)
     batch = ({0: torch.export.Dim("batch", min=1)},)

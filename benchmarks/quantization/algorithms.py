@@ -10,13 +10,12 @@ algorithms see 512 training images. Seconds are processor time of calibration an
 from __future__ import annotations
 
 import argparse
-import importlib.util
+import importlib
 import os
 import sys
 import time
 from dataclasses import replace
 from pathlib import Path
-from types import ModuleType
 
 import torch
 from torch import Tensor, nn
@@ -32,15 +31,6 @@ from edgepress.validators.intervals import newcombe_paired
 
 STATIC, CALIBRATION, BATCH = Scheme("int8", "static"), 512, 32
 ROWS = ([], ["bias-correction"], ["adaround"], ["brecq"], ["equalize", "bias-correction"])
-
-
-def load_module(path: Path) -> ModuleType:
-    """A Python file of the case."""
-    spec = importlib.util.spec_from_file_location(f"case_{path.stem}", path)
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
 
 
 def classes(module: nn.Module, images: Tensor) -> Tensor:
@@ -77,10 +67,11 @@ def main() -> int:
     if not case.is_dir():
         print(f"no folder {case}: set EDGEPRESS_CASES to the folder of the real cases", file=sys.stderr)
         return 2
+    sys.path.insert(0, str(case))  # its model.py and data.py
     torch.set_num_threads(1)
-    model: nn.Module = load_module(case / "model.py").resnet20()
+    model: nn.Module = importlib.import_module("model").resnet20()
     model.load_state_dict(load_file(case / "resnet20.safetensors"))
-    data = load_module(case / "data.py")
+    data = importlib.import_module("data")
     images, labels = data.validation().tensors
     trained_on = data.train().tensors[0]
     drawn = trained_on[torch.randperm(len(trained_on), generator=torch.Generator().manual_seed(0))[:CALIBRATION]]
