@@ -10,6 +10,7 @@ openvino = pytest.importorskip("openvino")
 from edgepress.exporters.base import ExportRequest  # noqa: E402
 from edgepress.exporters.openvino import OpenVinoExporter  # noqa: E402
 from edgepress.targets.nouns import Scheme, Target  # noqa: E402
+from edgepress.validators.runtimes.openvino import core  # noqa: E402
 from tests.exporters.tensorrt_models import case  # noqa: E402
 
 
@@ -73,7 +74,7 @@ def test_bf16_is_a_way_to_run_fp32_weights(tmp_path: Path) -> None:
 
 def test_int8_weights_are_near_the_float_model(tmp_path: Path) -> None:
     artifact = OpenVinoExporter().export(request("transformer", "int8-weights", "weights"), tmp_path)
-    compiled = openvino.Core().compile_model(tmp_path / artifact.path / "model.xml", "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
+    compiled = core().compile_model(tmp_path / artifact.path / "model.xml", "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
     expected = case("transformer").torch_outputs()
     error = np.abs(compiled(case("transformer").feeds())["logits"] - expected).max()
     assert 0 < error < 0.05 * np.abs(expected).max()

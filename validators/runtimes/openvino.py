@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,19 @@ from edgepress.validators.runtimes.base import Arrays, Runtime, Session
 #: Precision of an artifact -> (what the plugin computes its float ops in, the capability a CPU reports for it). Everything
 #: else runs in f32; left alone, the plugin takes bf16 where the CPU has it. A CPU that lacks the type would emulate it.
 PRECISION_HINT = {"fp16": ("f16", "FP16"), "bf16": ("bf16", "BF16")}
+
+
+@cache
+def core() -> Any:
+    """The Core of this process, kept to its end.
+
+    The CPU plugin of every `openvino.Core` gives the thread that loads it another stack for signal handlers, and frees it together with the
+    Core. Where two Cores do not end in the reverse order of their making, the thread is left with a stack that was freed, and
+    the next signal that has a handler kills the process (seen in OpenVINO 2026.4).
+    """
+    import openvino
+
+    return openvino.Core()
 
 
 class OpenVinoSession(Session):
@@ -33,11 +47,9 @@ class OpenVinoSession(Session):
     """
 
     def __init__(self, xml: Path, signature: Signature, threads: int = 1, precision: str = "fp32") -> None:
-        import openvino
-
         self.signature = signature
         self.executed_by = f"openvino {version('openvino')} CPU"
-        self._core = openvino.Core()
+        self._core = core()
         hint, capability = PRECISION_HINT.get(precision, ("f32", "FP32"))
         if capability not in self._core.get_property("CPU", "OPTIMIZATION_CAPABILITIES"):
             hint = "f32"

@@ -1,5 +1,9 @@
 from __future__ import annotations
 
+import pickle
+import signal
+import subprocess
+import sys
 from functools import cache
 from pathlib import Path
 from tempfile import mkdtemp
@@ -12,7 +16,7 @@ openvino = pytest.importorskip("openvino")
 from edgepress.exporters.openvino import OpenVinoExporter  # noqa: E402
 from edgepress.targets.errors import ExecutionError  # noqa: E402
 from edgepress.targets.nouns import Artifact, Signature, TensorSpec  # noqa: E402
-from edgepress.validators.runtimes.openvino import OpenVino, OpenVinoSession  # noqa: E402
+from edgepress.validators.runtimes.openvino import OpenVino, OpenVinoSession, core  # noqa: E402
 from tests.exporters.tensorrt_models import case  # noqa: E402
 from tests.exporters.test_openvino import request  # noqa: E402
 
@@ -61,7 +65,7 @@ def test_macs_are_those_of_the_model() -> None:
 
 
 def test_a_type_the_cpu_lacks_is_reported_as_what_really_ran() -> None:
-    capabilities = openvino.Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")
+    capabilities = core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")
     for precision, capability in (("fp16", "FP16"), ("bf16", "BF16")):
         with opened("cnn", precision, "float") as session:
             report = session.kernels()
@@ -98,3 +102,25 @@ def test_an_output_the_file_lacks_is_named() -> None:
     signature = Signature(artifact.signature.inputs, (TensorSpec("scores", "float32", (None, 10)),))
     with pytest.raises(ExecutionError, match="no output 'scores'"):
         OpenVinoSession(folder / artifact.path / "model.xml", signature)
+
+
+#: Two models opened and closed in the order of their opening, then a signal that has a handler.
+SIGNAL_AFTER_SESSIONS = """
+import os, pickle, signal, sys
+from edgepress.validators.runtimes.openvino import OpenVino
+artifact, folder = pickle.loads(sys.stdin.buffer.read())
+first = OpenVino().open(artifact, folder)
+second = OpenVino().open(artifact, folder)
+del first
+del second
+signal.signal(signal.SIGUSR1, lambda *_: print("handled"))
+os.kill(os.getpid(), signal.SIGUSR1)
+"""
+
+
+@pytest.mark.skipif(not hasattr(signal, "SIGUSR1"), reason="no SIGUSR1 on this system")
+def test_signals_still_have_a_stack_after_models_were_closed() -> None:
+    given = pickle.dumps(exported("cnn", "fp32", "float"))
+    command = [sys.executable, "-X", "faulthandler", "-c", SIGNAL_AFTER_SESSIONS]
+    done = subprocess.run(command, input=given, capture_output=True, timeout=120)
+    assert (done.returncode, done.stdout) == (0, b"handled\n"), done.stderr.decode()
