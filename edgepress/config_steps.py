@@ -9,10 +9,10 @@ from typing import Annotated, Any, Literal
 from pydantic import BeforeValidator, Field, model_validator
 
 from edgepress.config_models import Bytes, Callable_, Points, Precision, Ratio, Seconds, Strict, Whole
-from edgepress.targets.rules import INT4_METHODS, REFINERS
+from edgepress.targets.rules import INT4_METHODS, REFINERS, ROUNDINGS
 
 #: What may be done to weights and biases before they become integers, in the order in which it is done.
-Algorithm = Literal["equalize", "adaround", "brecq", "bias-correction"]
+Algorithm = Literal["equalize", "adaround", "gptq", "brecq", "bias-correction"]
 Observer = Literal["histogram", "minmax", "moving-average", "percentile", "entropy", "mse"]
 Criterion = Literal["taylor", "fisher", "l1", "l2", "bn_scale", "activation", "random"]
 Unit = Literal["channels", "heads", "head_dims", "neurons", "groups", "group_channels"]
@@ -194,8 +194,10 @@ class QuantizeConfig(Strict):
 
     @model_validator(mode="after")
     def _one_rounding(self) -> QuantizeConfig:
-        if {"adaround", "brecq"} <= {*self.algorithms}:
-            raise ValueError("`adaround` and `brecq` in `algorithms` both choose how weights are rounded|Keep one of them.")
+        rounding = [name for name in self.algorithms if name in ROUNDINGS]
+        if len({*rounding}) > 1:
+            named = " and ".join(f"`{name}`" for name in rounding)
+            raise ValueError(f"{named} in `algorithms` each choose how weights are rounded|Keep one of them.")
         return self
 
     @property

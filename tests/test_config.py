@@ -251,7 +251,7 @@ BAD = [
     (MINIMAL + STEP + "quantize: {precision: mixed}\n", "quantize.precision: mixed needs a budget. Add e.g. `budget: {size: 0.5x}`"),
     (
         MINIMAL + STEP + "quantize: {algorithms: [brecq, adaround]}\n",
-        "`adaround` and `brecq` in `algorithms` both choose how weights are rounded",
+        "`brecq` and `adaround` in `algorithms` each choose how weights are rounded",
     ),
     (MINIMAL + STEP + "quantize: {precision: mixed, budget: {}}\n", "budget: no budget. Give one: `size: 0.5x` or `accuracy_drop: 0.3pp`"),
     (

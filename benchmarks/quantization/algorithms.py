@@ -30,7 +30,7 @@ from edgepress.targets.rules import REFINERS, QuantRules, rules_for
 from edgepress.validators.intervals import newcombe_paired
 
 STATIC, CALIBRATION, BATCH = Scheme("int8", "static"), 512, 32
-ROWS = ([], ["bias-correction"], ["adaround"], ["brecq"], ["equalize", "bias-correction"])
+ROWS = ([], ["bias-correction"], ["gptq"], ["adaround"], ["brecq"], ["equalize", "bias-correction"])
 
 
 def classes(module: nn.Module, images: Tensor) -> Tensor:

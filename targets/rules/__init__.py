@@ -16,8 +16,10 @@ OP_KINDS = frozenset(
 INT4_GROUPS = (16, 32, 64, 128, 256)
 #: How 4-bit weights are rounded: to nearest, with errors made good by later columns, or with inputs scaled by how much they matter.
 INT4_METHODS = ("rtn", "gptq", "awq")
-#: How the integers of one runtime are refined layer by layer, or block by block, after calibration, in this order.
-REFINERS = ("adaround", "brecq", "bias-correction")
+#: How the integers of one runtime are refined layer by layer, or block by block, after calibration, in this order; of those that round,
+#: one at most.
+ROUNDINGS = ("adaround", "gptq", "brecq")
+REFINERS = (*ROUNDINGS, "bias-correction")
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,115 @@
+"""GPTQ on layers with integer inputs: errors that later inputs make good."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+import torch
+from torch import nn
+
+from edgepress.compress.quantize import calibrate, render
+from edgepress.compress.quantize.gptq import gptq
+from edgepress.compress.quantize.layer import Layer
+from edgepress.compress.quantize.layerwise import refine
+from edgepress.targets.nouns import Scheme
+from tests.compress.quantize.nets import outputs_of
+from tests.compress.quantize.test_adaround import four_bits
+
+STATIC = Scheme("int8", "static")
+
+
+def program_of(module: nn.Module, inputs: torch.Tensor) -> torch.export.ExportedProgram:
+    return torch.export.export(module.eval(), (inputs[:2],), dynamic_shapes=({0: torch.export.Dim("batch", min=1)},))
+
+
+def correlated(*shape: int) -> torch.Tensor:
+    """Inputs whose channels (dim 1) have much in common, as those of real layers."""
+    shared = torch.randn(shape[0], 1, *shape[2:])
+    return shared + 0.3 * torch.randn(shape)
+
+
+NETS = {
+    "linear": (nn.Linear(24, 10), (512, 24)),
+    "tokens": (nn.Sequential(nn.Linear(16, 12), nn.ReLU(), nn.Linear(12, 4)), (64, 9, 16)),
+    "convolution": (nn.Conv2d(8, 12, 3, padding=1), (32, 8, 10, 10)),
+    "strided": (nn.Conv2d(6, 8, (3, 5), stride=(2, 1), padding=(0, 2), bias=False), (32, 6, 12, 12)),
+    "grouped": (nn.Conv2d(12, 18, 3, groups=3, dilation=2), (32, 12, 12, 12)),
+    "depthwise": (nn.Conv2d(8, 8, 5, padding=2, groups=8), (32, 8, 10, 10)),
+}
+
+
+def refined(name: str) -> list[tuple[Layer, Layer]]:
+    """Every layer of a net before and after."""
+    torch.manual_seed(0)
+    module, shape = NETS[name]
+    inputs = correlated(*shape)
+    program, seen = program_of(module, inputs), []
+
+    def look(layer: Layer) -> Layer:
+        seen.append((layer, gptq(layer)))
+        return seen[-1][1]
+
+    refine(program, calibrate(program, [(inputs,)]), four_bits("onnxruntime"), STATIC, [(inputs,)], [look])
+    return seen
+
+
+def error(layer: Layer) -> float:
+    return float((layer.tail(layer.answer()) - layer.tail(layer.target)).square().mean())
+
+
+@pytest.mark.parametrize("name", NETS)
+def test_every_layer_answers_better_than_with_nearest_integers(name: str) -> None:
+    for before, after in refined(name):
+        assert error(after) < error(before)
+
+
+@pytest.mark.parametrize("name", ["linear", "convolution", "grouped"])
+def test_samples_it_never_saw_gain_most_of_it_too(name: str) -> None:
+    torch.manual_seed(1)
+    module, shape = NETS[name]
+    seen, judged = correlated(*shape), correlated(*shape)
+    program = program_of(module, seen)
+    nearest = calibrate(program, [(seen,)])
+    chosen = refine(program, nearest, four_bits("tensorrt"), STATIC, [(seen,)], [gptq])
+    exact, plain, better = (
+        outputs_of(model, (judged,))[0]
+        for model in (program.module(), *(render(program, s, four_bits("tensorrt"), STATIC).module for s in (nearest, chosen)))
+    )
+    assert (better - exact).square().mean() < 0.8 * (plain - exact).square().mean()
+
+
+@pytest.mark.parametrize("name", ["linear", "grouped"])
+def test_zeros_and_the_ends_of_the_integers_stay(name: str) -> None:
+    before, _ = refined(name)[0]
+    weight = torch.where(before.grid.weight.abs() < before.grid.scale, 0.0, before.grid.weight)
+    grid = replace(before.grid, weight=weight)
+    after = gptq(replace(before, grid=grid, rounded=grid.nearest))
+    integers = (after.rounded / grid.scale).round()
+    ends = (weight / grid.scale).abs() > 7 - 1e-3
+    assert not torch.equal(after.rounded, grid.nearest)
+    assert not integers[weight == 0].any() and bool((weight == 0).any())
+    assert torch.equal(integers[ends], (weight / grid.scale)[ends].round()) and integers.abs().max() == 7
+
+
+def test_inputs_that_are_always_zero_do_no_harm() -> None:
+    torch.manual_seed(0)
+    inputs = correlated(256, 16)
+    inputs[:, 3:9] = 0
+    program = program_of(nn.Linear(16, 6), inputs)
+    statistics = calibrate(program, [(inputs,)])
+    chosen = refine(program, statistics, four_bits("litert"), STATIC, [(inputs,)], [gptq])
+    assert all(bool(torch.isfinite(torch.from_numpy(value)).all()) for value in chosen.corrections.values())
+
+
+def test_what_is_no_linear_layer_and_no_plain_convolution_keeps_its_integers() -> None:
+    torch.manual_seed(0)
+    inputs, seen = torch.randn(8, 4, 20), []
+    program = program_of(nn.Conv1d(4, 6, 3), inputs)
+
+    def look(layer: Layer) -> Layer:
+        seen.append(gptq(layer) is layer)
+        return layer
+
+    refine(program, calibrate(program, [(inputs,)]), four_bits("onnxruntime"), STATIC, [(inputs,)], [look])
+    assert seen == [True]
