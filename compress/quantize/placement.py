@@ -105,6 +105,8 @@ class _Placing:
             return "scales outlier channels down before rounding"
         if kind is None:
             return self.masked.get(node)
+        if kind == "embedding" and kind in self.rules.placement:
+            return "a lookup that stays float: its table is small, or something else reads it"
         if kind not in self.placed:
             return f"this scheme leaves {kind} in float"
         if node in self.masked and kind != "shape":

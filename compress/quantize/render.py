@@ -13,6 +13,7 @@ from torch.fx import GraphModule, Node
 from torchao.quantization.pt2e.quantize_pt2e import convert_pt2e, prepare_pt2e
 
 from edgepress.compress.quantize.corrections import apply_corrections
+from edgepress.compress.quantize.embeddings import lookups, store_in_integers
 from edgepress.compress.quantize.graph import HEAVY, constant, kind_of
 from edgepress.compress.quantize.placement import Placement, place, summary
 from edgepress.compress.quantize.prepare import canonical_module, float_module
@@ -58,8 +59,7 @@ def render(program: torch.export.ExportedProgram, statistics: Statistics | None,
     if scheme.kind == "weights":
         return _render_weights(program, rules)
     module, placement, parameters = placed(program, statistics, rules, scheme)
-    reasons = summary(placement.reasons)
-    return Rendered(_converted(module, RulesQuantizer(rules, placement, parameters), rules), reasons)
+    return _rendered(module, RulesQuantizer(rules, placement, parameters), rules, placement.reasons)
 
 
 def placed(
@@ -99,8 +99,17 @@ def _render_weights(program: torch.export.ExportedProgram, rules: QuantRules) ->
     reasons = {node: "float arithmetic; only weights are integers" for node in module.graph.nodes if node.op == "call_function"}
     if not any(kind_of(node) in HEAVY - {"matmul"} and constant(module, node.args[1]) is not None for node in reasons):
         raise _nothing(reasons)
-    lines = summary(reasons)
-    return Rendered(_converted(module, RulesQuantizer(rules), rules), lines)
+    return _rendered(module, RulesQuantizer(rules), rules, reasons)
+
+
+def _rendered(module: GraphModule, quantizer: RulesQuantizer, rules: QuantRules, reasons: Mapping[Node, str]) -> Rendered:
+    looked_up = lookups(module, rules)
+    lines = summary({node: reason for node, reason in reasons.items() if node not in looked_up})
+    names = {node.name for node in looked_up}
+    converted = _converted(module, quantizer, rules)
+    if names:
+        store_in_integers(converted, [node for node in converted.graph.nodes if node.name in names])
+    return Rendered(converted, lines)
 
 
 def _converted(module: GraphModule, quantizer: RulesQuantizer, rules: QuantRules) -> GraphModule:

@@ -11,7 +11,7 @@ RULES = QuantRules(
     activation_min=-128,
     activation_max=127,
     placement=frozenset(
-        {"conv", "conv_transpose", "linear", "matmul", "add", "mul", "cat", "max_pool", "avg_pool", "mean", "softmax", "shape"}
+        {"conv", "conv_transpose", "linear", "matmul", "add", "mul", "cat", "max_pool", "avg_pool", "mean", "softmax", "shape", "embedding"}
     ),
     precisions=(
         "fp32",

@@ -20,7 +20,7 @@ RULES = QuantRules(
     weight_min=-63,
     weight_max=63,
     placement=frozenset(
-        {"conv", "conv_transpose", "linear", "matmul", "add", "mul", "cat", "max_pool", "avg_pool", "mean", "softmax", "shape"}
+        {"conv", "conv_transpose", "linear", "matmul", "add", "mul", "cat", "max_pool", "avg_pool", "mean", "softmax", "shape", "embedding"}
     ),
     precisions=(
         "fp32",

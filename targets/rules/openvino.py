@@ -18,7 +18,7 @@ RULES = QuantRules(
     activation_max=255,
     weight_min=-63,
     weight_max=63,
-    placement=frozenset({"conv", "conv_transpose", "linear", "add", "mul", "cat", "max_pool", "avg_pool", "mean", "shape"}),
+    placement=frozenset({"conv", "conv_transpose", "linear", "add", "mul", "cat", "max_pool", "avg_pool", "mean", "shape", "embedding"}),
     precisions=(
         "fp32",
         "fp16",
