@@ -25,6 +25,8 @@ from edgepress.targets.rules import rules_for
 from edgepress.validators.runtimes import RUNTIMES
 
 _PROJECT = "edgepress.compress.project.steps"
+#: What refines integers that do not hold, before a target falls back to weights alone, where the recipe names no algorithm.
+RESCUE = ("gptq",)
 
 
 class Pipeline:
@@ -138,7 +140,7 @@ class Pipeline:
             max_drop = quantize.max_drop if "max_drop" in quantize.model_fields_set else None
 
             def attempt(scheme: Scheme, export: Result | None) -> Candidate:
-                return self._scored(run.plan, prepared, scheme, export) if export else self._try(run.plan, prepared, scheme, only=False)
+                return self._scored(run.plan, prepared, scheme, export) if export else self._attempt(run.plan, prepared, scheme)
 
             run.chosen = Best(self._steps, run, prepared, attempt, max_drop).choose(schemes)
             if run.chosen is None:
@@ -149,7 +151,7 @@ class Pipeline:
         searches = mixed or (quantize is not None and quantize.fallback and bool(static))
         last = self._walk(run, prepared, static if searches else schemes, mixed, only=len(schemes) == 1 and not searches)
         if searches and run.chosen is None and any(candidate.export for candidate in run.tried):
-            search = FloatLayers(self._steps, run, prepared, lambda scheme: self._try(run.plan, prepared, scheme, only=False))
+            search = FloatLayers(self._steps, run, prepared, lambda scheme: self._attempt(run.plan, prepared, scheme))
             budget = quantize.budget if quantize and mixed else None
             best = search.mixed(budget) if budget else search.fallback()
             run.chosen = best if best and (best.held or mixed) else None
@@ -164,9 +166,9 @@ class Pipeline:
     def _walk(self, run: TargetRun, prepared: Prepared, schemes: Sequence[Scheme], every: bool, only: bool) -> EdgepressError | None:
         """Try schemes until one holds, or `every` one; what could not be made is returned."""
         last: EdgepressError | None = None
-        for scheme in schemes:
+        for scheme, refiners in self._rungs(schemes):
             try:
-                candidates = self._tries(run.plan, prepared, scheme, only)
+                candidates = self._tries(run.plan, prepared, scheme, refiners, only)
             except EdgepressError as error:
                 last = error
                 run.tried.append(Candidate(scheme, None, None, False, str(error)))
@@ -178,11 +180,24 @@ class Pipeline:
                 break
         return last
 
-    def _tries(self, plan: TargetPlan, prepared: Prepared, scheme: Scheme, only: bool) -> list[Candidate]:
+    def _rungs(self, schemes: Sequence[Scheme]) -> list[tuple[Scheme, Sequence[str]]]:
+        """Schemes with the algorithms that refine them: those of the recipe.
+
+        Where it names none, the first scheme is refined before all arithmetic goes back to float, which `weights` means.
+        """
+        quantize = self.config.quantize
+        named = quantize.refiners if quantize else []
+        rungs: list[tuple[Scheme, Sequence[str]]] = [(scheme, named if scheme.kind.startswith("static") else []) for scheme in schemes]
+        last = next((place for place, (scheme, _) in enumerate(rungs) if scheme.kind == "weights"), 0)
+        if last and not named and schemes[0].kind.startswith("static") and quantize and quantize.method == "ptq":
+            rungs.insert(last, (schemes[0], RESCUE))
+        return rungs
+
+    def _tries(self, plan: TargetPlan, prepared: Prepared, scheme: Scheme, refiners: Sequence[str], only: bool) -> list[Candidate]:
         """One scheme: as it is, and after quantization-aware training where the recipe asks for it. The first wins where they tie."""
         quantize = self.config.quantize
         train = quantize is not None and quantize.method == "qat" and scheme.kind.startswith("static") and prepared.calibration is not None
-        plain = self._try(plan, prepared, scheme, only and not train)
+        plain = self._try(plan, prepared, scheme, refiners, only and not train)
         if not train or quantize is None or prepared.calibration is None:
             return [plain]
         origin = Origin(prepared.data, prepared.source, prepared.reference)
@@ -190,19 +205,28 @@ class Pipeline:
         runtime = plan.target.runtime
         trained = self._stages.qat(settings, origin, prepared.model, prepared.calibration, runtime, scheme)
         calibration = self._calibrate(f"calibrate {plan.target.name} {scheme.label} after training", trained, prepared.data)
-        again = self._try(plan, replace(prepared, model=trained, calibration=calibration), scheme, False, " after training")
+        prepared = replace(prepared, model=trained, calibration=calibration)
+        again = self._try(plan, prepared, scheme, refiners, False, " after training")
         word = "better than" if again.drop < plain.drop else "no better than"
         why = f"quantization-aware training: {again.why}; {word} {plain.drop:+.2f} without it"
         return [plain, replace(again, training=trained, why=why)]
 
-    def _try(self, plan: TargetPlan, prepared: Prepared, scheme: Scheme, only: bool, suffix: str = "") -> Candidate:
+    def _attempt(self, plan: TargetPlan, prepared: Prepared, scheme: Scheme) -> Candidate:
+        """One of several schemes, refined as the recipe says."""
+        refiners = self.config.quantize.refiners if self.config.quantize and scheme.kind.startswith("static") else []
+        return self._try(plan, prepared, scheme, refiners, only=False)
+
+    def _try(
+        self, plan: TargetPlan, prepared: Prepared, scheme: Scheme, refiners: Sequence[str], only: bool, suffix: str = ""
+    ) -> Candidate:
         why, after = "the only scheme for this precision", ""
         if scheme.precision == INT4:
             model = self._steps.int4(plan, prepared)
             prepared, why = replace(prepared, model=model), self._steps.int4_said(model)
-        if self.config.quantize and self.config.quantize.refiners and scheme.kind.startswith("static"):
-            refined = self._steps.refined(plan, prepared, scheme, self.config.quantize.refiners, suffix)
-            prepared, after = replace(prepared, calibration=refined), f"; layers refined by {', '.join(self.config.quantize.refiners)}"
+        if refiners:
+            refined = self._steps.refined(plan, prepared, scheme, list(refiners), suffix)
+            prepared, after = replace(prepared, calibration=refined), f"; layers refined by {', '.join(refiners)}"
+            suffix = f" refined{suffix}"
         export = self._steps.export(plan, prepared, scheme, suffix=suffix)
         if only:
             return Candidate(scheme, export, None, True, why + after)

@@ -51,6 +51,14 @@ def test_without_fallback_the_same_recipe_leaves_integer_activations(recipe: Pat
     assert target["fallback"] is None and target["scheme"]["kind"] not in ("static", "static-matmul")
 
 
+def test_integers_are_refined_before_all_arithmetic_goes_back_to_float(recipe: Path, tmp_path: Path) -> None:
+    pytest.importorskip("openvino")
+    recipe.write_text(yaml.safe_dump(yaml.safe_load(recipe.read_text()) | {"targets": ["openvino"]}))
+    _, printed, target = run(recipe, tmp_path / "run", precision="int8", max_drop="1pp")
+    tried = [(item["scheme"], "refined by gptq" in item["why"]) for item in target["tried"]]
+    assert tried == [("int8 static", False), ("int8 static-matmul", False), ("int8 static", True), ("int8 weights", False)], printed
+
+
 def test_a_budget_of_drop_and_one_of_bytes_choose_a_precision_for_every_layer(recipe: Path, tmp_path: Path) -> None:
     code, printed, target = run(recipe, tmp_path / "drop", precision="mixed", budget={"accuracy_drop": "1pp"})
     assert code == 0, printed
