@@ -158,16 +158,20 @@ class QatConfig(TrainSettings):
 
 
 class MixedBudget(Strict):
-    """What `precision: mixed` may spend: a share of the float original's file for the same target, or a drop on the selection samples."""
+    """What `precision: mixed` may spend: a share of the float original's file or latency in the same target, or a drop on the selection
+    samples.
+    """
 
     size: Ratio | None = None
+    latency: Ratio | None = None
     accuracy_drop: Points | None = None
 
     @model_validator(mode="after")
     def _one(self) -> MixedBudget:
-        if (self.size is None) == (self.accuracy_drop is None):
-            what = "no budget" if self.size is None else "`size` and `accuracy_drop` are two budgets"
-            raise ValueError(f"{what}|Give one: `size: 0.5x` or `accuracy_drop: 0.3pp`.")
+        given = [name for name in type(self).model_fields if getattr(self, name) is not None]
+        if len(given) != 1:
+            what = f"{' and '.join(f'`{name}`' for name in given)} are {len(given)} budgets" if given else "no budget"
+            raise ValueError(f"{what}|Give one: `size: 0.5x`, `latency: 0.5x` or `accuracy_drop: 0.3pp`.")
         return self
 
 

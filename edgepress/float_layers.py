@@ -15,6 +15,7 @@ from edgepress.step import Result
 from edgepress.target_steps import NAMED, TargetSteps
 from edgepress.targets.errors import EdgepressError, QuantizationError
 from edgepress.targets.nouns import Scheme
+from edgepress.validators.runtimes import RUNTIMES
 
 #: How often a budget of bytes is tightened by what the exported file has too much.
 _CORRECTIONS = 4
@@ -78,6 +79,8 @@ class FloatLayers:
             return base
         if budget.size is not None:
             best = self._within_size(base, layers, budget.size)
+        elif budget.latency is not None:
+            best = self._within_latency(base, layers, budget.latency)
         else:
             best = self._within_drop(base, layers, budget.accuracy_drop or 0.0)
         self._run.mixed = {"budget": budget.model_dump(exclude_none=True), "drop": best.drop, "layers": _assignment(layers, best)}
@@ -108,6 +111,39 @@ class FloatLayers:
                 return candidate
             room -= over
         return base
+
+    def _within_latency(self, base: Candidate, layers: Result, ratio: float) -> Candidate:
+        """The least noise in at most `ratio` of the float original's time, measured in the target's runtime."""
+        name = self._run.plan.target.name
+        why = RUNTIMES.get(self._run.plan.target.runtime)().timing_unavailable()
+        if why is not None:
+            raise QuantizationError(f"target {name!r} cannot follow a budget of latency", why, "Give it e.g. {size: 0.5x}.")
+        fastest = self._time(base)
+        if fastest > ratio:
+            raise QuantizationError(
+                f"target {name!r} cannot take as little as {ratio:.3g}x of the float original's time",
+                f"with every layer in integers it takes {fastest:.3g}x",
+                f"The nearest budget is {{latency: {fastest + 0.005:.2f}x}}; pruning makes it faster.",
+            )
+        order, within = list(layers.value["order"]), {0: base}
+
+        def over(count: int) -> bool:
+            candidate = self._tried(base, layers, order[:count])
+            if candidate.export is None or self._time(candidate) > ratio:
+                return True
+            within[count] = candidate
+            return False
+
+        shortest(len(order) - 1, over)
+        return within[max(within)]
+
+    def _time(self, candidate: Candidate) -> float:
+        """Over the float original's in the same runtime, in interleaved pairs."""
+        assert candidate.export is not None, "only files that were made are timed"
+        plan, scheme = self._run.plan, candidate.scheme
+        original = self._steps.export(plan, self._prepared, Scheme("fp32", "float"), baseline=True)
+        window = self._steps.paired(f"latency {plan.target.name} {scheme.label}", plan, self._prepared, (candidate.export, original))
+        return 0.0 if window.pending else float(window.value["latency_ratio"]["value"])
 
     def _within_drop(self, base: Candidate, layers: Result, limit: float) -> Candidate:
         """The smallest file that loses at most `limit` on the selection samples."""

@@ -253,10 +253,13 @@ BAD = [
         MINIMAL + STEP + "quantize: {algorithms: [brecq, adaround]}\n",
         "`brecq` and `adaround` in `algorithms` each choose how weights are rounded",
     ),
-    (MINIMAL + STEP + "quantize: {precision: mixed, budget: {}}\n", "budget: no budget. Give one: `size: 0.5x` or `accuracy_drop: 0.3pp`"),
+    (
+        MINIMAL + STEP + "quantize: {precision: mixed, budget: {}}\n",
+        "budget: no budget. Give one: `size: 0.5x`, `latency: 0.5x` or `accuracy_drop: 0.3pp`",
+    ),
     (
         MINIMAL + STEP + "quantize: {precision: mixed, budget: {size: 0.5x, accuracy_drop: 1pp}}\n",
-        "`size` and `accuracy_drop` are two budgets",
+        "`size` and `accuracy_drop` are 2 budgets",
     ),
     (MINIMAL + STEP + "quantize: {precision: mixed, budget: {latncy: 0.5x}}\n", "unknown key 'latncy'"),
     (MINIMAL + STEP + "quantize: {budget: {size: 0.5x}}\n", "for precision mixed, and no target has it. Set precision: mixed"),

@@ -66,14 +66,20 @@ class Steps:
         (folder / "artifact" / "model").write_bytes(bytes(size))
         return result({"artifact": {"path": "model", "facts": {}}}, folder)
 
+    def paired(self, name: str, plan: TargetPlan, prepared: object, pair: tuple[Result, Result]) -> Result:
+        kept = (len((pair[0].folder / "artifact" / "model").read_bytes()) - 500) // 300
+        return result({"latency_ratio": {"value": 0.4 + 0.1 * kept}})
+
     more = 0
 
 
-def search(folder: Path, drop: Callable[[int], float], limit: float, more: int = 0) -> tuple[TargetRun, FloatLayers]:
+def search(
+    folder: Path, drop: Callable[[int], float], limit: float, more: int = 0, runtime: str = "onnxruntime"
+) -> tuple[TargetRun, FloatLayers]:
     """A target that loses `drop(layers in float)`, with all layers in integers tried already."""
     steps = Steps(folder)
     steps.more = more
-    plan = TargetPlan(Target("phone", "onnxruntime", "CPU", "int8"), (), frozenset())
+    plan = TargetPlan(Target("phone", runtime, "CPU", "int8"), (), frozenset())
     run = TargetRun(plan)
 
     def attempt(scheme: Scheme) -> Candidate:
@@ -143,3 +149,22 @@ def test_a_budget_of_drop_that_no_assignment_reaches_is_refused_with_the_nearest
     _, layers = search(tmp_path, lambda kept: 5.0 - kept, 1.0)
     with pytest.raises(QuantizationError, match=r"the nearest is 2\.00, with 3 of 4 layers in float"):
         layers.mixed(budget(accuracy_drop="1pp"))
+
+
+@pytest.mark.parametrize(("ratio", "kept"), [(0.4, 0), (0.55, 1), (0.6, 2), (0.9, 3)])
+def test_a_budget_of_latency_takes_as_many_float_layers_as_its_runtime_has_time_for(ratio: float, kept: int, tmp_path: Path) -> None:
+    run, layers = search(tmp_path, lambda count: 5.0 - count, 1.0)
+    assert len(layers.mixed(budget(latency=ratio + 1e-9)).scheme.float_layers) == kept
+    assert run.mixed is not None and sum(layer["bits"] == 32 for layer in run.mixed["layers"]) == kept
+
+
+def test_a_budget_of_latency_that_integers_alone_exceed_is_refused_with_the_nearest(tmp_path: Path) -> None:
+    _, layers = search(tmp_path, lambda kept: 0.0, 1.0)
+    with pytest.raises(QuantizationError, match=r"cannot take as little as 0\.3x.*it takes 0\.4x.*\{latency: 0\.4.x\}"):
+        layers.mixed(budget(latency=0.3))
+
+
+def test_a_budget_of_latency_where_nothing_can_be_timed_is_refused(tmp_path: Path) -> None:
+    _, layers = search(tmp_path, lambda kept: 0.0, 1.0, runtime="coreml")
+    with pytest.raises(QuantizationError, match=r"cannot follow a budget of latency.*Mac"):
+        layers.mixed(budget(latency=0.5))

@@ -78,6 +78,14 @@ def test_a_budget_of_bytes_that_no_assignment_reaches_ends_with_2_and_names_the_
     assert "cannot be as small as 0.1x" in printed and "The nearest budget is {size: 0.3" in printed
 
 
+def test_a_budget_of_latency_is_measured_in_the_runtime_and_refused_with_the_nearest(recipe: Path, tmp_path: Path) -> None:
+    code, printed, _ = run(recipe, tmp_path / "slow", precision="mixed", budget={"latency": "50x"})
+    assert code == 0 and "within latency 50x of the float original's" in printed, printed
+    code, printed, target = run(recipe, tmp_path / "fast", precision="mixed", budget={"latency": "0.001x"})
+    assert code == 2 and target["status"] == "failed"
+    assert "cannot take as little as 0.001x of the float original's time" in printed and "The nearest budget is {latency:" in printed
+
+
 def test_a_plan_of_a_new_recipe_names_the_steps_and_runs_none(tmp_path: Path) -> None:
     quantize = {"precision": "mixed", "budget": {"accuracy_drop": "1pp"}}
     done = edgepress("plan", digits(tmp_path, ["onnxruntime"], compress=[{"quantize": quantize}]))

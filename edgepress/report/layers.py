@@ -46,7 +46,7 @@ def _mixed(mixed: Json, unit: str) -> str:
     layers = mixed["layers"]
     kept = [layer["layer"] for layer in layers if layer["bits"] > 8]
     (name, value), *_ = mixed["budget"].items()
-    limit = f"size {value:.3g}x of the float original's" if name == "size" else f"a drop of {numbers.drop(value, unit)}"
+    limit = f"a drop of {numbers.drop(value, unit)}" if name == "accuracy_drop" else f"{name} {value:.3g}x of the float original's"
     names = f" ({_names(kept)})" if kept else ""
     return f"{len(kept)} of {len(layers)} layers in float{names} within {limit}: drop of {numbers.drop(mixed['drop'], unit)} {_ON}"
 
