@@ -82,7 +82,8 @@ class Pipeline:
             kinds = tuple(ladder) if chosen == "auto" else (chosen,)
         else:
             kinds = ("weights",) if precision in ("int8-weights", INT4) else ("float",)
-        return [Scheme(precision, kind) for kind in kinds]
+        bits = int(plan.target.options.get("weight_bits", 0)) if kinds != ("float",) else 0
+        return [Scheme(precision, kind, weight_bits=bits) for kind in kinds]
 
     def compress(self, plan: TargetPlan, prepared: Prepared) -> TargetRun:
         """Export, execute and score one target; try the next scheme while outputs do not hold."""

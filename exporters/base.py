@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -106,12 +106,7 @@ class Exporter(ABC):
                 self._rendered = render_int4(request.program, self.rules)
                 return self._rendered
             statistics = Statistics.load(request.statistics) if request.statistics else None
-            rules = self.rules
-            if (
-                request.scheme.kind == "weights"
-            ):  # narrower weights guard integer kernels against saturation; float arithmetic needs no guard
-                rules = replace(rules, weight_min=-127, weight_max=127)
-            self._rendered = render(torch.export.load(request.program), statistics, rules, request.scheme)
+            self._rendered = render(torch.export.load(request.program), statistics, self.rules.of(request.scheme), request.scheme)
         return self._rendered
 
     def compressed_outputs(self, request: ExportRequest, inputs: Sequence[np.ndarray]) -> tuple[list[np.ndarray], str]:

@@ -211,7 +211,7 @@ class OnnxRuntimeExporter(Exporter):
             if request.scheme.kind == "weights":
                 onnx_passes.fold_at_load(path)
             if request.scheme.kind == "dynamic":
-                float_ops = onnx_passes.quantize_dynamic(path)
+                float_ops = onnx_passes.quantize_dynamic(path, narrow=request.scheme.weight_bits != 8)
         check_dynamic_batch(path, request)
         data = path.with_name(f"{path.name}.data")
         return Artifact(

@@ -29,10 +29,12 @@ def convert_to_fp16(path: Path) -> None:
     write(model, path)
 
 
-def quantize_dynamic(path: Path) -> tuple[Mapping[str, Any], ...]:
+def quantize_dynamic(path: Path, narrow: bool = True) -> tuple[Mapping[str, Any], ...]:
     """Quantize matrix products dynamically, in place: int8 weights per channel, activation ranges taken at run time.
 
-    Weights keep to 7 bits, because x86 without VNNI adds two 8-bit products in 16 bits, which saturate.
+    Args:
+        path: of the file.
+        narrow: weights keep to 7 bits, because x86 without VNNI adds two 8-bit products in 16 bits, which saturate.
 
     Returns:
         Heavy ops that stay in float, with the reason.
@@ -43,7 +45,9 @@ def quantize_dynamic(path: Path) -> tuple[Mapping[str, Any], ...]:
 
     with TemporaryDirectory(dir=path.parent) as scratch:
         quantized = Path(scratch) / path.name
-        quantize(path, quantized, op_types_to_quantize=list(DYNAMIC_OPS), per_channel=True, reduce_range=True, weight_type=QuantType.QInt8)
+        quantize(
+            path, quantized, op_types_to_quantize=list(DYNAMIC_OPS), per_channel=True, reduce_range=narrow, weight_type=QuantType.QInt8
+        )
         model = onnx.load(quantized)
     write(model, path)
     return tuple({"op": f"onnx.{op}", "count": count, "reason": _reason(op)} for op, count in sorted(_heavy(model).items()))

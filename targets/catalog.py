@@ -32,15 +32,20 @@ class CatalogEntry:
     second_runtime: str | None = None
 
 
+#: An option of runtimes whose integer kernels saturate on some CPUs.
+WEIGHT_BITS = ("weight_bits", "of int8 weights: 7, exact on every x86 CPU, or 8, finer, for CPUs with VNNI")
+
 ONNXRUNTIME = CatalogEntry(
     "onnxruntime",
     "onnxruntime",
     "x86-64 or Arm CPU",
     ".onnx",
-    options=(("opset", "ONNX opset, 18 to 23"),),
-    patterns=(("opset", "18|19|20|21|22|23"),),
+    options=(("opset", "ONNX opset, 18 to 23"), WEIGHT_BITS),
+    patterns=(("opset", "18|19|20|21|22|23"), ("weight_bits", "7|8")),
 )
-OPENVINO = CatalogEntry("openvino", "openvino", "Intel or AMD x86-64 CPU", ".xml + .bin")
+OPENVINO = CatalogEntry(
+    "openvino", "openvino", "Intel or AMD x86-64 CPU", ".xml + .bin", options=(WEIGHT_BITS,), patterns=(("weight_bits", "7|8"),)
+)
 TENSORRT = CatalogEntry(
     "tensorrt",
     "tensorrt",

@@ -58,12 +58,14 @@ class Scheme:
             weights, float arithmetic).
         float_layers: layers that a `static` or `static-matmul` scheme keeps in float, by their node in the canonical graph, sorted.
         tool: the runtime's own quantizer that carries it out (`exporters.native`), empty for edgepress's rendering.
+        weight_bits: of the integers that weights are rounded to; 0 leaves it to the rules of the runtime.
     """
 
     precision: str
     kind: str
     float_layers: tuple[str, ...] = ()
     tool: str = ""
+    weight_bits: int = 0
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "float_layers", tuple(sorted(self.float_layers)))

@@ -221,6 +221,11 @@ BAD = [
         "edgepress.yaml:11: targets[1]: the target 'onnxruntime' stands twice",
     ),
     (MINIMAL.replace("- onnxruntime", "- onnxruntime: {opst: 21}"), "opst: unknown key 'opst'. Did you mean 'opset'?"),
+    (
+        MINIMAL.replace("- onnxruntime", "- openvino: {weight_bits: 6}"),
+        "'6' is not a value of weight_bits. weight_bits: of int8 weights: 7, exact",
+    ),
+    (MINIMAL.replace("- onnxruntime", "- tflite: {weight_bits: 8}"), "weight_bits: unknown key"),
     (MINIMAL.replace("- onnxruntime", "- onnxruntime: {opset: 99}"), "'99' is not a value of opset. opset: ONNX opset, 18 to 23."),
     (MINIMAL.replace("- onnxruntime", "- tensorrt: {compute_capability: [8.6]}"), 'Write it in quotes: "8.6"'),
     (MINIMAL.replace("- onnxruntime", "- tensorrt: {compute_capability: []}"), "compute_capability is an empty list"),

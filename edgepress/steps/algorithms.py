@@ -57,6 +57,7 @@ def refine(params: dict[str, Any], folder: Path) -> dict[str, Any]:
     tensors = (tuple(torch.from_numpy(piece[s.name].copy()) for s in signature.inputs) for piece in batches(samples, _BATCH))
     before = Statistics.load(inputs["calibration"] / "statistics")
     chosen = refiners_of(params["algorithms"], params["seed"])
-    after = walk(program, before, rules_for(params["runtime"]), Scheme(**params["scheme"]), tensors, chosen)
+    scheme = Scheme(**params["scheme"])
+    after = walk(program, before, rules_for(params["runtime"]).of(scheme), scheme, tensors, chosen)
     after.save(folder / "statistics")
     return {"samples": before.samples, "tensors": len(after.corrections)}

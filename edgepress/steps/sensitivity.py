@@ -36,7 +36,8 @@ def sensitivity(params: dict[str, Any], folder: Path) -> dict[str, Any]:
     tensors = (tuple(torch.from_numpy(piece[s.name].copy()) for s in signature.inputs) for piece in batches(samples, _BATCH))
     program = torch.export.load(inputs["model"] / "model.pt2")
     statistics = Statistics.load(inputs["calibration"] / "statistics")
-    found = sensitivities(program, statistics, rules_for(params["runtime"]), Scheme(**params["scheme"]), tensors)
+    scheme = Scheme(**params["scheme"])
+    found = sensitivities(program, statistics, rules_for(params["runtime"]).of(scheme), scheme, tensors)
     order = [layer.node for layer in ranked(found)]
     return {"layers": [layer.to_json() for layer in found], "order": order, "samples": len(next(iter(samples.values())))}
 

@@ -85,7 +85,8 @@ def _trainee(params: dict[str, Any], inputs: dict[str, Path], program: ExportedP
         from edgepress.targets.rules import rules_for
 
         statistics = Statistics.load(inputs["calibration"] / "statistics")
-        simulation = simulate(program, statistics, rules_for(params["runtime"]), Scheme(**params["scheme"]))
+        scheme = Scheme(**params["scheme"])
+        simulation = simulate(program, statistics, rules_for(params["runtime"]).of(scheme), scheme)
         return simulation.module, lambda: simulation.program(program)
     module = trainable(program)
     return module, lambda: to_program(module, program)

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from edgepress.targets.errors import ConfigError
+from edgepress.targets.nouns import Scheme
 from edgepress.targets.registry import Registry
 
 #: Kinds of op the quantizer knows how to place. `shape` stands for ops that move values without changing them.
@@ -84,6 +85,15 @@ class QuantRules:
     multiple: int = 8
     int4: Int4Rules | None = None
     float_bytes: int = 4
+
+    def of(self, scheme: Scheme) -> QuantRules:
+        """These rules with the bounds of weights that a scheme has.
+
+        Narrow weights guard integer kernels against saturation; float arithmetic with integer weights needs no guard.
+        """
+        if scheme.kind == "weights" or scheme.weight_bits == 8:
+            return replace(self, weight_min=-127, weight_max=127)
+        return self
 
     def __post_init__(self) -> None:
         unknown = (self.placement | self.per_channel | self.float_output | self.shared) - OP_KINDS

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -161,3 +162,14 @@ def test_signed_integers_before_a_pooling_are_checked_as_the_graph_has_them(tmp_
     target, sample = Target("tensorrt", "tensorrt", "NVIDIA GPU", "int8"), np.ones((3, 3, 8, 8), np.float32)
     program = case("cnn").program
     check_dynamic_batch(tmp_path / "model.onnx", ExportRequest(program, signature, None, target, Scheme("int8", "static"), (sample,)))
+
+
+@pytest.mark.parametrize(("kind", "model"), [("static", "cnn"), ("static-matmul", "transformer"), ("dynamic", "transformer")])
+@pytest.mark.parametrize(("bits", "largest"), [(0, 64), (7, 64), (8, 128)])
+def test_weights_use_the_bits_that_the_target_asks_for(kind: str, model: str, bits: int, largest: int, tmp_path: Path) -> None:
+    wanted = request(model, "int8", kind)
+    artifact = OnnxRuntimeExporter().export(replace(wanted, scheme=replace(wanted.scheme, weight_bits=bits)), tmp_path)
+    tensors = onnx.load(tmp_path / artifact.path).graph.initializer
+    integers = [onnx.numpy_helper.to_array(tensor).astype(int) for tensor in tensors if tensor.data_type == onnx.TensorProto.INT8]
+    weights = [np.abs(array).max() for array in integers if array.ndim > 1]
+    assert weights and largest - 1 <= max(weights) <= largest
