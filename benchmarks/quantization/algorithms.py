@@ -1,8 +1,9 @@
-"""What the accuracy algorithms of post-training quantization buy back on CIFAR-10 ResNet-20, at 4-bit and at 8-bit weights.
+"""What the accuracy algorithms of post-training quantization buy back on CIFAR-10, at 4-bit and at 8-bit weights.
 
-    EDGEPRESS_CASES=… python benchmarks/quantization/algorithms.py [--weights 4 8]
+    EDGEPRESS_CASES=… python benchmarks/quantization/algorithms.py [--model resnet56] [--weights 4 8] [--per-tensor]
+    … --folder HARD/mobilenetv2 --model mobilenetv2     # a net of benchmarks/cases/hard/train.py
 
-Placement, scales and rounding are those of the ONNX Runtime rules, per channel; 4-bit weights differ in their bounds alone (-7 to 7),
+Placement, scales and rounding are those of the ONNX Runtime rules; 4-bit weights differ in their bounds alone (-7 to 7),
 and activations have 8 bits everywhere. The rendered integer graph runs in PyTorch on the whole validation set; calibration and
 algorithms see 512 training images. Seconds are processor time of calibration and algorithms on one thread. Prints Markdown.
 """
@@ -61,16 +62,20 @@ def main() -> int:
     from safetensors.torch import load_file
 
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--folder", type=Path, help="model.py, data.py and MODEL.safetensors; the cifar10 case by default")
+    parser.add_argument("--model", default="resnet20", help="factory in model.py, and name of its checkpoint")
+    parser.add_argument("--per-tensor", action="store_true", help="one scale per weight tensor instead of one per channel")
+    parser.add_argument("--rows", nargs="+", metavar="NAME[+NAME]", help="algorithms instead of the usual rows")
     parser.add_argument("--weights", type=int, nargs="+", choices=(4, 8), default=[4, 8], help="bits of the weights; 8 as shipped")
     arguments = parser.parse_args()
-    case = Path(os.environ.get("EDGEPRESS_CASES", "../shared/cases")) / "cifar10"
+    case = arguments.folder or Path(os.environ.get("EDGEPRESS_CASES", "../shared/cases")) / "cifar10"
     if not case.is_dir():
         print(f"no folder {case}: set EDGEPRESS_CASES to the folder of the real cases", file=sys.stderr)
         return 2
     sys.path.insert(0, str(case))  # its model.py and data.py
     torch.set_num_threads(1)
-    model: nn.Module = importlib.import_module("model").resnet20()
-    model.load_state_dict(load_file(case / "resnet20.safetensors"))
+    model: nn.Module = getattr(importlib.import_module("model"), arguments.model)()
+    model.load_state_dict(load_file(case / f"{arguments.model}.safetensors"))
     data = importlib.import_module("data")
     images, labels = data.validation().tensors
     trained_on = data.train().tensors[0]
@@ -80,10 +85,12 @@ def main() -> int:
     right = classes(program.module(), images) == labels
     print(f"Float: {100 * float(right.float().mean()):.2f} % on {len(labels)} images.\n", flush=True)
     print("| weights | algorithms | drop (95 %) | seconds |\n|---|---|---|---|")
+    rows = [name.split("+") for name in arguments.rows] if arguments.rows else ROWS
     for bits in arguments.weights:
         shipped = rules_for("onnxruntime")
+        shipped = replace(shipped, per_channel=frozenset()) if arguments.per_tensor else shipped
         rules = shipped if bits == 8 else replace(shipped, weight_min=-7, weight_max=7)
-        for names in ROWS:
+        for names in rows:
             started = time.process_time()
             after, statistics = refined(program, names, rules, [(piece,) for piece in drawn.split(BATCH)])
             seconds = time.process_time() - started
