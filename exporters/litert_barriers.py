@@ -1,8 +1,12 @@
-"""Keeps float joins float: the converter must not carry the scale of one input over to the others.
+"""Keeps float ops float that the converter would turn into integer ones.
+
+Joins: the converter must not carry the scale of one input over to the others.
 
 LiteRT's concatenation, maximum, minimum and select need one scale for all inputs and the result. Where one of them stands in
 float next to an integer op, the converter takes that op's scale for all of them, and values outside its range are clipped without
 a word (20 dB instead of 48 dB on a small network). An optimization barrier, which leaves no trace in the file, stops it.
+
+Hard-swish: between integers it becomes an int8 op that XNNPACK does not take, and every one of them cuts the delegated graph in two.
 """
 
 from __future__ import annotations
@@ -14,10 +18,13 @@ from torch.fx import GraphModule, Node
 
 aten = torch.ops.aten
 _JOINS = frozenset([aten.cat.default, aten.stack.default, aten.maximum.default, aten.minimum.default, aten.where.self])
+#: Ops that XNNPACK computes in float alone.
+_FLOAT_KERNELS = frozenset([aten.hardswish.default])
 
 
-def keep_joins_float(module: GraphModule) -> GraphModule:
-    """Put barriers around every join whose inputs are not all dequantized or whose result is not quantized at once.
+def keep_float(module: GraphModule) -> GraphModule:
+    """Put barriers around what has float kernels alone, and joins whose inputs are not all dequantized or whose result is not quantized
+    at once.
 
     Args:
         module: with `quantized_decomposed` nodes; changed in place.
@@ -26,7 +33,7 @@ def keep_joins_float(module: GraphModule) -> GraphModule:
         The same module, which computes the same values.
     """
     for node in list(module.graph.nodes):
-        if node.target in _JOINS and _is_float(node) and not _quantized(node):
+        if node.target in _FLOAT_KERNELS or (node.target in _JOINS and _is_float(node) and not _quantized(node)):
             for source in [item for item in node.all_input_nodes if _is_float(item)]:
                 node.replace_input_with(source, barrier(module, source, node))
             users = list(node.users)

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch.fx import GraphModule
 
-from edgepress.exporters.litert_barriers import keep_joins_float
+from edgepress.exporters.litert_barriers import keep_float
 from edgepress.exporters.litert_indexing import lower_indexing
 from edgepress.targets.nouns import Signature
 
@@ -59,7 +59,7 @@ def to_tflite(module: GraphModule, signature: Signature, samples: Sequence[np.nd
         program = torch.export.export(_Named(module, signature), (), arguments, strict=False)
         fixed = lower_indexing(program)
         if quantized:
-            keep_joins_float(fixed)
+            keep_float(fixed)
         with _strict():
             model = litert_torch.convert(fixed, sample_kwargs=arguments, quant_config=_static() if quantized else None)
         return bytes(model.model_content())

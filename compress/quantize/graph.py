@@ -22,7 +22,9 @@ KINDS: dict[str, str] = {
     **dict.fromkeys(("adaptive_avg_pool1d", "adaptive_avg_pool2d", "adaptive_avg_pool3d"), "avg_pool"),
     "mean": "mean",
     **dict.fromkeys(("softmax", "_softmax"), "softmax"),
-    **dict.fromkeys(("embedding",), "embedding"),
+    "embedding": "embedding",
+    "hardswish": "hard_swish",
+    "silu": "silu",
 }
 #: Ops whose output holds every value of their input and nothing else.
 SAME_VALUES = frozenset(

@@ -126,7 +126,10 @@ class _Placing:
     def _tail(self, node: Node) -> Node:
         """The activation that a kernel applies before rounding, or the node itself."""
         users = list(node.users)
-        fuses = kind_of(node) in _FUSES and len(users) == 1 and op_name(users[0]) in ACTIVATIONS and kind_of(users[0]) == "shape"
+        if len(users) != 1 or kind_of(node) not in _FUSES:
+            return node
+        clips = op_name(users[0]) in ACTIVATIONS and kind_of(users[0]) == "shape"
+        fuses = clips or (kind_of(node) in HEAVY and kind_of(users[0]) in self.rules.fused)
         return users[0] if fuses else node
 
     def _settle(self) -> None:

@@ -11,6 +11,7 @@ from edgepress.targets.registry import Registry
 #: Kinds of op the quantizer knows how to place. `shape` stands for ops that move values without changing them.
 OP_KINDS = frozenset(
     {"conv", "conv_transpose", "linear", "matmul", "add", "mul", "cat", "max_pool", "avg_pool", "mean", "softmax", "shape", "embedding"}
+    | {"hard_swish", "silu"}
 )
 
 #: Numbers of consecutive inputs that may share a scale of 4-bit weights.
@@ -53,6 +54,7 @@ class QuantRules:
         quantize_outputs: Q/DQ on every op boundary (outputs too), not on the inputs of heavy ops alone.
         softmax_output: fixed (scale, zero point) of a softmax output, or None where the range is calibrated.
         float_output: heavy op kinds whose integer kernel can write float; their output is rounded only where an integer op reads it.
+        fused: op kinds that a kernel with weights computes before it rounds its output, besides clipping.
         shared: op kinds whose inputs and output have one scale and zero point.
         decompose_attention: write fused attention as matmul, softmax, matmul, so that its matmuls run in integers.
         smooth: scale outlier channels of what linear layers read into their weights, where that lowers the error.
@@ -79,6 +81,7 @@ class QuantRules:
     softmax_output: tuple[float, int] | None = None
     float_output: frozenset[str] = frozenset()
     shared: frozenset[str] = frozenset({"shape", "max_pool", "cat"})
+    fused: frozenset[str] = frozenset()
     decompose_attention: bool = True
     smooth: bool = True
     fold_weights: bool = True
@@ -96,7 +99,7 @@ class QuantRules:
         return self
 
     def __post_init__(self) -> None:
-        unknown = (self.placement | self.per_channel | self.float_output | self.shared) - OP_KINDS
+        unknown = (self.placement | self.per_channel | self.float_output | self.shared | self.fused) - OP_KINDS
         if unknown:
             raise ConfigError(
                 f"QuantRules of {self.runtime!r} name unknown op kinds {sorted(unknown)}", remedy=f"Known: {sorted(OP_KINDS)}."

@@ -33,6 +33,7 @@ RULES = QuantRules(
         "static-matmul",
         "weights",
     ),
+    fused=frozenset({"hard_swish", "silu"}),
     float_output=frozenset({"linear"}),
     int4=Int4Rules(),
 )

@@ -26,5 +26,6 @@ RULES = QuantRules(
         "weights",
     ),
     softmax_output=(1 / 127, 0),
+    fused=frozenset({"hard_swish", "silu"}),
     float_output=frozenset({"linear", "matmul"}),
 )

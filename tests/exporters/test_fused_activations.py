@@ -1,0 +1,82 @@
+"""Hard-swish and SiLU behind convolutions: rounded once where a kernel computes both, in float where float kernels alone are fast."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+
+from edgepress.compress.quantize import calibrate, render
+from edgepress.exporters import EXPORTERS
+from edgepress.exporters.base import ExportRequest
+from edgepress.targets.nouns import Scheme, Signature, Target, TensorSpec
+from edgepress.targets.rules import rules_for
+from edgepress.validators.runtimes import RUNTIMES
+from edgepress.validators.runtimes.base import Session
+
+STATIC = Scheme("int8", "static")
+SIGNATURE = Signature((TensorSpec("image", "float32", (None, 3, 16, 16)),), (TensorSpec("logits", "float32", (None, 5)),))
+
+
+class Net(nn.Module):
+    def __init__(self, activation: nn.Module) -> None:
+        super().__init__()
+        self.layers = nn.Sequential(nn.Conv2d(3, 16, 3, padding=1), activation, nn.Conv2d(16, 16, 3, padding=1, groups=16), activation)
+        self.head = nn.Linear(16, 5)
+
+    def forward(self, image: Tensor) -> Tensor:
+        return self.head(self.layers(image).mean((2, 3)))
+
+
+def program_of(activation: nn.Module) -> tuple[torch.export.ExportedProgram, Tensor]:
+    torch.manual_seed(0)
+    images = 3 * torch.randn(64, 3, 16, 16)
+    return torch.export.export(Net(activation).eval(), (images[:2],), dynamic_shapes=({0: torch.export.Dim.DYNAMIC},)), images
+
+
+def opened(runtime: str, activation: nn.Module, folder: Path) -> tuple[Session, Tensor, np.ndarray]:
+    """The static int8 file in its runtime, images, and what the float model answers."""
+    program, images = program_of(activation)
+    torch.export.save(program, folder / "model.pt2")
+    calibrate(program, [(images,)]).save(folder / "statistics")
+    target = Target("phone", runtime, "CPU", "int8", {"compute_capability": ("8.9",)} if runtime == "tensorrt" else {})
+    request = ExportRequest(folder / "model.pt2", SIGNATURE, folder / "statistics", target, STATIC, (images[:4].numpy(),))
+    artifact = EXPORTERS.get(runtime)().export(request, folder / "out")
+    return RUNTIMES.get(runtime)().open(artifact, folder / "out"), images, program.module()(images).detach().numpy()
+
+
+@pytest.mark.parametrize("activation", [nn.Hardswish(), nn.SiLU()], ids=["hard-swish", "silu"])
+@pytest.mark.parametrize(("runtime", "fused"), [("openvino", True), ("tensorrt", True), ("onnxruntime", False)])
+def test_a_kernel_that_computes_both_rounds_after_the_activation_alone(runtime: str, fused: bool, activation: nn.Module) -> None:
+    program, images = program_of(activation)
+    rendered = render(program, calibrate(program, [(images,)]), rules_for(runtime), STATIC)
+    nodes = [node for node in rendered.module.graph.nodes if "hardswish" in str(node.target) or "silu" in str(node.target)]
+    assert len(nodes) == 2
+    assert all(("conv2d" in str(node.args[0].target)) == fused for node in nodes)
+    assert not fused or all("quantize_per_tensor" in str(user.target) for node in nodes for user in node.users)
+    assert any("hardswish" in str(op["op"]) or "silu" in str(op["op"]) for op in rendered.float_ops) != fused
+
+
+@pytest.mark.parametrize(
+    ("runtime", "package"), [("openvino", "openvino"), ("tensorrt", "tensorrt_rtx_bindings"), ("litert", "litert_torch")]
+)
+@pytest.mark.parametrize("activation", [nn.Hardswish(), nn.SiLU()], ids=["hard-swish", "silu"])
+def test_runtimes_answer_as_the_float_model_does(runtime: str, package: str, activation: nn.Module, tmp_path: Path) -> None:
+    pytest.importorskip(package)
+    session, images, exact = opened(runtime, activation, tmp_path)
+    with session:
+        found = session.run({"image": images.numpy()})["logits"]
+    assert np.square(found - exact).mean() < 1e-3 * np.square(exact).mean()
+
+
+def test_hard_swish_does_not_cut_the_graph_that_xnnpack_takes(tmp_path: Path) -> None:
+    pytest.importorskip("litert_torch")
+    from ai_edge_litert.interpreter import Interpreter
+
+    opened("litert", nn.Hardswish(), tmp_path)[0].close()
+    interpreter = Interpreter(str(next((tmp_path / "out").glob("*.tflite"))), num_threads=1)
+    interpreter.allocate_tensors()
+    assert [op["op_name"] for op in interpreter._get_ops_details()].count("DELEGATE") == 1
