@@ -1,158 +1,68 @@
-"""GPTQ (Frantar et al. 2022, algorithm 1) for the integer weights of a layer whose inputs are integers too.
+"""The column loop of GPTQ (Frantar et al. 2022, algorithm 1): each rounding error is made good by the columns still to come.
 
-Weights are rounded one input after the other, and what each rounding changes in the layer's answers is made good by the weights still
-to come. The second moments are those of what the quantized layers before it give.
+`int4_gptq.py` rounds weights alone with it, `integer_gptq.py` layers whose inputs are integers too.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import dataclass, replace
-from typing import Any
+from collections.abc import Callable
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
-from edgepress.compress.quantize.graph import kind_of
-from edgepress.compress.quantize.layer import Layer, WeightGrid
-from edgepress.targets.progress import progress
-
-#: Share of the mean of the diagonal that is added to it: the ridge.
-DAMPING = 0.01
-#: Inputs whose errors are propagated to the rest at once.
+#: Columns whose errors are propagated to the rest at once.
 BLOCK = 128
-#: Elements of unfolded inputs that are held at a time.
-HELD = 2**24
-#: A weight nearer to the end of the integers than this many steps sets the scale, and stays.
-_AT_END = 1e-3
+#: Shares of the mean diagonal that are added to the diagonal, until the matrix can be factored.
+DAMPING = (0.01, 0.1, 1.0)
 
 
-def gptq(layer: Layer) -> Layer:
-    """The layer with other integers; a refiner of `layerwise.refine`.
-
-    Weights that are zero stay zero, and the largest weight of a scale stays at the end of the integers, so that masks survive and
-    observers find the same scale. Where rounding to nearest answers better on the same samples, or the op is none of linear and
-    2-d convolution, the layer is left as it is.
-    """
-    columns = _Columns.of(layer)
-    if columns is None:
-        return layer
-    progress(f"rounding the columns of {layer.name}")
-    inverse = _inverse(_moments(layer, columns))
-    if inverse is None:
-        return layer
-    grid = layer.grid
-    parts = [columns.rows(part) for part in (grid.weight, grid.nearest, grid.scale.expand_as(grid.weight), _fixed(grid))]
-    groups = [_rounded(matrix, [part[group] for part in parts], grid.bounds) for group, matrix in enumerate(inverse)]
-    chosen = replace(layer, rounded=columns.weight(torch.stack(groups)))
-    return chosen if _error(chosen) < _error(layer) else layer
-
-
-def _error(layer: Layer) -> float:
-    """Mean squared error of the layer's answers, activation included."""
-    return float((layer.tail(layer.answer()) - layer.tail(layer.target)).square().mean())
-
-
-def _fixed(grid: WeightGrid) -> Tensor:
-    """Which elements keep their nearest integer."""
-    return (grid.weight == 0) | ((grid.weight / grid.scale).abs() >= grid.bounds[1] - _AT_END)
-
-
-def _rounded(inverse: Tensor, parts: list[Tensor], bounds: tuple[int, int]) -> Tensor:
-    """One group, column by column, those whose errors the others make good the least first.
+def rounded_columns(weight: Tensor, factor: Tensor, rounded: Callable[[int, Tensor], Tensor]) -> Tensor:
+    """Round a weight column by column.
 
     Args:
-        inverse: of the damped moments, (inputs, inputs), float64.
-        parts: weight, the same rounded to nearest, scale, and where the nearest stays, each (outputs, inputs).
-        bounds: lowest and highest integer.
+        weight: (outputs, inputs), columns in the order in which they are rounded.
+        factor: of `inverse_factor`, its columns in the same order.
+        rounded: (index of a column, what it holds by then, (outputs,)) -> the column on the grid.
+
+    Returns:
+        The rounded weight, columns in the same order.
     """
-    order = torch.argsort(inverse.diagonal(), stable=True)
-    factor = torch.linalg.cholesky(inverse[order][:, order], upper=True).float()
-    left, nearest, scale, fixed = (part[:, order] for part in parts)
-    result = torch.empty_like(left)
-    for start in range(0, left.shape[1], BLOCK):
-        stop = min(start + BLOCK, left.shape[1])
+    left, result = weight.clone(), torch.empty_like(weight)
+    for start in range(0, weight.shape[1], BLOCK):
+        stop = min(start + BLOCK, weight.shape[1])
         errors = torch.empty_like(left[:, start:stop])
         for i in range(start, stop):
-            integers = torch.round(left[:, i] / scale[:, i]).clamp(*bounds) * scale[:, i]
-            result[:, i] = torch.where(fixed[:, i], nearest[:, i], integers)
-            errors[:, i - start] = (left[:, i] - result[:, i]) / factor[i, i]
-            left[:, i:stop] -= errors[:, i - start : i - start + 1] * factor[i, i:stop]
+            result[:, i] = rounded(i, left[:, i])
+            error = ((left[:, i] - result[:, i]) / factor[i, i])[:, None]
+            left[:, i:stop] -= error * factor[i, i:stop]
+            errors[:, i - start : i - start + 1] = error
         left[:, stop:] -= errors @ factor[start:stop, stop:]
-    back = torch.empty_like(result)
-    back[:, order] = result
-    return back
+    return result
 
 
-def _inverse(moments: Tensor) -> Tensor | None:
-    """The inverse of each group's damped moments, float64; None where they are not finite."""
+def inverse_factor(moments: Tensor, order: Callable[[Tensor], Tensor]) -> tuple[Tensor, Tensor] | None:
+    """The order of the columns, and the upper Cholesky factor of the inverse of damped second moments in that order.
+
+    Args:
+        moments: (inputs, inputs), mean of x x^T; half of the paper's Hessian, which only scales it. The work is done in float64.
+        order: the inverse of the damped moments -> indices of the columns.
+
+    Returns:
+        Indices and factor (float32); None where the moments cannot be factored.
+    """
     matrix = moments.double()
-    diagonal = torch.diagonal(matrix, dim1=1, dim2=2)
-    mean = diagonal.mean(dim=1, keepdim=True).clamp_min(1e-12)
-    # an input that is always zero costs nothing whatever its weight is: it reaches no other one
-    diagonal += torch.where(diagonal > 0, DAMPING * mean, mean)
-    factor, failed = torch.linalg.cholesky_ex(matrix)
-    return None if bool(failed.any()) or not bool(torch.isfinite(factor).all()) else torch.cholesky_inverse(factor)
-
-
-def _moments(layer: Layer, columns: _Columns) -> Tensor:
-    """The mean of x x^T over all samples and positions, piece by piece: (groups, inputs, inputs)."""
-    moments, rows = torch.zeros(()), 0
-    for piece in columns.pieces(len(layer.inputs)):
-        read = columns.unfolded(layer.inputs[piece])
-        rows += read.shape[2]
-        moments = moments * (1 - read.shape[2] / rows) + (read / rows) @ read.transpose(1, 2)
-    return moments
-
-
-@dataclass(frozen=True)
-class _Columns:
-    """How a layer's weight and inputs look as matrices, per group."""
-
-    groups: int
-    shape: torch.Size
-    window: dict[str, tuple[int, int]] | None
-    inputs_of_a_sample: int
-
-    @staticmethod
-    def of(layer: Layer) -> _Columns | None:
-        """None for ops that are none of linear and 2-d convolution with padding by numbers."""
-        weight, node = layer.grid.weight, layer.node
-        if kind_of(node) == "linear":
-            return _Columns(1, weight.shape, None, layer.inputs[0].numel())
-        if kind_of(node) != "conv" or weight.dim() != 4 or node.kwargs:
-            return None
-        given: list[Any] = list(node.args[3:])
-        stride, padding, dilation, groups = given + [1, 0, 1, 1][len(given) :]
-        if isinstance(padding, str):
-            return None
-        window = {"kernel_size": tuple(weight.shape[2:]), "stride": _pair(stride), "padding": _pair(padding), "dilation": _pair(dilation)}
-        kernel = weight.shape[2] * weight.shape[3]
-        return _Columns(groups, weight.shape, window, layer.target[0, 0].numel() * kernel * layer.inputs.shape[1])
-
-    def pieces(self, samples: int) -> Iterator[slice]:
-        """As many samples at a time as are held."""
-        size = max(HELD // max(self.inputs_of_a_sample, 1), 1)
-        return (slice(start, start + size) for start in range(0, samples, size))
-
-    def rows(self, weight: Tensor) -> Tensor:
-        """(groups, outputs of a group, inputs of a group)."""
-        return weight.reshape(self.groups, self.shape[0] // self.groups, -1)
-
-    def weight(self, rows: Tensor) -> Tensor:
-        """The inverse of `rows`."""
-        return rows.reshape(self.shape)
-
-    def unfolded(self, inputs: Tensor) -> Tensor:
-        """(groups, inputs of a group, samples and positions)."""
-        if self.window is None:
-            return inputs.reshape(1, -1, inputs.shape[-1]).transpose(1, 2)
-        unfolded = F.unfold(inputs, **self.window)
-        return unfolded.reshape(len(inputs), self.groups, -1, unfolded.shape[-1]).permute(1, 2, 0, 3).flatten(2)
-
-
-def _pair(value: object) -> tuple[int, int]:
-    """Both dimensions of an argument of a convolution that may be one number or a list of one or two."""
-    numbers = [int(item) for item in value] if isinstance(value, (list, tuple)) else [int(value)]  # type: ignore[call-overload]
-    return (numbers[0], numbers[-1])
+    diagonal = matrix.diagonal()
+    seen = diagonal > 0
+    mean = float(diagonal[seen].mean()) if bool(seen.any()) else 1.0
+    diagonal[~seen] = mean  # an input that is always zero: its error costs nothing, and reaches no other column
+    for share in DAMPING:
+        damped = matrix + torch.eye(len(matrix), dtype=matrix.dtype) * (share * mean)
+        factor, failed = torch.linalg.cholesky_ex(damped)
+        if failed:
+            continue
+        inverse = torch.cholesky_inverse(factor)
+        columns = order(inverse)
+        upper, failed = torch.linalg.cholesky_ex(inverse[columns][:, columns], upper=True)
+        if not failed and bool(torch.isfinite(upper).all()):
+            return columns, upper.float()
+    return None

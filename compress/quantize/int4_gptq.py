@@ -1,18 +1,14 @@
-"""GPTQ: rounding column by column, each error made good by the columns still to come (Frantar et al. 2022, algorithm 1)."""
+"""GPTQ for 4-bit weights in groups (`gptq.py` has the algorithm)."""
 
 from __future__ import annotations
 
 import torch
 from torch import Tensor
 
+from edgepress.compress.quantize.gptq import inverse_factor, rounded_columns
 from edgepress.compress.quantize.int4_grid import Grid
 from edgepress.compress.quantize.int4_op import Int4Weight
 from edgepress.targets.errors import QuantizationError
-
-#: Columns whose errors are propagated to the rest at once.
-BLOCK = 128
-#: Shares of the mean diagonal that are added to the diagonal, until the matrix can be factored.
-DAMPING = (0.01, 0.1, 1.0)
 
 
 def gptq(weight: Tensor, moments: Tensor, grid: Grid, act_order: bool = True) -> Int4Weight:
@@ -33,35 +29,17 @@ def gptq(weight: Tensor, moments: Tensor, grid: Grid, act_order: bool = True) ->
     diagonal = moments.diagonal()
     order = torch.argsort(diagonal, descending=True, stable=True) if act_order else torch.arange(inputs)
     group_of = order // (inputs // groups)
-    inverse = _inverse_factor(moments[order][:, order])
-    left, result = weight[:, order].clone(), torch.empty_like(weight)
-    for start in range(0, inputs, BLOCK):
-        stop = min(start + BLOCK, inputs)
-        errors = torch.empty_like(left[:, start:stop])
-        for i in range(start, stop):
-            column = left[:, i : i + 1]
-            integers = grid.integers(column, group_of[i : i + 1])
-            rounded = (integers - grid.zero[:, group_of[i : i + 1]]) * grid.scale[:, group_of[i : i + 1]]
-            error = (column - rounded) / inverse[i, i]
-            left[:, i:stop] -= error * inverse[i, i:stop]
-            errors[:, i - start : i - start + 1] = error
-            result[:, order[i]] = integers[:, 0]
-        left[:, stop:] -= errors @ inverse[start:stop, stop:]
+    found = inverse_factor(moments, lambda _: order)
+    if found is None:
+        raise QuantizationError("the second moments of a layer's inputs cannot be factored", "they are not finite", "Use method: rtn.")
+    _, factor = found
+    result = torch.empty_like(weight)
+
+    def column(i: int, left: Tensor) -> Tensor:
+        group = group_of[i : i + 1]
+        integers = grid.integers(left[:, None], group)
+        result[:, order[i]] = integers[:, 0]
+        return ((integers - grid.zero[:, group]) * grid.scale[:, group])[:, 0]
+
+    rounded_columns(weight[:, order], factor, column)
     return grid.weight(result)
-
-
-def _inverse_factor(moments: Tensor) -> Tensor:
-    """The upper Cholesky factor of the inverse, float32; the work is done in float64."""
-    matrix = moments.double()
-    diagonal = matrix.diagonal()
-    seen = diagonal > 0
-    mean = float(diagonal[seen].mean()) if bool(seen.any()) else 1.0
-    diagonal[~seen] = mean  # an input that is always zero: its error costs nothing, and reaches no other column
-    for share in DAMPING:
-        damped = matrix + torch.eye(len(matrix), dtype=matrix.dtype) * (share * mean)
-        factor, failed = torch.linalg.cholesky_ex(damped)
-        if not failed:
-            inverse, failed = torch.linalg.cholesky_ex(torch.cholesky_inverse(factor), upper=True)
-        if not failed:
-            return inverse.float()
-    raise QuantizationError("the second moments of a layer's inputs cannot be factored", "they are not finite", "Use method: rtn.")

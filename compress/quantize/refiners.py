@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from edgepress.compress.quantize.adaround import AdaRound
 from edgepress.compress.quantize.bias_correction import correct_bias
 from edgepress.compress.quantize.block_reconstruction import BlockReconstruction
-from edgepress.compress.quantize.gptq import gptq
+from edgepress.compress.quantize.integer_gptq import gptq
 from edgepress.compress.quantize.layer import Refiner
 from edgepress.targets.errors import QuantizationError
 from edgepress.targets.rules import REFINERS

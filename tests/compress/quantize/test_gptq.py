@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from edgepress.compress.quantize import calibrate, render
-from edgepress.compress.quantize.gptq import gptq
+from edgepress.compress.quantize.integer_gptq import gptq
 from edgepress.compress.quantize.layer import Layer
 from edgepress.compress.quantize.layerwise import refine
 from edgepress.targets.nouns import Scheme

@@ -1,0 +1,139 @@
+"""GPTQ for the integer weights of a layer whose inputs are integers too (`gptq.py` has the algorithm).
+
+The second moments are those of what the quantized layers before it give.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from edgepress.compress.quantize.gptq import inverse_factor, rounded_columns
+from edgepress.compress.quantize.graph import kind_of
+from edgepress.compress.quantize.layer import Layer, WeightGrid
+from edgepress.targets.progress import progress
+
+#: Elements of unfolded inputs that are held at a time.
+HELD = 2**24
+#: A weight nearer to the end of the integers than this many steps sets the scale, and stays.
+_AT_END = 1e-3
+
+
+def gptq(layer: Layer) -> Layer:
+    """The layer with other integers; a refiner of `layerwise.refine`.
+
+    Weights that are zero stay zero, and the largest weight of a scale stays at the end of the integers, so that masks survive and
+    observers find the same scale. Where rounding to nearest answers better on the same samples, or the op is none of linear and
+    2-d convolution, the layer is left as it is.
+    """
+    columns = _Columns.of(layer)
+    if columns is None:
+        return layer
+    progress(f"rounding the columns of {layer.name}")
+    grid = layer.grid
+    parts = [columns.rows(part) for part in (grid.weight, grid.nearest, grid.scale.expand_as(grid.weight), _fixed(grid))]
+    groups = [_rounded(moments, [part[group] for part in parts], grid.bounds) for group, moments in enumerate(_moments(layer, columns))]
+    found = [group for group in groups if group is not None]
+    if len(found) < len(groups):
+        return layer
+    chosen = replace(layer, rounded=columns.weight(torch.stack(found)))
+    return chosen if _error(chosen) < _error(layer) else layer
+
+
+def _error(layer: Layer) -> float:
+    """Mean squared error of the layer's answers, activation included."""
+    return float((layer.tail(layer.answer()) - layer.tail(layer.target)).square().mean())
+
+
+def _fixed(grid: WeightGrid) -> Tensor:
+    """Which elements keep their nearest integer."""
+    return (grid.weight == 0) | ((grid.weight / grid.scale).abs() >= grid.bounds[1] - _AT_END)
+
+
+def _rounded(moments: Tensor, parts: list[Tensor], bounds: tuple[int, int]) -> Tensor | None:
+    """One group, the inputs first whose errors the others make good the least; None where the moments cannot be factored.
+
+    Args:
+        moments: (inputs, inputs).
+        parts: weight, the same rounded to nearest, scale, and where the nearest stays, each (outputs, inputs).
+        bounds: lowest and highest integer.
+    """
+    found = inverse_factor(moments, lambda inverse: torch.argsort(inverse.diagonal(), stable=True))
+    if found is None:
+        return None
+    order, factor = found
+    weight, nearest, scale, fixed = (part[:, order] for part in parts)
+
+    def column(i: int, left: Tensor) -> Tensor:
+        return torch.where(fixed[:, i], nearest[:, i], torch.round(left / scale[:, i]).clamp(*bounds) * scale[:, i])
+
+    back = torch.empty_like(weight)
+    back[:, order] = rounded_columns(weight, factor, column)
+    return back
+
+
+def _moments(layer: Layer, columns: _Columns) -> Tensor:
+    """The mean of x x^T over all samples and positions, piece by piece: (groups, inputs, inputs)."""
+    moments, rows = torch.zeros(()), 0
+    for piece in columns.pieces(len(layer.inputs)):
+        read = columns.unfolded(layer.inputs[piece])
+        rows += read.shape[2]
+        moments = moments * (1 - read.shape[2] / rows) + (read / rows) @ read.transpose(1, 2)
+    return moments
+
+
+@dataclass(frozen=True)
+class _Columns:
+    """How a layer's weight and inputs look as matrices, per group."""
+
+    groups: int
+    shape: torch.Size
+    window: dict[str, tuple[int, int]] | None
+    inputs_of_a_sample: int
+
+    @staticmethod
+    def of(layer: Layer) -> _Columns | None:
+        """None for ops that are none of linear and 2-d convolution with padding by numbers."""
+        weight, node = layer.grid.weight, layer.node
+        if kind_of(node) == "linear":
+            return _Columns(1, weight.shape, None, layer.inputs[0].numel())
+        if kind_of(node) != "conv" or weight.dim() != 4 or node.kwargs:
+            return None
+        given: list[Any] = list(node.args[3:])
+        stride, padding, dilation, groups = given + [1, 0, 1, 1][len(given) :]
+        if isinstance(padding, str):
+            return None
+        window = {"kernel_size": tuple(weight.shape[2:]), "stride": _pair(stride), "padding": _pair(padding), "dilation": _pair(dilation)}
+        kernel = weight.shape[2] * weight.shape[3]
+        return _Columns(groups, weight.shape, window, layer.target[0, 0].numel() * kernel * layer.inputs.shape[1])
+
+    def pieces(self, samples: int) -> Iterator[slice]:
+        """As many samples at a time as are held."""
+        size = max(HELD // max(self.inputs_of_a_sample, 1), 1)
+        return (slice(start, start + size) for start in range(0, samples, size))
+
+    def rows(self, weight: Tensor) -> Tensor:
+        """(groups, outputs of a group, inputs of a group)."""
+        return weight.reshape(self.groups, self.shape[0] // self.groups, -1)
+
+    def weight(self, rows: Tensor) -> Tensor:
+        """The inverse of `rows`."""
+        return rows.reshape(self.shape)
+
+    def unfolded(self, inputs: Tensor) -> Tensor:
+        """(groups, inputs of a group, samples and positions)."""
+        if self.window is None:
+            return inputs.reshape(1, -1, inputs.shape[-1]).transpose(1, 2)
+        unfolded = F.unfold(inputs, **self.window)
+        return unfolded.reshape(len(inputs), self.groups, -1, unfolded.shape[-1]).permute(1, 2, 0, 3).flatten(2)
+
+
+def _pair(value: object) -> tuple[int, int]:
+    """Both dimensions of an argument of a convolution that may be one number or a list of one or two."""
+    numbers = [int(item) for item in value] if isinstance(value, (list, tuple)) else [int(value)]  # type: ignore[call-overload]
+    return (numbers[0], numbers[-1])
