@@ -6,7 +6,7 @@ LiteRT's concatenation, maximum, minimum and select need one scale for all input
 float next to an integer op, the converter takes that op's scale for all of them, and values outside its range are clipped without
 a word (20 dB instead of 48 dB on a small network). An optimization barrier, which leaves no trace in the file, stops it.
 
-Hard-swish: between integers it becomes an int8 op that XNNPACK does not take, and every one of them cuts the delegated graph in two.
+Hard-swish and GELU: between integers they become int8 ops that XNNPACK does not take, and each of them cuts the delegated graph in two.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from torch.fx import GraphModule, Node
 aten = torch.ops.aten
 _JOINS = frozenset([aten.cat.default, aten.stack.default, aten.maximum.default, aten.minimum.default, aten.where.self])
 #: Ops that XNNPACK computes in float alone.
-_FLOAT_KERNELS = frozenset([aten.hardswish.default])
+_FLOAT_KERNELS = frozenset([aten.hardswish.default, aten.gelu.default])
 
 
 def keep_float(module: GraphModule) -> GraphModule:

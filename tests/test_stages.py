@@ -91,7 +91,7 @@ def test_an_unchanged_run_trains_nothing_again(pruned: Path) -> None:
 
 
 def test_a_training_killed_with_9_goes_on_to_the_same_weights(folder: Path, tmp_path: Path) -> None:
-    recipe = recipe_of(folder, "killed", {"distill": {"epochs": 30, "lr": 0.01}})
+    recipe = recipe_of(folder, "killed", {"distill": {"epochs": 60, "lr": 0.01}})
     store = folder / ".edgepress" / "store"
     command = [sys.executable, "-m", "edgepress", "run", str(recipe), "--out", str(tmp_path / "cut")]
     process = subprocess.Popen(command, stderr=subprocess.PIPE)

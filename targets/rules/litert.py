@@ -1,4 +1,8 @@
-"""LiteRT (TensorFlow Lite): int8 activations with the fixed softmax scale its kernel demands."""
+"""LiteRT (TensorFlow Lite): int8 activations, float where XNNPACK has float kernels alone.
+
+Products of two activations and softmax stay in float: XNNPACK takes neither in int8, and each one left to the built-in kernels cuts the
+delegated graph in two (a small vision transformer takes 2.7 times its float time with them in integers, 0.6 without).
+"""
 
 from __future__ import annotations
 
@@ -10,9 +14,7 @@ RULES = QuantRules(
     activation_symmetric=False,
     activation_min=-128,
     activation_max=127,
-    placement=frozenset(
-        {"conv", "conv_transpose", "linear", "matmul", "add", "mul", "cat", "max_pool", "avg_pool", "mean", "softmax", "shape", "embedding"}
-    ),
+    placement=frozenset({"conv", "conv_transpose", "linear", "add", "mul", "cat", "max_pool", "avg_pool", "mean", "shape", "embedding"}),
     precisions=(
         "fp32",
         "fp16",
@@ -27,7 +29,6 @@ RULES = QuantRules(
         "dynamic",
         "weights",
     ),
-    softmax_output=(1 / 256, -128),
     shared=frozenset({"shape", "max_pool", "avg_pool", "cat"}),
     fold_weights=False,
     int4=Int4Rules(symmetric=True, groups=(32, 64, 128, 256), rows=True),

@@ -72,11 +72,12 @@ def test_runtimes_answer_as_the_float_model_does(runtime: str, package: str, act
     assert np.square(found - exact).mean() < 1e-3 * np.square(exact).mean()
 
 
-def test_hard_swish_does_not_cut_the_graph_that_xnnpack_takes(tmp_path: Path) -> None:
+@pytest.mark.parametrize("activation", [nn.Hardswish(), nn.GELU(), nn.SiLU()], ids=["hard-swish", "gelu", "silu"])
+def test_activations_do_not_cut_the_graph_that_xnnpack_takes(activation: nn.Module, tmp_path: Path) -> None:
     pytest.importorskip("litert_torch")
     from ai_edge_litert.interpreter import Interpreter
 
-    opened("litert", nn.Hardswish(), tmp_path)[0].close()
+    opened("litert", activation, tmp_path)[0].close()
     interpreter = Interpreter(str(next((tmp_path / "out").glob("*.tflite"))), num_threads=1)
     interpreter.allocate_tensors()
     assert [op["op_name"] for op in interpreter._get_ops_details()].count("DELEGATE") == 1

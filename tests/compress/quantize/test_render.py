@@ -144,7 +144,7 @@ def test_tensors_that_must_share_a_scale_do() -> None:
 
 
 def test_softmax_writes_the_scale_its_kernel_demands() -> None:
-    module = rendered("vision-fused", "litert").module
+    module = rendered("vision-fused", "coreml").module
     softmaxes = [node for node in module.graph.nodes if str(node.target) == "aten.softmax.int"]
     assert len(softmaxes) == 2
     assert all(user.args[1:3] == (1 / 256, -128) for node in softmaxes for user in node.users)
