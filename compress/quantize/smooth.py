@@ -23,7 +23,7 @@ RANGE = "edgepress.range"
 #: Exponents tried for s_c = max|x_c|**a / max|W_c|**(1 - a).
 EXPONENTS = (0.25, 0.5, 0.75)
 #: A multiplication is added only where the predicted squared error falls below this share of what it was.
-WORTH = 0.5
+WORTH = 0.9
 
 
 @dataclass(frozen=True)
