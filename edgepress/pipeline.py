@@ -186,13 +186,21 @@ class Pipeline:
 
         Where it names none, the first scheme is refined before all arithmetic goes back to float, which `weights` means.
         """
-        quantize = self.config.quantize
-        named = quantize.refiners if quantize else []
-        rungs: list[tuple[Scheme, Sequence[str]]] = [(scheme, named if scheme.kind.startswith("static") else []) for scheme in schemes]
-        last = next((place for place, (scheme, _) in enumerate(rungs) if scheme.kind == "weights"), 0)
-        if last and not named and schemes[0].kind.startswith("static") and quantize and quantize.method == "ptq":
+        rungs = [(scheme, self._refiners(scheme)) for scheme in schemes]
+        last = next((place for place, scheme in enumerate(schemes) if scheme.kind == "weights"), 0)
+        if (
+            last
+            and schemes[0].kind.startswith("static")
+            and not rungs[0][1]
+            and self.config.quantize
+            and self.config.quantize.method == "ptq"
+        ):
             rungs.insert(last, (schemes[0], RESCUE))
         return rungs
+
+    def _refiners(self, scheme: Scheme) -> Sequence[str]:
+        """What the recipe refines a scheme by."""
+        return self.config.quantize.refiners if self.config.quantize and scheme.kind.startswith("static") else ()
 
     def _tries(self, plan: TargetPlan, prepared: Prepared, scheme: Scheme, refiners: Sequence[str], only: bool) -> list[Candidate]:
         """One scheme: as it is, and after quantization-aware training where the recipe asks for it. The first wins where they tie."""
@@ -214,8 +222,7 @@ class Pipeline:
 
     def _attempt(self, plan: TargetPlan, prepared: Prepared, scheme: Scheme) -> Candidate:
         """One of several schemes, refined as the recipe says."""
-        refiners = self.config.quantize.refiners if self.config.quantize and scheme.kind.startswith("static") else []
-        return self._try(plan, prepared, scheme, refiners, only=False)
+        return self._try(plan, prepared, scheme, self._refiners(scheme), only=False)
 
     def _try(
         self, plan: TargetPlan, prepared: Prepared, scheme: Scheme, refiners: Sequence[str], only: bool, suffix: str = ""

@@ -15,20 +15,17 @@ from torch import Tensor
 
 from edgepress.compress.quantize.gptq import inverse_factor, rounded_columns
 from edgepress.compress.quantize.graph import kind_of
-from edgepress.compress.quantize.layer import Layer, WeightGrid
+from edgepress.compress.quantize.layer import Layer
 from edgepress.targets.progress import progress
 
 #: Elements of unfolded inputs that are held at a time.
 HELD = 2**24
-#: A weight nearer to the end of the integers than this many steps sets the scale, and stays.
-_AT_END = 1e-3
 
 
 def gptq(layer: Layer) -> Layer:
     """The layer with other integers; a refiner of `layerwise.refine`.
 
-    Weights that are zero stay zero, and the largest weight of a scale stays at the end of the integers, so that masks survive and
-    observers find the same scale. Where rounding to nearest answers better on the same samples, or the op is none of linear and
+    What its grid holds fixed stays. Where rounding to nearest answers better on the same samples, or the op is none of linear and
     2-d convolution, the layer is left as it is.
     """
     columns = _Columns.of(layer)
@@ -36,7 +33,7 @@ def gptq(layer: Layer) -> Layer:
         return layer
     progress(f"rounding the columns of {layer.name}")
     grid = layer.grid
-    parts = [columns.rows(part) for part in (grid.weight, grid.nearest, grid.scale.expand_as(grid.weight), _fixed(grid))]
+    parts = [columns.rows(part) for part in (grid.weight, grid.nearest, grid.scale.expand_as(grid.weight), grid.fixed)]
     groups = [_rounded(moments, [part[group] for part in parts], grid.bounds) for group, moments in enumerate(_moments(layer, columns))]
     found = [group for group in groups if group is not None]
     if len(found) < len(groups):
@@ -48,11 +45,6 @@ def gptq(layer: Layer) -> Layer:
 def _error(layer: Layer) -> float:
     """Mean squared error of the layer's answers, activation included."""
     return float((layer.tail(layer.answer()) - layer.tail(layer.target)).square().mean())
-
-
-def _fixed(grid: WeightGrid) -> Tensor:
-    """Which elements keep their nearest integer."""
-    return (grid.weight == 0) | ((grid.weight / grid.scale).abs() >= grid.bounds[1] - _AT_END)
 
 
 def _rounded(moments: Tensor, parts: list[Tensor], bounds: tuple[int, int]) -> Tensor | None:

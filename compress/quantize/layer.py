@@ -11,6 +11,9 @@ from torch.fx import Node
 
 from edgepress.compress.quantize.graph import layer_of
 
+#: A weight nearer to the end of the integers than this many steps sets the scale.
+_AT_END = 1e-3
+
 
 @dataclass(frozen=True)
 class WeightGrid:
@@ -30,6 +33,11 @@ class WeightGrid:
     def nearest(self) -> Tensor:
         """The weight rounded to nearest, in floats."""
         return torch.round(self.weight / self.scale).clamp(*self.bounds) * self.scale
+
+    @property
+    def fixed(self) -> Tensor:
+        """Which elements no algorithm moves from their nearest integer: zeros, so that masks survive, and the ends, which set the scale."""
+        return (self.weight == 0) | ((self.weight / self.scale).abs() >= self.bounds[1] - _AT_END)
 
 
 @dataclass(frozen=True)

@@ -18,8 +18,6 @@ from edgepress.targets.progress import progress
 
 #: Ends of the stretched sigmoid (equation 23): it reaches 0 and 1, where its gradient is not lost.
 LOW, HIGH = -0.1, 1.1
-#: A weight nearer to the end of the integers than this many steps sets the scale, and stays.
-_AT_END = 1e-3
 #: Steps between two lines of progress.
 _REPORT = 50
 
@@ -69,8 +67,7 @@ class Task:
 def learn_rounding(task: Task, seed: int, options: RoundingOptions) -> Mapping[Node, Tensor] | None:
     """Round every weight of a task up or down.
 
-    Weights that are zero stay zero, so that masks of zeros survive; the largest weight of a scale stays at the end of the integers,
-    so that observers find the same scale.
+    What the grid of a weight holds fixed stays.
 
     Args:
         task: see `Task`.
@@ -97,7 +94,7 @@ class _Rounding:
         steps = grid.weight.detach() / grid.scale
         self._grid, self._down, self._nearest = grid, steps.floor(), grid.nearest
         share = (steps - self._down).clamp(1e-4, 1 - 1e-4)
-        self._free = (grid.weight != 0) & (steps.abs() < grid.bounds[1] - _AT_END)
+        self._free = ~grid.fixed.detach()
         inside = (share - LOW) / (HIGH - LOW)
         self.variable = torch.log(inside / (1 - inside)).requires_grad_()
 
