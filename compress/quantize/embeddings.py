@@ -9,7 +9,6 @@ import torch
 from torch.fx import GraphModule, Node
 
 from edgepress.compress.quantize.graph import constant, op_name, set_attribute, value_of
-from edgepress.compress.quantize.sharing import SMALLEST_SCALE
 from edgepress.targets.rules import QuantRules
 
 #: Tables with fewer elements stay float: they weigh little.
@@ -55,7 +54,7 @@ def store_in_integers(module: GraphModule, nodes: list[Node]) -> None:
 def _table(module: GraphModule, table: Node) -> tuple[Node, Node]:
     weight = constant(module, table)
     assert weight is not None, "lookups() names constants alone"
-    scale = (weight.detach().abs().amax(dim=1, keepdim=True) / _LIMIT).clamp_min(SMALLEST_SCALE)
+    scale = (weight.detach().abs().amax(dim=1, keepdim=True) / _LIMIT).clamp_min(torch.finfo(torch.float32).tiny)  # a row of zeros
     integers = torch.round(weight.detach() / scale).clamp(-_LIMIT, _LIMIT).to(torch.int8)
     nodes = []
     for suffix, tensor in (("integers", integers), ("scales", scale)):
