@@ -19,7 +19,8 @@ from edgepress.results import Candidate, Prepared, TargetRun
 from edgepress.step import Result
 from edgepress.targets.errors import RuntimeUnavailable
 from edgepress.targets.nouns import Artifact, Scheme, Verdict
-from edgepress.validators.gates import judge, overall
+from edgepress.validators.gates import gate_of, judge, overall
+from edgepress.validators.multiplicity import Judged, holm
 
 #: Packages whose versions a report states, where they are installed.
 PACKAGES = (
@@ -56,6 +57,7 @@ def assemble(
     shipments = [_shipment(config, prepared, run) for run in runs if run.error is None]
     artifacts = shipped_artifacts(shipments)
     targets = [_target(run, artifacts.get(run.plan.target.name)) for run in runs]
+    _judge(config, runs, targets)
     verdicts = [verdict for run in targets for verdict in run["gates"]]
     report = {
         "schema": "edgepress/report/v1",
@@ -173,9 +175,22 @@ def _target(run: TargetRun, artifact: Mapping[str, Any] | None) -> dict[str, Any
     }
     if run.error is None:
         base |= _measured(run)
-        verdicts = judge(plan.gates, gather(run, base), accepted=plan.accepted, fingerprint=fingerprint())
-        base["gates"] = [verdict.to_json() for verdict in verdicts or (NO_GATE,)]
     return base
+
+
+def _judge(config: Config, runs: Sequence[TargetRun], targets: Sequence[dict[str, Any]]) -> None:
+    """Fill in the gates of every target that was validated."""
+    families = []
+    for run, target in zip(runs, targets, strict=True):
+        evidence = {found.name: found for found in gather(run, target)} if run.error is None else {}
+        gates = [gate_of(gate) for gate in run.plan.gates] if run.error is None else []
+        verdicts = judge(gates, evidence.values(), accepted=run.plan.accepted, fingerprint=fingerprint())
+        families.append([Judged(gate, evidence.get(gate.name), verdict) for gate, verdict in zip(gates, verdicts, strict=True)])
+    every = [judged for family in families for judged in family]
+    final = iter(holm(every) if config.multiplicity == "holm" else [judged.verdict for judged in every])
+    for run, target, family in zip(runs, targets, families, strict=True):
+        verdicts = tuple(next(final) for _ in family) or (() if run.error is not None else (NO_GATE,))
+        target["gates"] = [verdict.to_json() for verdict in verdicts]
 
 
 def _status(run: TargetRun) -> str:

@@ -85,16 +85,22 @@ def plan(config: ConfigArgument = DEFAULT_CONFIG, only: OnlyOption = None, as_js
 
 @app.command(epilog="Example: edgepress gate runs/latest --undecided pass --junit junit.xml")
 def gate(
-    run_dir: RunArgument = LATEST,
+    run_dir: Annotated[Path | None, typer.Argument(help="Folder a run wrote; with --plan a recipe. Default: runs/latest.")] = None,
     undecided: Annotated[
         str | None, typer.Option(help="Exit code of an undecided verdict: fail (1), warn or pass (0). Default: 3.")
     ] = None,
     junit: Annotated[Path | None, typer.Option(help="Also write a JUnit file here.")] = None,
+    plan_only: Annotated[
+        bool, typer.Option("--plan", help="Before a run: score the float model and say which drops the validation samples can decide.")
+    ] = False,
 ) -> None:
     """Judge a run again by its report, without running anything: the verdict is the exit code."""
     from edgepress.commands.judge import judge_again
+    from edgepress.commands.plan_gates import show_gate_plan
 
-    raise typer.Exit(judge_again(run_dir, undecided, junit))
+    if plan_only:
+        raise typer.Exit(show_gate_plan(run_dir or DEFAULT_CONFIG))
+    raise typer.Exit(judge_again(run_dir or LATEST, undecided, junit))
 
 
 @app.command(epilog="Example: edgepress bench runs/new/bundle/tflite --against runs/old/bundle/tflite")

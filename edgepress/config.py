@@ -15,6 +15,7 @@ from edgepress.config_models import (
     DataConfig,
     GatesConfig,
     ModelConfig,
+    Multiplicity,
     RunConfig,
     TopLevel,
     keys_of,
@@ -89,6 +90,7 @@ class Config:
     steps: tuple[Step, ...]
     targets: tuple[TargetEntry, ...]
     gates: GatesConfig
+    multiplicity: Multiplicity
     run: RunConfig
     seed: int
 
@@ -166,6 +168,7 @@ def load(path: str | Path) -> Config:
         steps=steps,
         targets=targets,
         gates=top.gates,
+        multiplicity=top.multiplicity,
         run=top.run,
         seed=top.seed,
     )

@@ -156,6 +156,8 @@ class GatesConfig(Strict):
     against_baseline: BaselineLimits | None = None
 
 
+#: Gates are judged together, so that many of them raise no more false alarms than one, or each by itself.
+Multiplicity = Literal["holm", "each"]
 Unmeasured = Literal["accept", "undecided"]
 
 
@@ -199,6 +201,7 @@ class TopLevel(Strict):
     compress: list[Any] = []
     targets: list[Any]
     gates: GatesConfig = GatesConfig()
+    multiplicity: Multiplicity = "holm"
     run: RunConfig = RunConfig()
     seed: Annotated[int, Field(ge=0, lt=2**32)] = 0
 

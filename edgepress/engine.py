@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass
@@ -79,9 +79,7 @@ def run(config: Config, plans: Sequence[TargetPlan], options: RunOptions, listen
         raise ProjectError(f"checkpoint {str(config.checkpoint)!r} does not exist", "", "Check `model.checkpoint` in the recipe.")
     store = open_store(config)
     staging = place.with_name(f".{place.name}.{os.getpid()}.partial")
-    log = store.root.parent / f"log-{os.getpid()}.txt"
-    log.parent.mkdir(parents=True, exist_ok=True)
-    log.write_text(f"edgepress run {config.path}\nstarted {started.isoformat(timespec='seconds')}\n")
+    log = _new_log(store, config, started)
     try:
         runner = Runner(store, listener, log, options.jobs or config.run.jobs, options.fresh)
         pipeline = Pipeline(config, plans, runner)
@@ -105,6 +103,33 @@ def run(config: Config, plans: Sequence[TargetPlan], options: RunOptions, listen
     if options.out is None:
         _link_latest(place)
     return Finished(place, report)
+
+
+def score_original(config: Config, listener: Listener) -> Mapping[str, Any]:
+    """The first steps of a run: load the user's model and data, and score the float original on the validation set.
+
+    Returns:
+        What `edgepress.steps.score:original` does.
+
+    Raises:
+        EdgepressError: the user's model, checkpoint, data or metric cannot be used.
+    """
+    store = open_store(config)
+    log = _new_log(store, config, datetime.now(UTC))
+    try:
+        return Pipeline(config, (), Runner(store, listener, log, config.run.jobs)).original()[1].value
+    except KeyboardInterrupt:
+        isolate.kill_all()
+        raise
+    finally:
+        log.replace(log.with_name("log.txt"))
+
+
+def _new_log(store: Store, config: Config, started: datetime) -> Path:
+    log = store.root.parent / f"log-{os.getpid()}.txt"
+    log.parent.mkdir(parents=True, exist_ok=True)
+    log.write_text(f"edgepress run {config.path}\nstarted {started.isoformat(timespec='seconds')}\n")
+    return log
 
 
 def _compress(pipeline: Pipeline, plans: Sequence[TargetPlan], pool: ThreadPoolExecutor) -> tuple[Prepared, list[TargetRun]]:

@@ -49,12 +49,8 @@ class Pipeline:
             EdgepressError: the user's model, checkpoint, data or metric cannot be used; no target can run then.
         """
         config = self.config
-        data = self._steps.user("data", f"{_PROJECT}:collect", config.collect_params(), {})
-        model = self._steps.user("model", f"{_PROJECT}:trace", config.trace_params(), {"data": data}, (config.checkpoint,))
-        reference = self._steps.user("reference", f"{_PROJECT}:reference", {"metric": config.metric}, {"model": model, "data": data})
-        params = {"metric": config.metric, "root": str(config.root), "signature": model.value.get("signature")}
-        original = self._steps.user("score original", "edgepress.steps.score:original", params, {"reference": reference, "data": data})
-        source, origin = model, Origin(data, model, reference)
+        origin, original = self.original()
+        data, source, reference = origin.data, origin.model, origin.reference
         stages = self._stages.run(origin)
         rebuilt = self._stages.rebuilt(origin, stages)
         model, baseline = (stages[-1].model, stages[-1].outputs) if stages else (source, reference)
@@ -64,6 +60,20 @@ class Pipeline:
         if any(scheme.kind.startswith("static") for plan in self.plans for scheme in self.schemes(plan)):
             calibration = self._calibrate("calibrate", model, data)
         return Prepared(data, source, model, reference, baseline, original, stages, rebuilt, calibration)
+
+    def original(self) -> tuple[Origin, Result]:
+        """The user's model and data, and how the float original scores on them.
+
+        Raises:
+            EdgepressError: as `prepare`.
+        """
+        config = self.config
+        data = self._steps.user("data", f"{_PROJECT}:collect", config.collect_params(), {})
+        model = self._steps.user("model", f"{_PROJECT}:trace", config.trace_params(), {"data": data}, (config.checkpoint,))
+        reference = self._steps.user("reference", f"{_PROJECT}:reference", {"metric": config.metric}, {"model": model, "data": data})
+        params = {"metric": config.metric, "root": str(config.root), "signature": model.value.get("signature")}
+        original = self._steps.user("score original", "edgepress.steps.score:original", params, {"reference": reference, "data": data})
+        return Origin(data, model, reference), original
 
     def _calibrate(self, name: str, model: Result, data: Result) -> Result:
         observer = self.config.quantize.observer if self.config.quantize else "histogram"

@@ -11,7 +11,6 @@ simulates it). Its price is about 27 % more samples.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from statistics import NormalDist
 from typing import Any
 
 import numpy as np
@@ -26,14 +25,11 @@ from edgepress.validators.intervals import (
     bootstrap_statistic,
     newcombe_paired,
     unseen_share,
-    z_score,
 )
 from edgepress.validators.metrics import POINTS, BoundMetric, Metric, Outputs
 
 #: Under this many samples a bootstrap says nothing: the interval is then everything that is possible.
 FEWEST = 10
-#: More samples than this is no advice.
-MOST = 10_000_000
 
 
 @dataclass(frozen=True)
@@ -94,7 +90,7 @@ def compare(
 def compare_scores(bound: BoundMetric, before: Floats, after: Floats, confidence: float = 0.95, seed: int = 0) -> Comparison:
     """Compare per-sample scores: float64 of shape (n,) each, of the reference and of the candidate."""
     sign = 1.0 if bound.higher_is_better else -1.0
-    if _zero_one(before) and _zero_one(after):
+    if zero_one(before) and zero_one(after):
         interval, method = _newcombe_scores(before, after, sign, confidence), "Newcombe 1998 method 10"
     else:
         interval = _bootstrap_scores(before, after, sign, confidence, seed, bound.unit == POINTS)
@@ -111,7 +107,8 @@ def _comparison(bound: BoundMetric, reference: float, value: float, interval: In
     return Comparison(bound.name, value, reference, drop, inside, bound.unit, bound.samples, confidence, method)
 
 
-def _zero_one(scores: Floats) -> bool:
+def zero_one(scores: Floats) -> bool:
+    """Is every score 0 or 1?"""
     return bool(np.all((scores == 0) | (scores == 1)))
 
 
@@ -171,65 +168,3 @@ def _compare_sets(bound: BoundMetric, reference: Outputs, candidate: Outputs, co
     if np.count_nonzero(drawn) * 2 < len(drawn):
         interval = _with_unseen(interval, drop, reach, total, confidence)
     return _comparison(bound, first, second, interval, confidence, "paired bootstrap over samples")
-
-
-def samples_to_decide(
-    value: float, interval: Interval, samples: int, limit: float, confidence: float = 0.95, power: float = 0.8
-) -> int | None:
-    """How many samples (or pairs) would decide, if the value stayed where it is; a normal approximation.
-
-    An interval's half width shrinks as 1/sqrt(n). To be decided with probability `power`, value and limit must be
-    (z + z_power) standard errors apart: n = samples * ((1 + z_power / z) * half / |limit - value|)^2, where `half` is the half
-    width towards the limit (Julious 2004, "Sample sizes for clinical trials with normal data", Statistics in Medicine
-    23:1921-1986, section 5 on non-inferiority).
-
-    Returns:
-        A number above `samples`, or None where no number up to ten million would decide.
-    """
-    half = interval[1] - value if value < limit else value - interval[0]
-    gap = abs(limit - value)
-    if gap == 0 or samples <= 0 or not np.isfinite(half):
-        return None
-    widths = (1 + NormalDist().inv_cdf(power) / z_score(confidence)) * half / gap
-    if widths > MOST:  # its square may not even be a float
-        return None
-    needed = samples * widths**2
-    return max(int(np.ceil(needed)), samples + 1) if needed <= MOST else None
-
-
-def plan_samples(
-    margin: float, disagreement: float, accuracy: float, drop: float = 0.0, confidence: float = 0.95, power: float = 0.8
-) -> int:
-    """How many samples a 0/1 metric needs, before any were taken.
-
-    Starts at the normal approximation of `samples_to_decide` and grows until Newcombe's interval stays under the margin at the
-    drop that is exceeded with probability 1 - `power`. Approximate: expected cell counts stand for drawn ones, which is made up
-    for by a fifth less risk of missing it and by the worst accuracy within two standard errors.
-
-    Args:
-        margin, drop: gate limit and expected drop, as fractions (0.01 is 1 pp); drop < margin.
-        disagreement: expected share of samples on which exactly one of the two models is right, >= |drop|.
-        accuracy: of the reference.
-
-    Raises:
-        MeasurementError: no number up to ten million decides.
-    """
-    spread = float(np.sqrt(max(disagreement - drop * drop, 0.0)))
-    z_power = NormalDist().inv_cdf(1 - 0.8 * (1 - power))
-    total = max(1.0, ((z_score(confidence) + z_power) * spread / max(margin - drop, 1e-12)) ** 2)
-    while total <= MOST:
-        error = 2 * float(np.sqrt(accuracy * (1 - accuracy) / total))
-        shifted = drop + z_power * spread / float(np.sqrt(total))
-        highest = max(_upper_bound(total, shifted, disagreement, accuracy + side * error, confidence) for side in (-1, 0, 1))
-        if highest < margin:
-            return int(np.ceil(total))
-        total *= 1.02
-    raise MeasurementError(f"no number of samples up to {MOST:,} decides a margin of {margin:.4f} at a drop of {drop:.4f}")
-
-
-def _upper_bound(total: float, drop: float, disagreement: float, accuracy: float, confidence: float) -> float:
-    """Newcombe's upper bound at expected cell counts."""
-    apart = max(disagreement, abs(drop))
-    worse = (apart + drop) / 2
-    both = min(max(accuracy - worse, 0.0), 1 - apart)
-    return newcombe_paired(both * total, worse * total, (apart - worse) * total, (1 - apart - both) * total, confidence)[1]

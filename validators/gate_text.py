@@ -89,6 +89,16 @@ def across_step(gate: Limit, evidence: Evidence, needed: int | None) -> str:
     return f"No practical number of {things} decides this: the value is too close to the limit of {limit}. Change the limit or the model."
 
 
+def adjusted_step(gate: Limit, evidence: Evidence, needed: int | None, gates: int) -> str:
+    """What would decide a gate that fails by itself, but not among all gates of the run."""
+    alone = f"By itself it fails, but one of {gates} gates judged together fails by chance too often to say so (Holm)."
+    either = "or judge every gate alone: `multiplicity: each`."
+    if needed is None:
+        return f"{alone} Change the limit or the model, {either}"
+    things = counted(gate.name)
+    return f"{alone} Collect about {_round_up(needed):,} {things} (there are {evidence.samples:,}), {either}"
+
+
 def unmeasurable_step(evidence: Evidence) -> str:
     """What to do where this machine, or this run, cannot take a number."""
     own = evidence.name.removeprefix("baseline.")

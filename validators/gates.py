@@ -20,7 +20,6 @@ from dataclasses import dataclass
 
 from edgepress.targets.errors import ConfigError
 from edgepress.targets.nouns import Evidence, Verdict
-from edgepress.validators.accuracy import samples_to_decide
 from edgepress.validators.gate_text import (
     Limit,
     across_step,
@@ -30,6 +29,7 @@ from edgepress.validators.gate_text import (
     undeclared_step,
     unmeasurable_step,
 )
+from edgepress.validators.planning import samples_to_decide
 
 PASS, FAIL, UNDECIDED, ERROR, ACCEPTED = "pass", "fail", "undecided", "error", "accepted"
 
@@ -132,7 +132,7 @@ def judge(
         ConfigError: a gate that `Gate` refuses.
     """
     table = {evidence.name: evidence for evidence in evidences}
-    return tuple(_judge(_gate_of(gate), table.get(gate.name), accepted, fingerprint) for gate in gates)
+    return tuple(_judge(gate_of(gate), table.get(gate.name), accepted, fingerprint) for gate in gates)
 
 
 def overall(verdicts: Iterable[Verdict | str], statuses: Iterable[str] = ()) -> str:
@@ -162,7 +162,8 @@ def accepts(accepted: Collection[str], gate: str) -> bool:
     return gate in accepted or own in accepted or own.split("_")[0] in accepted
 
 
-def _gate_of(limit: Limit) -> Gate:
+def gate_of(limit: Limit) -> Gate:
+    """Anything with a gate's attributes as a `Gate`; a confidence of None is 0.95."""
     if isinstance(limit, Gate):
         return limit
     confidence = 0.95 if limit.confidence is None else limit.confidence

@@ -8,6 +8,7 @@ from typing import Any
 from rich.console import Console
 from rich.text import Text
 
+from edgepress.gate_plan import EXPECTED, PlannedGate
 from edgepress.report import numbers
 from edgepress.report.candidates import candidate_table
 from edgepress.report.present import drop_unit, problems, scheme_label, target_verdict, views
@@ -32,6 +33,34 @@ def print_plan(steps: Sequence[Json], console: Console | None = None) -> None:
     out.print(made)
     waiting = sum(not step["cached"] for step in steps)
     out.print(plain(f"{waiting} of {len(steps)} steps would run" if waiting else f"all {len(steps)} steps are stored; nothing would run"))
+
+
+def print_gate_plan(
+    original: Json, planned: Sequence[PlannedGate], smallest: Mapping[float, float], console: Console | None = None
+) -> None:
+    """What the validation samples can decide, and what every accuracy gate needs.
+
+    Args:
+        original: what scoring the float original returned.
+        planned: the gates of the recipe.
+        smallest: the smallest drop that can be gated, in pp, by the share of samples that change sides.
+        console: where to print; stdout by default.
+    """
+    out = console or stdout()
+    samples = numbers.count(original["samples"])
+    out.print(plain(f"{samples} validation samples, float original at {numbers.metric(original['value'])}"))
+    made = table(**{"samples that change sides": "right", "smallest drop that can be gated": "right"})
+    for share, drop in smallest.items():
+        made.add_row(numbers.percent(share), f"{drop:.2f} pp")
+    out.print(made)
+    made = table(target="left", limit="right", needs="right", decidable="left")
+    for gate in planned:
+        needed = numbers.count(gate.needed) if gate.needed else "more than anyone has"
+        made.add_row(plain(gate.target, "bold"), f"{gate.limit:g} pp", needed, _yes(gate.decidable))
+    out.print(made)
+    most, least = max(gate.smallest for gate in planned), min(gate.limit for gate in planned)
+    answer = f"{samples} samples can gate {most:.2f} pp" + ("" if least >= most else f", not {least:g} pp")
+    out.print(plain(f"{answer}: in four of five runs without a true drop, if {EXPECTED:.0%} of the samples change sides"))
 
 
 def print_targets(rows: Sequence[Json], console: Console | None = None) -> None:

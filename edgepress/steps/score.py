@@ -20,18 +20,21 @@ def original(params: dict[str, Any], folder: Path) -> dict[str, Any]:
         params: `metric`, `root` (of the user's modules), `signature`; `inputs` names the folders of `reference` and `data`.
 
     Returns:
-        `value`, `unit` of a drop, `samples`.
+        `value`, `unit` of a drop, `samples`, and `zero_one`: does every sample score 0 or 1?
 
     Raises:
         MeasurementError: the metric is not a finite number.
     """
     from edgepress.steps.arrays import load_outputs
+    from edgepress.validators.accuracy import zero_one
 
     inputs = {name: Path(path) for name, path in params["inputs"].items()}
     labels = np.load(inputs["data"] / "validation" / "labels.npy")
     outputs = load_outputs(inputs["reference"] / "validation", Signature.from_json(params["signature"]))
     bound = metric_of_step(params).bind(outputs, labels)
-    return {"value": bound.value(outputs), "unit": bound.unit, "samples": bound.samples}
+    scores = bound.scores(outputs)
+    right_or_wrong = scores is not None and zero_one(scores)
+    return {"value": bound.value(outputs), "unit": bound.unit, "samples": bound.samples, "zero_one": right_or_wrong}
 
 
 def score(params: dict[str, Any], folder: Path) -> dict[str, Any]:

@@ -4,9 +4,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from edgepress.targets.errors import MeasurementError, ProjectError
-from edgepress.validators.accuracy import compare, plan_samples, samples_to_decide
+from edgepress.validators.accuracy import compare
 from edgepress.validators.intervals import bootstrap_mean, expanded_z, newcombe_paired, unseen_share, wilson
 from edgepress.validators.metrics import BoundMetric, metric_of
+from edgepress.validators.planning import plan_margin, plan_samples, samples_to_decide
 
 
 def scored(outputs, labels):
@@ -93,6 +94,15 @@ def test_the_planned_size_passes_without_a_drop_in_four_of_five_draws(margin, di
     planned = plan_samples(margin, disagreement, accuracy)
     assert passes_at(0.0, disagreement, accuracy, planned, margin=margin) >= 0.8
     assert passes_at(0.0, disagreement, accuracy, planned // 2, margin=margin) < 0.8  # and it is not simply enormous
+
+
+@given(st.integers(200, 50_000), st.floats(0.005, 0.1), st.floats(0.6, 0.99))
+@settings(max_examples=40, deadline=None)
+def test_the_planned_margin_is_the_one_its_samples_decide(samples, disagreement, accuracy):
+    margin = plan_margin(samples, disagreement, accuracy)
+    assert plan_margin(4 * samples, disagreement, accuracy) < margin
+    assert plan_samples(margin * 1.001, disagreement, accuracy) <= 1.05 * samples
+    assert plan_samples(margin * 0.9, disagreement, accuracy) > samples
 
 
 def test_a_plan_without_a_way_out_says_so():
