@@ -237,5 +237,11 @@ def test_the_number_of_a_limit_is_read_from_its_text(text: str, value: float | N
     assert numbers.limit(text) == (None if value is None else pytest.approx(value))
 
 
+def test_conditions_are_said_as_far_as_they_are_known() -> None:
+    found = {"cores": [0, 1], "mhz": [1200.0, 2445.0], "governor": "powersave", "others": 0.031}
+    assert numbers.conditions(found) == "on cores 0, 1, at 1200 to 2445 MHz, governor powersave, other work took 3 % of the machine"
+    assert numbers.conditions({"cores": [], "mhz": None, "governor": None, "others": 0.5}) == "other work took 50 % of the machine"
+
+
 def test_numbers_show_no_negative_zero() -> None:
     assert numbers.drop(-0.001) == "0.00 pp" and numbers.interval([-0.0001, 0.5]) == "0.00 to 0.50"

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 from edgepress.quantities import DURATION, SIZE, human
 
@@ -76,6 +77,21 @@ def interval(bounds: Sequence[float] | None, places: int = 2) -> str:
         return ""
     low, high = (_unsigned_zero(f"{bound:.{places}f}") for bound in bounds)
     return f"{low} to {high}"
+
+
+def conditions(found: Mapping[str, Any]) -> str:
+    """What a machine did while it measured: `on cores 0, 1 at 2445 MHz, other work took 12 % of the machine`."""
+    cores, words = found["cores"], []
+    if cores:
+        words.append(
+            f"on core{'s' if len(cores) > 1 else ''} {', '.join(map(str, cores))}" if len(cores) <= 4 else f"on {len(cores)} cores"
+        )
+    if found["mhz"]:
+        low, high = found["mhz"]
+        words.append(f"at {low:.0f} MHz" if low == high else f"at {low:.0f} to {high:.0f} MHz")
+    if found["governor"]:
+        words.append(f"governor {found['governor']}")
+    return ", ".join([*words, f"other work took {percent(found['others'])} of the machine"])
 
 
 def limit(text: str) -> float | None:

@@ -28,6 +28,7 @@ def latency(params: dict[str, Any], folder: Path) -> dict[str, Any]:
             names the folders of `export`, `float_export` and `data`.
         folder: receives `times_ms.npy` of shape (2, pairs): candidate, reference.
     """
+    from edgepress.validators.conditions import Watch
     from edgepress.validators.latency import compare_latency
     from edgepress.validators.percentiles import latency_summary, percentile_interval, percentile_ms
     from edgepress.validators.runtimes import RUNTIMES
@@ -44,7 +45,9 @@ def latency(params: dict[str, Any], folder: Path) -> dict[str, Any]:
         runtime.open(candidate, inputs["export"] / "artifact", params["threads"]) as new,
         runtime.open(reference, inputs["float_export"] / "artifact", params["threads"]) as old,
     ):
+        watch = Watch()
         found = compare_latency(new.bind(samples), old.bind(samples), limit=limit, confidence=params["confidence"], plan=plan)
+        conditions = watch.end().to_json()
         name = f"{reference.scheme.label} in {old.executed_by}"
     times = found.candidate_ms
     np.save(folder / "times_ms.npy", np.stack([times, found.reference_ms]))
@@ -54,7 +57,7 @@ def latency(params: dict[str, Any], folder: Path) -> dict[str, Any]:
         if value is not None:
             percentiles[str(percent)] = [value, *percentile_interval(times, percent / 100)]
     return {
-        "latency_ms": latency_summary(times, params["threads"], params["batch"]),
+        "latency_ms": latency_summary(times, params["threads"], params["batch"]) | {"conditions": conditions},
         "latency_ratio": found.to_json(name),
         "pairs": found.pairs,
         "how": found.evidence(name).how,
