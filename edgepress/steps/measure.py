@@ -14,8 +14,8 @@ from edgepress.validators.latency import LatencyPlan
 
 _SAMPLES = 8
 #: Enough pairs for a p99 (662) where the model is fast enough; a slow model gets what fits into the time.
-_FIRST = LatencyPlan(min_pairs=664, max_pairs=664, seconds=10.0)
-_MORE = LatencyPlan(min_pairs=64, max_pairs=4000, seconds=45.0)
+FIRST = LatencyPlan(min_pairs=664, max_pairs=664, seconds=10.0)
+MORE = LatencyPlan(min_pairs=64, max_pairs=4000, seconds=45.0)
 _PERCENTILES = (50, 90, 95, 99)
 
 
@@ -39,7 +39,7 @@ def latency(params: dict[str, Any], folder: Path) -> dict[str, Any]:
     candidate = Artifact.from_json(params["artifact"])
     reference = Artifact.from_json(params["reference"])
     limit = params.get("limit")
-    plan = _FIRST if limit is None else _MORE
+    plan = FIRST if limit is None else MORE
     progress(f"timing against {reference.scheme.label}")
     with (
         runtime.open(candidate, inputs["export"] / "artifact", params["threads"]) as new,
@@ -94,7 +94,7 @@ def pair(params: dict[str, Any], folder: Path) -> dict[str, Any]:
     for side, session in zip(sides, sessions, strict=True):
         with np.load(Path(side["folder"]) / "golden_inputs.npz") as golden:
             calls.append(session.bind({name: golden[name][:1] for name in golden.files}))
-    found = compare_latency(*calls, plan=_FIRST)
+    found = compare_latency(*calls, plan=FIRST)
     return {
         "ratio": found.ratio,
         "interval": list(found.interval),
