@@ -33,8 +33,8 @@ class GateLimit:
     """One threshold.
 
     Attributes:
-        name: `accuracy_drop`, `latency_ratio`, `size`, `peak_memory`, `latency_p50` … `latency_p99`, and the smallest allowed `sqnr`
-            and `argmax_agreement`; thresholds against the accepted release are prefixed: `baseline.accuracy_drop`,
+        name: `accuracy_drop`, `slice_drop`, `latency_ratio`, `size`, `peak_memory`, `latency_p50` … `latency_p99`, and the smallest
+            allowed `sqnr` and `argmax_agreement`; thresholds against the accepted release are prefixed: `baseline.accuracy_drop`,
             `baseline.latency_ratio`, `baseline.size`, `baseline.peak_memory`.
         limit: in `unit`.
         unit: `pp`, `ratio`, `bytes`, `ms`, `dB`, or empty for the metric's own.
@@ -152,8 +152,10 @@ def load(path: str | Path) -> Config:
     check_layers(steps, targets, source)
     check_best(steps, targets, source)
     _check_drops(top.gates, top.metric, source, ("gates",))
+    _check_slices(top.gates, top.data, source, ("gates",))
     for entry in targets:
         _check_drops(entry.overrides.gates, top.metric, source, (*entry.place, "gates"))
+        _check_slices(entry.overrides.gates, top.data, source, (*entry.place, "gates"))
     root = path.absolute().parent / Path(top.root or "").expanduser()
     if not root.is_dir():
         raise source.error(("root",), f"{str(top.root)!r} is not a folder", f"Resolved to {root}.")
@@ -287,12 +289,19 @@ def _check_refiners(steps: Sequence[Step], targets: Sequence[TargetEntry], sourc
             raise source.error(("compress", i, "quantize", "algorithms"), what, "Set precision: int8 with scheme: auto, or leave it out.")
 
 
+def _check_slices(gates: GatesConfig, data: DataConfig, source: Source, place: Place) -> None:
+    """A gate on slices stands in a recipe that has some."""
+    if gates.slice_drop is not None and not data.slices:
+        what = "no slices are named"
+        raise source.error((*place, "slice_drop"), what, "Write e.g. `slices: {class: labels}` under `data:`.")
+
+
 def _check_drops(gates: GatesConfig, metric: str, source: Source, place: Place) -> None:
     """A plain number is a drop only where the metric has a unit of its own."""
     if metric in OWN_UNIT or ":" in metric:
         return
     baseline = gates.against_baseline.accuracy_drop if gates.against_baseline else None
-    own = gates.accuracy_drop.max if gates.accuracy_drop else None
-    for value, path in ((own, ("accuracy_drop", "max")), (baseline, ("against_baseline", "accuracy_drop"))):
+    own, worst = (gate.max if gate else None for gate in (gates.accuracy_drop, gates.slice_drop))
+    for value, path in ((own, ("accuracy_drop", "max")), (worst, ("slice_drop", "max")), (baseline, ("against_baseline", "accuracy_drop"))):
         if value is not None and not value.unit:
             raise source.error((*place, *path), f"'{value}' has no unit", f"Write e.g. {value}pp.")

@@ -33,6 +33,8 @@ Seconds = Annotated[float, _in_base_units(DURATION), Field(gt=0)]
 Bytes = Annotated[float, _in_base_units(SIZE), Field(gt=0)]
 Whole = Annotated[int, Field(ge=1)]
 Callable_ = Annotated[str, Field(pattern=r"^[A-Za-z_][\w.]*:[A-Za-z_][\w.]*$")]
+#: What validation samples are grouped by: their labels, or a callable that returns a group name for each.
+SliceSource = Annotated[str, Field(pattern=r"^labels$|^[A-Za-z_][\w.]*:[A-Za-z_][\w.]*$")]
 TensorName = Annotated[str, Field(pattern=r"^[A-Za-z_]\w*$")]
 
 
@@ -89,6 +91,7 @@ class DataConfig(Strict):
     train: Callable_
     validation: Callable_
     calibration: CalibrationConfig = CalibrationConfig()
+    slices: dict[TensorName, SliceSource] = {}
 
 
 class DropLimit(Strict):
@@ -144,6 +147,7 @@ class GatesConfig(Strict):
     """Thresholds a target is judged against; under a target, `off` takes one away."""
 
     accuracy_drop: DropLimit | None = None
+    slice_drop: DropLimit | None = None
     latency_ratio: RatioLimit | None = None
     size: BytesLimit | None = None
     peak_memory: BytesLimit | None = None
@@ -213,6 +217,10 @@ PATTERNS: dict[str, tuple[str, str]] = {
     r"^[A-Za-z_]\w*$|^[A-Za-z_][\w.]*:[A-Za-z_][\w.]*$": (
         "is neither a torchmetrics name nor `module:callable`",
         "Write e.g. accuracy, or metric:score for the function `score` in metric.py.",
+    ),
+    r"^labels$|^[A-Za-z_][\w.]*:[A-Za-z_][\w.]*$": (
+        "is neither `labels` nor `module:callable`",
+        "Write labels to group samples by their class, or e.g. data:difficulty for a function that returns a group name per sample.",
     ),
     r"^\d+:\d+$|^0?\.\d+$|^\d{1,2}%$": ("is no share of zeros", 'Write e.g. "2:4" or 50%.'),
     r"\.(safetensors|pt|pth|pt2)$": ("is not a checkpoint edgepress reads", "Use a .safetensors, .pt, .pth or .pt2 file."),

@@ -16,6 +16,10 @@ def gather(run: TargetRun, target: dict[str, Any]) -> list[Evidence]:
         target: its entry of the report so far.
     """
     found = [_accuracy(run), _size(target)]
+    if run.slices is not None:
+        found.append(_worst_slice(run.slices.value["evidence"]))
+    elif run.slices_error is not None:
+        found.append(Evidence("slice_drop", None, "pp", error=run.slices_error))
     found += _latencies(run)
     if run.memory is not None:
         peak = float(run.memory.value["peak_bytes"])
@@ -41,6 +45,11 @@ def _accuracy(run: TargetRun) -> Evidence:
     score = run.score.value
     low, high = score["interval"]
     return Evidence("accuracy_drop", score["drop"], score["unit"], (low, high), score["samples"], score["method"])
+
+
+def _worst_slice(evidence: dict[str, Any]) -> Evidence:
+    interval = evidence["interval"]
+    return Evidence(**evidence | {"interval": tuple(interval) if interval else None})
 
 
 def _latencies(run: TargetRun) -> list[Evidence]:

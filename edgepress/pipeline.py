@@ -51,6 +51,10 @@ class Pipeline:
         config = self.config
         origin, original = self.original()
         data, source, reference = origin.data, origin.model, origin.reference
+        groups = None
+        if config.data.slices:
+            params = {"root": str(config.root), "slices": config.data.slices}
+            groups = self._steps.user("slices", f"{_PROJECT}:slices", params, {"data": data})
         stages = self._stages.run(origin)
         rebuilt = self._stages.rebuilt(origin, stages)
         model, baseline = (stages[-1].model, stages[-1].outputs) if stages else (source, reference)
@@ -59,7 +63,7 @@ class Pipeline:
         calibration = None
         if any(scheme.kind.startswith("static") for plan in self.plans for scheme in self.schemes(plan)):
             calibration = self._calibrate("calibrate", model, data)
-        return Prepared(data, source, model, reference, baseline, original, stages, rebuilt, calibration)
+        return Prepared(data, source, model, reference, baseline, original, stages, rebuilt, calibration, groups)
 
     def original(self) -> tuple[Origin, Result]:
         """The user's model and data, and how the float original scores on them.
@@ -104,6 +108,7 @@ class Pipeline:
             if execution is not None and run.chosen is not None and run.chosen.export is not None:
                 run.execution = execution
                 run.score = self._steps.score(plan, prepared, run.execution, "validation")
+                self._steps.slices(run, prepared)
                 run.second = self._steps.second(plan, prepared, run.chosen.export)
         except EdgepressError as error:
             run.error = error

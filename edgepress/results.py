@@ -67,6 +67,8 @@ class TargetRun:
     reserves: list[Candidate] = field(default_factory=list)
     execution: Result | None = None
     score: Result | None = None
+    slices: Result | None = None
+    slices_error: str | None = None
     latency: Result | None = None
     pruned: Result | None = None
     latency_error: str | None = None
@@ -91,6 +93,7 @@ class Prepared:
         original: the original's metric.
         stages: what the steps before quantization made.
         rebuilt: the last stage's model as a file for PyTorch, where it was pruned.
+        groups: the groups of the validation samples, where the recipe names slices.
         calibration: activation statistics of `model`, where a scheme needs them.
     """
 
@@ -103,6 +106,7 @@ class Prepared:
     stages: tuple[Stage, ...]
     rebuilt: Result | None
     calibration: Result | None
+    groups: Result | None = None
 
     @property
     def trained(self) -> Result:

@@ -7,7 +7,7 @@ from typing import Any, Final
 from edgepress.config import TargetPlan
 from edgepress.config_steps import QuantizeConfig
 from edgepress.machine import cores
-from edgepress.results import Prepared
+from edgepress.results import Prepared, TargetRun
 from edgepress.step import Result, Step
 from edgepress.step_kinds import StepKinds
 from edgepress.targets.catalog import CATALOG
@@ -139,6 +139,23 @@ class TargetSteps(StepKinds):
         inputs = {"execution": execution, "reference": against, "data": prepared.data}
         name = f"score {plan.target.name} {label}".rstrip() + (" (selection)" if share == "selection" else "")
         return self.user(name, "edgepress.steps.score:score", params, inputs)
+
+    def slices(self, run: TargetRun, prepared: Prepared) -> None:
+        """The metric of every slice, where the recipe names some; one on which it has no value costs the gate on slices alone."""
+        if prepared.groups is None or run.execution is None:
+            return
+        gate = next((gate for gate in run.plan.gates if gate.name == "slice_drop"), None)
+        params = {
+            "metric": self.config.metric,
+            "root": str(self.config.root),
+            "confidence": gate.confidence if gate else _CONFIDENCE,
+            "signature": prepared.model.value.get("signature"),
+        }
+        inputs = {"execution": run.execution, "reference": prepared.reference, "data": prepared.data, "groups": prepared.groups}
+        try:
+            run.slices = self.user(f"score slices {run.plan.target.name}", "edgepress.steps.score:slices", params, inputs)
+        except EdgepressError as error:
+            run.slices_error = str(error)
 
     def second(self, plan: TargetPlan, prepared: Prepared, export: Result) -> dict[str, Any] | None:
         """What a second runtime of the same file says, where the catalog names one that is installed."""

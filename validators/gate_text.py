@@ -7,11 +7,12 @@ from typing import Protocol
 from edgepress.targets.nouns import Evidence
 
 #: What the runs of a gate are counted in.
-COUNTED = {"accuracy": "validation samples", "latency": "latency pairs"}
+COUNTED = {"accuracy": "validation samples", "latency": "latency pairs", "slice": "validation samples of that slice"}
 
 #: What to do about a gate that failed.
 FAILED = {
     "accuracy_drop": "Run `edgepress explain RUN_DIR TARGET` to see which stage and layer cost it, or choose a wider scheme or limit.",
+    "slice_drop": "Calibrate on more samples of that slice, choose a wider scheme for its layers, or raise the limit.",
     "latency_ratio": "Run `edgepress explain RUN_DIR TARGET` to see which ops still run in float.",
     "size": "Prune more, use fewer bits, or raise the limit.",
     "peak_memory": "Lower the batch size or prune more; `edgepress explain RUN_DIR TARGET` lists the layers.",
@@ -75,6 +76,8 @@ def observed_text(evidence: Evidence) -> str:
         text += f" ({quantity_text(evidence.interval[0], evidence.unit)} to {quantity_text(evidence.interval[1], evidence.unit)})"
     if evidence.samples:
         text += f" on {evidence.samples:,} {counted(evidence.name)}"
+    if evidence.name == "slice_drop":
+        text += f": {evidence.how}"
     return text
 
 
@@ -101,6 +104,8 @@ def adjusted_step(gate: Limit, evidence: Evidence, needed: int | None, gates: in
 
 def unmeasurable_step(evidence: Evidence) -> str:
     """What to do where this machine, or this run, cannot take a number."""
+    if evidence.name == "slice_drop":
+        return "Collect more validation samples of every slice, or merge slices."
     own = evidence.name.removeprefix("baseline.")
     family = own if own == "peak_memory" else own.split("_")[0]
     accept = f"accept it by name: `unmeasured: {{{family}: accept}}`."

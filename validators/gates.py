@@ -58,6 +58,7 @@ class GateKind:
 #: is no fraction.
 KINDS: Mapping[str, GateKind] = {
     "accuracy_drop": GateKind(("pp", ""), estimated=True),
+    "slice_drop": GateKind(("pp", ""), estimated=True),
     "latency_ratio": GateKind(("ratio",), estimated=True),
     "latency_p50": GateKind(("ms",), estimated=True, absolute_time=True),
     "latency_p90": GateKind(("ms",), estimated=True, absolute_time=True),
@@ -203,8 +204,8 @@ def _problem(gate: Gate, evidence: Evidence) -> str | None:
 
 
 def _same_unit(gate: Gate, evidence: Evidence) -> bool:
-    """A bare `accuracy_drop` limit is in the unit of the metric, whatever that is, as long as it is not a fraction's."""
-    own = gate.name.endswith("accuracy_drop") and gate.unit == "" and evidence.unit != "pp"
+    """A bare limit of a drop is in the unit of the metric, whatever that is, as long as it is not a fraction's."""
+    own = gate.name.endswith("_drop") and gate.unit == "" and evidence.unit != "pp"
     return own or evidence.unit == gate.unit
 
 

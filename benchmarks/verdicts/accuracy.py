@@ -20,7 +20,13 @@ from edgepress.validators.planning import plan_samples
 
 Draws = NDArray[np.int64]
 #: margin, share of samples that change sides, accuracy, samples
-AT_MARGIN = [(0.01, 0.012, 0.9, 872), (0.01, 0.03, 0.9, 5000), (0.01, 0.08, 0.9, 5000), (0.005, 0.02, 0.88, 5000), (0.003, 0.02, 0.75, 10000)]
+AT_MARGIN = [
+    (0.01, 0.012, 0.9, 872),
+    (0.01, 0.03, 0.9, 5000),
+    (0.01, 0.08, 0.9, 5000),
+    (0.005, 0.02, 0.88, 5000),
+    (0.003, 0.02, 0.75, 10000),
+]
 PLANNED = [(0.01, 0.03, 0.9), (0.005, 0.02, 0.88), (0.02, 0.01, 0.97), (0.003, 0.02, 0.88)]
 
 
@@ -65,12 +71,14 @@ def main() -> int:
         print(f"| {what} | {passed:.2%} | {failed:.2%} |", flush=True)
     for samples in (500, 2000):
         passed, failed = skewed(0.01, samples, draws)
-        print(f"| {samples:,} real-valued scores, one in ten loses an exponential amount, margin 1 pp | {passed:.2%} | {failed:.2%} |", flush=True)
+        what = f"{samples:,} real-valued scores, one in ten loses an exponential amount, margin 1 pp"
+        print(f"| {what} | {passed:.2%} | {failed:.2%} |", flush=True)
     print("\n| at no drop, with the planned samples | planned | passes |\n|---|---|---|")
     for margin, disagreement, accuracy in PLANNED:
         samples = plan_samples(margin, disagreement, accuracy)
         passed, _ = verdicts(tables(0.0, disagreement, accuracy, samples, draws), margin)
-        print(f"| {100 * accuracy:g} % right, {100 * disagreement:g} % change sides, margin {100 * margin:g} pp | {samples:,} | {passed:.2%} |")
+        what = f"{100 * accuracy:g} % right, {100 * disagreement:g} % change sides, margin {100 * margin:g} pp"
+        print(f"| {what} | {samples:,} | {passed:.2%} |")
     return 0
 
 

@@ -3,8 +3,9 @@
     python benchmarks/verdicts/latency.py [--same N] [--slower N] [--limit 1.02] [--quiet]
 
 An ONNX chain of 60 equal linear layers runs in ONNX Runtime against itself and against chains of 63 and 66 layers: 5 and 10 % more of
-the same work. Every run opens both files anew, takes the windows that `edgepress run` takes and is judged by the gate. Meanwhile another
-process loads one core in bursts (0.05 to 0.8 s of work, pauses as long; `--quiet` leaves it out). The kinds of run are interleaved. Prints Markdown.
+the same work. Every run opens both files anew, takes the windows that `edgepress run` takes and is judged by the gate. Meanwhile
+another process loads one core in bursts (0.05 to 0.8 s of work, pauses as long; `--quiet` leaves it out). The kinds of run are interleaved.
+Prints Markdown.
 """
 
 from __future__ import annotations

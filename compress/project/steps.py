@@ -1,13 +1,16 @@
-"""The three steps that run the user's code, as functions `(params, folder) -> JSON`; each runs in a process of its own.
+"""The steps that run the user's code, as functions `(params, folder) -> JSON`; each runs in a process of its own.
 
 collect    folder/<share>/input_0.npy … labels.npy     for the shares validation, calibration, selection
 trace      folder/model.pt2, folder/signature.json
 reference  folder/<share>/output_0.npy …               for the shares validation and selection
+slices     folder/groups.json                          the groups of every validation sample
 """
 
 from __future__ import annotations
 
 import json
+from collections import Counter
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +20,7 @@ from edgepress.compress.project.collect import collect_data, shares_of
 from edgepress.targets.nouns import Signature
 
 _TRACE_SAMPLES = 4
+MOST_GROUPS = 1000
 #: torchmetrics names whose integer labels are class numbers.
 CLASSIFICATION = frozenset(
     {"accuracy", "top5", "precision", "recall", "f1_score", "fbeta_score", "specificity", "auroc", "average_precision", "calibration_error"}
@@ -107,6 +111,54 @@ def reference(params: dict[str, Any], folder: Path) -> dict[str, Any]:
             np.save(folder / share / f"output_{i}.npy", output, allow_pickle=False)
         counts[share] = len(labels)
     return {"counts": counts}
+
+
+def slices(params: dict[str, Any], folder: Path) -> dict[str, Any]:
+    """Group the validation samples.
+
+    Args:
+        params: `root`; `slices`: by what -> `labels` or a callable that returns a name (str, int or bool) per validation sample; `inputs`
+            names the folder of `data`.
+        folder: receives `groups.json`: by what -> the name of every sample's group.
+
+    Returns:
+        `groups`: by what -> group -> number of samples.
+
+    Raises:
+        ProjectError: a callable fails, or does not return one name for each sample.
+    """
+    from edgepress.compress.project.usercode import call_user, load_callable
+
+    root, labels = Path(params["root"]), np.load(Path(params["inputs"]["data"]) / "validation" / "labels.npy")
+    groups = {}
+    for by, spec in params["slices"].items():
+        found = labels if spec == "labels" else call_user(spec, load_callable(spec, root), root)
+        groups[by] = _names(by, spec, found, len(labels))
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "groups.json").write_text(json.dumps(groups))
+    return {"groups": {by: dict(sorted(Counter(names).items())) for by, names in groups.items()}}
+
+
+def _names(by: str, spec: str, found: Any, total: int) -> list[str]:
+    """One name per sample.
+
+    Raises:
+        ProjectError: they are not.
+    """
+    from edgepress.targets.errors import ProjectError
+
+    values = found.tolist() if hasattr(found, "tolist") else list(found) if isinstance(found, Iterable) else None
+    if values is None or len(values) != total:
+        got = f"{len(values)} names" if values is not None else type(found).__name__
+        raise ProjectError(f"slices {by!r}: {spec!r} gave {got}", f"{total} validation samples need one group name each, in their order")
+    wrong = next((i for i, value in enumerate(values) if not isinstance(value, str | int)), None)
+    if wrong is not None:
+        what = f"slices {by!r}: {spec!r} gave {values[wrong]!r} for sample {wrong}"
+        raise ProjectError(what, "the name of a group is a str, an int or a bool", "Cut numbers into ranges and name them, e.g. 'short'.")
+    if len(set(values)) > MOST_GROUPS:
+        what = f"slices {by!r}: {spec!r} gave {len(set(values))} groups"
+        raise ProjectError(what, f"more than {MOST_GROUPS} tell nothing", "Merge groups.")
+    return [str(value) for value in values]
 
 
 def check_labels(labels: np.ndarray, signature: Signature, metric: str) -> None:

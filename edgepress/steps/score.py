@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -56,6 +58,30 @@ def score(params: dict[str, Any], folder: Path) -> dict[str, Any]:
 def stage(params: dict[str, Any], folder: Path) -> dict[str, Any]:
     """The same for the outputs that `compress.project.steps:reference` wrote of a model between two steps."""
     return _compared(params, Path(params["inputs"]["execution"]) / params["share"])
+
+
+def slices(params: dict[str, Any], folder: Path) -> dict[str, Any]:
+    """Compare outputs with the reference's on every group of validation samples.
+
+    Args:
+        params: as `score`; `inputs` names the folder of `groups` too.
+
+    Returns:
+        `slices`, and `evidence` of the gate on the worst one.
+
+    Raises:
+        MeasurementError: the metric is not a finite number on a slice, which is named.
+    """
+    from edgepress.steps.arrays import load_outputs
+    from edgepress.validators.slices import compare_slices, worst
+
+    inputs = {name: Path(path) for name, path in params["inputs"].items()}
+    signature = Signature.from_json(params["signature"])
+    labels = np.load(inputs["data"] / "validation" / "labels.npy")
+    outputs = [load_outputs(folder, signature) for folder in (inputs["reference"] / "validation", inputs["execution"])]
+    groups = json.loads((inputs["groups"] / "groups.json").read_text())
+    found = compare_slices(metric_of_step(params), outputs[0], outputs[1], labels, groups, params["confidence"])
+    return {"slices": [part.to_json() for part in found], "evidence": asdict(worst(found))}
 
 
 def against_most_accurate(params: dict[str, Any], folder: Path) -> dict[str, Any]:
