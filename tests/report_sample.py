@@ -8,6 +8,7 @@ SHA = "0123456789abcdef" * 4
 ONNXRUNTIME = "onnxruntime 1.32.0 CPU"
 
 
+SPREAD = {"candidate": [0.401, 0.412, 0.47], "reference": [1.28, 1.32, 1.51]}
 CONDITIONS = {"cores": [0, 1], "mhz": [2445, 2445], "governor": None, "others": 0.031}
 
 
@@ -29,7 +30,16 @@ def target(name: str, **more: Any) -> dict[str, Any]:
         "artifact": {"path": f"bundle/{name}/model.bin", "sha256": SHA, "size_bytes": 312_004},
         "metric": {"value": 0.9148, "drop": 0.12, "interval": [-0.05, 0.31], "samples": 10000},
         "parity": {"max_abs_error": 0.0321, "sqnr_db": 38.4, "argmax_agreement": 0.9991},
-        "latency_ms": {"p50": 0.412, "p90": 0.455, "p99": None, "samples": 240, "threads": 1, "batch": 1, "conditions": CONDITIONS},
+        "latency_ms": {
+            "p50": 0.412,
+            "p90": 0.455,
+            "p99": None,
+            "samples": 240,
+            "threads": 1,
+            "batch": 1,
+            "conditions": CONDITIONS,
+            "spread": SPREAD,
+        },
         "latency_ratio": {"value": 0.312, "interval": [0.305, 0.322], "reference": "fp32 in the same runtime"},
         "peak_memory_bytes": 61_800_448,
         "kernels": {"int8": 31, "fp16": 0, "fp32": 1, "unknown": 0, "float_share_of_macs": 0.0, "source": "optimized graph"},

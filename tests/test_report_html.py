@@ -11,11 +11,13 @@ from typing import Any
 import pytest
 
 from edgepress.report.html import render_html
+from edgepress.report.pareto import pareto
 from edgepress.report.pictures import LEFT, RIGHT, pictures
-from edgepress.report.present import views
+from edgepress.report.present import attribution, views
+from edgepress.report.slices import slice_picture
 from tests.report_sample import gate, lost, not_executable, report, target
 
-VOID = {"meta", "line", "circle", "rect", "br"}
+VOID = {"meta", "line", "rect", "br"}
 
 
 class Page(HTMLParser):
@@ -74,6 +76,64 @@ def test_hostile_names_stay_text(name: str) -> None:
     page, expected = Page(render_html(data)), Page(render_html(plain))
     assert [tag for tag, _ in page.elements] == [tag for tag, _ in expected.elements]
     assert name in "".join(page.text)
+
+
+def slice_of(group: str, drop: float, judged: bool = True) -> dict[str, Any]:
+    facts = {"value": 0.9, "reference": 0.9, "drop": drop, "interval": [drop - 1, drop + 1], "judged": judged}
+    return {"by": "class", "group": group, "samples": 500, **facts}
+
+
+def test_the_worst_slice_stands_beside_the_average_and_in_a_picture() -> None:
+    slices = [slice_of("cat", 0.2), slice_of("dog", 4.5), slice_of("owl", 20.0, judged=False)]
+    row = target("onnxruntime", slices=slices)
+    row["gates"].append(gate("slice_drop", "at most 3.00 pp", "4.50 pp", "fail"))
+    page = "".join(Page(render_html(report(row))).text)
+    assert "worst of 2 slices class=dog loses +4.50 pp (3.50 to 5.50) on 500 samples; all +0.12 pp" in page
+    picture = slice_picture(row, "pp")
+    assert picture is not None
+    assert [(mark.label, mark.verdict) for mark in picture.marks] == [("class=owl", "plain"), ("class=dog", "fail"), ("class=cat", "pass")]
+
+
+def test_latencies_lie_beside_those_of_the_original() -> None:
+    picture = next(p for p in pictures(report(target("a")), views(report(target("a")))) if p.title == "Latency distribution")
+    (mark,) = picture.marks
+    assert mark.low is not None and mark.x is not None and mark.high is not None and mark.band is not None
+    assert mark.low < mark.x < mark.high < mark.band[0] < mark.band[1] and mark.text == "0.412 ms"
+
+
+def test_better_files_lie_further_down_and_left_and_larger_ones_are_larger() -> None:
+    fast, slow = target("fast"), target("slow", latency_ratio={"value": 0.8, "interval": [0.7, 0.9], "reference": "fp32"})
+    slow["metric"] = slow["metric"] | {"drop": 2.0}
+    slow["artifact"] = slow["artifact"] | {"size_bytes": 4 * fast["artifact"]["size_bytes"]}
+    slow["tried"] = [
+        {"scheme": "int8 dynamic", "drop_on_selection": 0.5, "latency_ratio": {"value": 0.6, "interval": [0.5, 0.7]}, "size_bytes": 9}
+        | {"held": True, "why": "", "shipped": False}
+    ]
+    data = report(fast, slow, lost("gone"))
+    found = pareto(data, views(data))
+    assert found is not None
+    points = {point.words.partition(":")[0]: point for point in found.points}
+    assert points["fast"].x < points["slow, int8 dynamic"].x < points["slow"].x
+    assert points["fast"].y > points["slow, int8 dynamic"].y > points["slow"].y
+    assert points["fast"].radius < points["slow"].radius and points["slow, int8 dynamic"].number is None
+    assert "Not measured here: gone." in found.caption and [entry[1] for entry in found.legend] == ["fast", "slow"]
+
+
+def test_the_costs_of_the_steps_add_up_to_the_drop() -> None:
+    row, sizes = (
+        target("a"),
+        {"parameters": 1, "macs": 1, "seconds": 1.0, "cached": False, "interval": [0.0, 2.0], "report": {}, "timing": None},
+    )
+    data = report(row)
+    data["stages"] = [
+        data["stages"][0],
+        {"name": "prune 2.00x", "metric": 0.9, "drop": 0.8} | sizes,
+        {"name": "distill kd", "metric": 0.91, "drop": 0.1} | sizes,
+    ]
+    parts = attribution(data, row)
+    assert [name for name, _ in parts] == ["prune 2.00x", "distill kd", "export as int8 static"]
+    assert [round(cost, 6) for _, cost in parts] == [0.8, -0.7, 0.02]
+    assert "Where the drop comes from" in "".join(Page(render_html(data)).text)
 
 
 def test_the_verdict_comes_before_everything_else() -> None:

@@ -3,13 +3,24 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from functools import cache
 from typing import TYPE_CHECKING, Any
 
-from edgepress.report import numbers, pictures
+from edgepress.report import numbers, pareto, pictures
 from edgepress.report.layers import layer_picture, layer_sentences
-from edgepress.report.present import WORDS, compressed_sentence, drop_unit, headline, pruned_sentences, scheme_label, unmeasured, views
+from edgepress.report.present import (
+    WORDS,
+    attribution,
+    compressed_sentence,
+    drop_unit,
+    headline,
+    pruned_sentences,
+    scheme_label,
+    unmeasured,
+    views,
+)
+from edgepress.report.slices import slice_picture, slice_sentences
 
 if TYPE_CHECKING:
     from jinja2 import Environment
@@ -26,13 +37,20 @@ def render_html(report: Mapping[str, Any]) -> str:
             rows=rows,
             headline=headline(report),
             compressed=[line for line in (*pruned_sentences(report), compressed_sentence(report)) if line],
-            layers=layer_sentences(report),
+            layers=[*slice_sentences(report), *layer_sentences(report)],
+            front=pareto.pareto(report, rows),
             unit=drop_unit(report),
-            panels=[*pictures.pictures(report, rows), *filter(None, map(layer_picture, report["targets"]))],
+            panels=[*pictures.pictures(report, rows), *_of_targets(report)],
             command=report.get("command") or "edgepress run",
         )
     )
     return text
+
+
+def _of_targets(report: Mapping[str, Any]) -> Iterator[pictures.Picture]:
+    """The pictures of single targets: their slices and layers, where there are any."""
+    for target in report["targets"]:
+        yield from filter(None, (slice_picture(target, drop_unit(report)), layer_picture(target)))
 
 
 @cache
@@ -48,7 +66,9 @@ def _environment() -> Environment:
         lstrip_blocks=True,
         auto_reload=False,
     )
-    environment.globals.update(n=numbers, geometry=pictures, words=WORDS, scheme_label=scheme_label, unmeasured=unmeasured)
+    environment.globals.update(
+        n=numbers, geometry=pictures, plane=pareto, words=WORDS, scheme_label=scheme_label, attribution=attribution, unmeasured=unmeasured
+    )
     environment.filters["minus"] = _minus
     return environment
 

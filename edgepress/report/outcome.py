@@ -23,6 +23,7 @@ from edgepress.report.present import (
     pruned_sentences,
     views,
 )
+from edgepress.report.slices import slice_sentences
 from edgepress.report.terminal import STYLES, bullet, plain, stdout, table, tidy, verdict_text
 
 Json = Mapping[str, Any]
@@ -42,7 +43,7 @@ def print_run(report: Json, run_dir: Path, console: Console | None = None) -> No
     out.print(_run_table(report, roomy=out.width >= _ROOMY))
     if out.width < _ROOMY:
         _executors(out, views(report))
-    for sentence in layer_sentences(report):
+    for sentence in (*slice_sentences(report), *layer_sentences(report)):
         out.print(plain(sentence, "dim"))
     for candidates in candidate_tables(report):
         out.print(candidates)

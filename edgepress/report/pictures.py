@@ -16,7 +16,10 @@ _LABEL_LETTERS = 15
 
 @dataclass(frozen=True)
 class Mark:
-    """One target in a picture; positions are in user units, None where there is nothing to draw; coloured by the gate it shows."""
+    """One row of a picture; positions are in user units, None where there is nothing to draw; coloured by the gate it shows.
+
+    `band` is what it is compared with, drawn behind it.
+    """
 
     label: str
     verdict: str
@@ -26,6 +29,7 @@ class Mark:
     high: float | None
     limit: float | None
     text: str
+    band: tuple[float, float] | None = None
 
 
 @dataclass(frozen=True)
@@ -52,22 +56,22 @@ class Picture:
 
 
 @dataclass(frozen=True)
-class _Fact:
-    """What one panel says of one target, in the panel's unit."""
+class Fact:
+    """What one panel says of one row, in the panel's unit; `band` as in `Mark`."""
 
-    row: TargetView
+    name: str
     value: float | None
     interval: Sequence[float] | None
-    gate: Json | None
     text: str
-
-    @property
-    def limit(self) -> float | None:
-        return numbers.limit(self.gate["limit"]) if self.gate else None
+    verdict: str = "plain"
+    limit: float | None = None
+    band: tuple[float, float] | None = None
 
 
 @dataclass(frozen=True)
-class _Panel:
+class Panel:
+    """Title, caption and axis of a picture; `reference` is where the original stands."""
+
     title: str
     caption: str
     bars: bool
@@ -83,51 +87,74 @@ def pictures(report: Json, rows: Sequence[TargetView]) -> list[Picture]:
     fp32 = float(report["reference"]["size_bytes"])
     panels = [
         (
-            _Panel("Metric drop", f"{unit} against the fp32 original, with its interval. Left is better.", False, _tick, 0.0, "no drop"),
+            Panel("Metric drop", f"{unit} against the fp32 original, with its interval. Left is better.", False, _tick, 0.0, "no drop"),
             _drops,
         ),
         (
-            _Panel("Latency ratio", "Paired with fp32 in the same runtime, with its interval. Left is faster.", False, _tick, 1.0, "fp32"),
+            Panel("Latency ratio", "Paired with fp32 in the same runtime, with its interval. Left is faster.", False, _tick, 1.0, "fp32"),
             _ratios,
         ),
-        (_Panel("Size", "Of the artifact on disk.", True, numbers.size, fp32, "fp32"), _sizes),
-        (_Panel("Integer arithmetic", "Share of multiply-accumulates that ran in integers.", True, numbers.percent, end=1.0), _shares),
+        (Panel("Size", "Of the artifact on disk.", True, numbers.size, fp32, "fp32"), _sizes),
+        (
+            Panel(
+                "Latency distribution",
+                "Middle nine tenths of single inferences, over the median of fp32's, which are grey. Left is faster.",
+                False,
+                _tick,
+                1.0,
+                "fp32",
+            ),
+            _spread,
+        ),
+        (Panel("Integer arithmetic", "Share of multiply-accumulates that ran in integers.", True, numbers.percent, end=1.0), _shares),
     ]
     drawn = [(panel, [facts(row, unit) for row in rows]) for panel, facts in panels]
-    return [_picture(panel, facts) for panel, facts in drawn if any(fact.value is not None for fact in facts)]
+    return [draw(panel, facts) for panel, facts in drawn if any(fact.value is not None for fact in facts)]
 
 
-def _drops(row: TargetView, unit: str) -> _Fact:
-    metric = row.data["metric"]
-    gate = row.gate("accuracy_drop", "metric_drop")
+def _judged(gate: Json | None) -> tuple[str, float | None]:
+    """Verdict and limit of the gate that a row shows."""
+    return (gate["verdict"], numbers.limit(gate["limit"])) if gate else ("plain", None)
+
+
+def _drops(row: TargetView, unit: str) -> Fact:
+    metric, gate = row.data["metric"], _judged(row.gate("accuracy_drop", "metric_drop"))
     if not metric:
-        return _Fact(row, None, None, gate, "not measured")
-    return _Fact(row, metric["drop"], metric["interval"], gate, numbers.drop(metric["drop"], unit))
+        return Fact(row.name, None, None, "not measured", *gate)
+    return Fact(row.name, metric["drop"], metric["interval"], numbers.drop(metric["drop"], unit), *gate)
 
 
-def _ratios(row: TargetView, _: str) -> _Fact:
-    ratio = row.data["latency_ratio"]
-    gate = row.gate("latency_ratio")
+def _ratios(row: TargetView, _: str) -> Fact:
+    ratio, gate = row.data["latency_ratio"], _judged(row.gate("latency_ratio"))
     if not ratio:
-        return _Fact(row, None, None, gate, "not measured")
-    return _Fact(row, ratio["value"], ratio["interval"], gate, numbers.ratio(ratio["value"]))
+        return Fact(row.name, None, None, "not measured", *gate)
+    return Fact(row.name, ratio["value"], ratio["interval"], numbers.ratio(ratio["value"]), *gate)
 
 
-def _sizes(row: TargetView, _: str) -> _Fact:
-    gate = row.gate("size")
+def _sizes(row: TargetView, _: str) -> Fact:
+    gate = _judged(row.gate("size"))
     if row.loaded_bytes is None:
-        return _Fact(row, None, None, gate, "no artifact")
-    return _Fact(row, float(row.loaded_bytes), None, gate, numbers.size(row.loaded_bytes))
+        return Fact(row.name, None, None, "no artifact", *gate)
+    return Fact(row.name, float(row.loaded_bytes), None, numbers.size(row.loaded_bytes), *gate)
 
 
-def _shares(row: TargetView, _: str) -> _Fact:
+def _spread(row: TargetView, _: str) -> Fact:
+    found = (row.data["latency_ms"] or {}).get("spread")
+    if not found:
+        return Fact(row.name, None, None, "not measured")
+    (low, middle, high), (first, fp32, last) = found["candidate"], found["reference"]
+    return Fact(row.name, middle / fp32, (low / fp32, high / fp32), numbers.milliseconds(middle), band=(first / fp32, last / fp32))
+
+
+def _shares(row: TargetView, _: str) -> Fact:
     share = row.integer_share
-    return _Fact(row, share, None, None, "not known" if share is None else numbers.percent(share))
+    return Fact(row.name, share, None, "not known" if share is None else numbers.percent(share))
 
 
-def _picture(panel: _Panel, facts: Sequence[_Fact]) -> Picture:
+def draw(panel: Panel, facts: Sequence[Fact]) -> Picture:
+    """Place everything."""
     low, high = _domain(panel, facts)
-    steps = _ticks(low, high)
+    steps = round_steps(low, high)
     low, high = min(low, steps[0]), max(high, steps[-1])
 
     def place(value: float | None) -> float | None:
@@ -137,10 +164,10 @@ def _picture(panel: _Panel, facts: Sequence[_Fact]) -> Picture:
     for index, fact in enumerate(facts):
         bounds = fact.interval or (None, None)
         y = TOP + ROW * (index + 0.5)
-        name = fact.row.name
-        label = name if len(name) <= _LABEL_LETTERS else name[: _LABEL_LETTERS - 1] + "…"
+        label = fact.name if len(fact.name) <= _LABEL_LETTERS else fact.name[: _LABEL_LETTERS - 1] + "…"
         ends = (place(bounds[0]), place(bounds[1]))
-        marks.append(Mark(label, fact.gate["verdict"] if fact.gate else "plain", y, place(fact.value), *ends, place(fact.limit), fact.text))
+        band = (place(fact.band[0]) or LEFT, place(fact.band[1]) or LEFT) if fact.band else None
+        marks.append(Mark(label, fact.verdict, y, place(fact.value), *ends, place(fact.limit), fact.text, band))
     zero = place(max(low, 0.0))
     ticks = tuple((place(step) or LEFT, panel.tick(step)) for step in steps)
     height = TOP + ROW * len(facts) + 26
@@ -150,22 +177,22 @@ def _picture(panel: _Panel, facts: Sequence[_Fact]) -> Picture:
     )
 
 
-def _words(fact: _Fact) -> str:
-    text = f"{fact.row.name}: {fact.text}"
+def _words(fact: Fact) -> str:
+    text = f"{fact.name}: {fact.text}"
     return text + (f", interval {numbers.interval(fact.interval)}." if fact.interval else ".")
 
 
-def _domain(panel: _Panel, facts: Sequence[_Fact]) -> tuple[float, float]:
+def _domain(panel: Panel, facts: Sequence[Fact]) -> tuple[float, float]:
     """Everything drawn, and zero."""
     values = [0.0, panel.end, panel.reference]
     for fact in facts:
-        values += [fact.value, fact.limit, *(fact.interval or ())]
+        values += [fact.value, fact.limit, *(fact.interval or ()), *(fact.band or ())]
     known = [value for value in values if value is not None]
     low, high = min(known), max(known)
     return (low, high) if high > low else (low, low + 1.0)
 
 
-def _ticks(low: float, high: float) -> list[float]:
+def round_steps(low: float, high: float) -> list[float]:
     """Three to five round numbers from at or under `low` to `high`."""
     raw = (high - low) / 3
     power = 10.0 ** math.floor(math.log10(raw))

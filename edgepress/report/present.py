@@ -150,6 +150,25 @@ def pruned_sentences(report: Json) -> list[str]:
     return found
 
 
+#: The last step of a target: what its artifact loses against the float model it was made of.
+_SHIPPING = "export as"
+
+
+def attribution(report: Json, target: Json) -> list[tuple[str, float]]:
+    """What every step cost a target: (step, drop it added), in the order of the run; their sum is the target's drop.
+
+    What quantization and the runtime cost is one number: the artifact against the float model that it was made of.
+    """
+    if not target["metric"]:
+        return []
+    found, before = [], 0.0
+    for stage in report["stages"]:
+        if "report" in stage:
+            found.append((str(stage["name"]), stage["drop"] - before))
+            before = stage["drop"]
+    return [*found, (f"{_SHIPPING} {scheme_label(target.get('scheme') or target['precision'])}", target["metric"]["drop"] - before)]
+
+
 def scheme_label(value: str | Json) -> str:
     """The label of a scheme given as text or as `{"label", "kind"}`."""
     return value if isinstance(value, str) else str(value["label"])

@@ -16,6 +16,7 @@ _SAMPLES = 8
 #: Enough pairs for a p99 (662) where the model is fast enough; a slow model gets what fits into the time.
 FIRST = LatencyPlan(min_pairs=664, max_pairs=664, seconds=10.0)
 MORE = LatencyPlan(min_pairs=64, max_pairs=4000, seconds=45.0)
+_SPREAD = (0.05, 0.5, 0.95)
 _PERCENTILES = (50, 90, 95, 99)
 
 
@@ -56,8 +57,11 @@ def latency(params: dict[str, Any], folder: Path) -> dict[str, Any]:
         value = percentile_ms(times, percent / 100)
         if value is not None:
             percentiles[str(percent)] = [value, *percentile_interval(times, percent / 100)]
+    spread = {
+        side: [float(x) for x in np.quantile(taken, _SPREAD)] for side, taken in (("candidate", times), ("reference", found.reference_ms))
+    }
     return {
-        "latency_ms": latency_summary(times, params["threads"], params["batch"]) | {"conditions": conditions},
+        "latency_ms": latency_summary(times, params["threads"], params["batch"]) | {"conditions": conditions, "spread": spread},
         "latency_ratio": found.to_json(name),
         "pairs": found.pairs,
         "how": found.evidence(name).how,
