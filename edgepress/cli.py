@@ -135,11 +135,22 @@ def verify(
 
 
 @app.command(epilog="Example: edgepress diff runs/yesterday runs/latest")
-def diff(run_a: RunArgument, run_b: RunArgument) -> None:
+def diff(run_a: RunArgument, run_b: RunArgument, html: Annotated[Path | None, typer.Option(help="Also write a page here.")] = None) -> None:
     """Compare two runs target by target."""
     from edgepress.commands.judge import show_diff
 
-    show_diff(run_a, run_b)
+    show_diff(run_a, run_b, html)
+
+
+@app.command(epilog="Example: edgepress trend runs --html trend.html")
+def trend(
+    folder: Annotated[Path, typer.Argument(help="Folder that holds the folders of runs.", show_default=True)] = Path("runs"),
+    html: Annotated[Path, typer.Option(help="Where to write the page.")] = Path("trend.html"),
+) -> None:
+    """Draw drop, latency and size of every target over many runs, as a page."""
+    from edgepress.commands.judge import show_trend
+
+    show_trend(folder, html)
 
 
 @app.command(epilog="Example: edgepress targets")

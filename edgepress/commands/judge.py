@@ -52,11 +52,36 @@ def show_explanation(run_dir: Path, name: str) -> None:
     print_explanation(report, target)
 
 
-def show_diff(run_a: Path, run_b: Path) -> None:
-    """Compare two runs target by target."""
+def show_diff(run_a: Path, run_b: Path, html: Path | None) -> None:
+    """Compare two runs target by target, in the terminal and, where asked for, as a page."""
     from edgepress.report.console import print_diff
+    from edgepress.report.html import render_diff
+    from edgepress.report.write import write_page
 
-    print_diff(read_report(run_a), read_report(run_b))
+    before, after = read_report(run_a), read_report(run_b)
+    if html is not None:
+        write_page(html, render_diff(before, after))
+    print_diff(before, after)
+
+
+def show_trend(folder: Path, html: Path) -> None:
+    """Draw every run below a folder, the oldest first.
+
+    Raises:
+        EdgepressError: it holds no run, or runs of several projects.
+    """
+    from edgepress.report.html import render_trend
+    from edgepress.report.write import write_page
+
+    found = {path.parent.resolve() for path in folder.glob("*/report.json")}  # `latest` is a link to one of them
+    runs = sorted((read_report(run) for run in found), key=lambda report: str(report["started"]))
+    if not runs:
+        raise EdgepressError(f"{str(folder)!r} holds no runs", "a run is a folder with a report.json in it", "Name the folder of the runs.")
+    projects = sorted({str(run["project"]) for run in runs})
+    if len(projects) > 1:
+        raise EdgepressError(f"{str(folder)!r} holds runs of {', '.join(projects)}", "", "Keep the runs of one project in one folder.")
+    write_page(html, render_trend(runs))
+    print(html)
 
 
 def read_report(run_dir: Path) -> dict[str, Any]:

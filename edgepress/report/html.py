@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from functools import cache
 from typing import TYPE_CHECKING, Any
 
-from edgepress.report import numbers, pareto, pictures
+from edgepress.report import numbers, pareto, pictures, trend
+from edgepress.report.compare import COLUMNS, compare_runs
 from edgepress.report.layers import layer_picture, layer_sentences
 from edgepress.report.present import (
     WORDS,
@@ -17,6 +18,7 @@ from edgepress.report.present import (
     headline,
     pruned_sentences,
     scheme_label,
+    target_verdict,
     unmeasured,
     views,
 )
@@ -47,6 +49,17 @@ def render_html(report: Mapping[str, Any]) -> str:
     return text
 
 
+def render_diff(before: Mapping[str, Any], after: Mapping[str, Any]) -> str:
+    """Two runs as one HTML page (UTF-8)."""
+    found = compare_runs(before, after)
+    return str(_environment().get_template("diff.html").render(before=before, after=after, found=found, columns=COLUMNS))
+
+
+def render_trend(runs: Sequence[Mapping[str, Any]]) -> str:
+    """Many runs, the oldest first, as one HTML page (UTF-8)."""
+    return str(_environment().get_template("trend.html").render(runs=runs, panels=trend.trends(runs), verdict=target_verdict))
+
+
 def _of_targets(report: Mapping[str, Any]) -> Iterator[pictures.Picture]:
     """The pictures of single targets: their slices and layers, where there are any."""
     for target in report["targets"]:
@@ -67,7 +80,14 @@ def _environment() -> Environment:
         auto_reload=False,
     )
     environment.globals.update(
-        n=numbers, geometry=pictures, plane=pareto, words=WORDS, scheme_label=scheme_label, attribution=attribution, unmeasured=unmeasured
+        n=numbers,
+        geometry=pictures,
+        plane=pareto,
+        field=trend,
+        words=WORDS,
+        scheme_label=scheme_label,
+        attribution=attribution,
+        unmeasured=unmeasured,
     )
     environment.filters["minus"] = _minus
     return environment

@@ -11,7 +11,8 @@ from rich.text import Text
 from edgepress.gate_plan import EXPECTED, PlannedGate
 from edgepress.report import numbers
 from edgepress.report.candidates import candidate_table
-from edgepress.report.present import drop_unit, problems, scheme_label, target_verdict, views
+from edgepress.report.compare import COLUMNS, Change, compare_runs
+from edgepress.report.present import drop_unit, problems, scheme_label, views
 from edgepress.report.terminal import STYLES, bullet, plain, stdout, table, tidy, verdict_text
 
 Json = Mapping[str, Any]
@@ -144,53 +145,24 @@ def print_explanation(report: Json, target: Json, console: Console | None = None
 
 def print_diff(before: Json, after: Json, console: Console | None = None) -> None:
     """Two runs, target by target; `before -> after` where a number changed."""
-    out = console or stdout()
-    made = table(target="left", verdict="left", drop="right", latency="right", size="right", scheme="left")
-    old = {target["name"]: target for target in before["targets"]}
-    new = {target["name"]: target for target in after["targets"]}
-    for name in [*old, *(name for name in new if name not in old)]:
-        made.add_row(plain(name, "bold"), *_changes(old.get(name), new.get(name), drop_unit(after)))
+    out, found = console or stdout(), compare_runs(before, after)
+    made = table(target="left", **{name: "left" if name in ("verdict", "scheme") else "right" for name in COLUMNS})
+    for row in found.rows:
+        made.add_row(
+            plain(row.target, "bold"), *(_arrow(change, STYLES if name == "verdict" else {}) for name, change in row.changes.items())
+        )
     out.print(made)
-    out.print(plain("run  ", "dim").append_text(_arrow(before["verdict"], after["verdict"], STYLES)))
-    for what in _environment_changes(before["environment"], after["environment"]):
+    out.print(plain("run  ", "dim").append_text(_arrow(found.verdict, STYLES)))
+    for what in found.environment:
         out.print(plain(what, "dim"))
 
 
-def _changes(old: Json | None, new: Json | None, unit: str) -> list[Text]:
-    def read(target: Json | None) -> list[str]:
-        if target is None:
-            return ["absent", *[numbers.NONE] * 4]
-        metric, ratio, artifact = target["metric"], target["latency_ratio"], target["artifact"]
-        return [
-            target_verdict(target),
-            numbers.drop(metric["drop"], unit) if metric else numbers.NONE,
-            numbers.ratio(ratio["value"]) if ratio else numbers.NONE,
-            numbers.size(artifact["size_bytes"]) if artifact else numbers.NONE,
-            scheme_label(target.get("scheme") or target["precision"]),
-        ]
-
-    first, *rest = zip(read(old), read(new), strict=True)
-    return [_arrow(*first, STYLES), *(_arrow(*pair) for pair in rest)]
-
-
-def _arrow(before: str, after: str, styles: Mapping[str, str] | None = None) -> Text:
+def _arrow(change: Change, styles: Mapping[str, str]) -> Text:
     """`before -> after`, or the one value when nothing changed."""
-    style = (styles or {}).get(after, "")
-    if before == after:
-        return plain(after, style or "dim")
-    return plain(f"{before} -> ").append(tidy(after), style or "bold")
-
-
-def _environment_changes(before: Json, after: Json) -> list[str]:
-    changes = []
-    for name in ("checkpoint_sha256", "config_sha256", "fingerprint"):
-        if before[name] != after[name]:
-            changes.append(f"{name.replace('_', ' ')}: {before[name][:12]} -> {after[name][:12]}")
-    versions, later = before["packages"], after["packages"]
-    for name in sorted({*versions, *later}):
-        if versions.get(name) != later.get(name):
-            changes.append(f"{name}: {versions.get(name, 'absent')} -> {later.get(name, 'absent')}")
-    return changes
+    style = styles.get(change.after, "")
+    if not change.changed:
+        return plain(change.after, style or "dim")
+    return plain(f"{change.before} -> ").append(tidy(change.after), style or "bold")
 
 
 def _parity(out: Console, target: Json) -> None:

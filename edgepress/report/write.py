@@ -44,6 +44,12 @@ def dump(report: Mapping[str, Any]) -> str:
     return json.dumps(report, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
 
 
+def write_page(path: Path, text: str) -> None:
+    """Write a file where the user asked for it, with its folder."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_atomically(path, text)
+
+
 def write_atomically(path: Path, text: str) -> None:
     """Replace `path` by `text` (UTF-8) in one rename."""
     handle, partial = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
