@@ -10,7 +10,9 @@ from pathlib import Path
 from typing import Any
 
 from edgepress.best import figures
+from edgepress.bundle import inputs, license
 from edgepress.bundle.digest import sha256
+from edgepress.bundle.release import Release
 from edgepress.bundle.write import Shipment, shipped_artifacts
 from edgepress.config import Config
 from edgepress.evidence import gather
@@ -83,6 +85,18 @@ def assemble(
         "targets": targets,
     }
     return report, shipments
+
+
+def release_of(config: Config, prepared: Prepared) -> Release:
+    """What the bundle says beyond the report: licence, data, input statistics, layouts."""
+    return Release(
+        license=config.model.license,
+        license_texts=license.texts(config.checkpoint),
+        datasets={"train": config.data.train, "validation": config.data.validation},
+        data={"samples": prepared.data.digest},
+        statistics=prepared.inputs.folder / inputs.NAME,
+        layouts=config.bundle.layouts,
+    )
 
 
 def environment(config: Config) -> dict[str, Any]:

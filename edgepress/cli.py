@@ -124,14 +124,34 @@ def explain(run_dir: RunArgument, target: Annotated[str, typer.Argument(help="A 
     show_explanation(run_dir, target)
 
 
-@app.command(epilog="Example: edgepress verify runs/latest/bundle")
+@app.command(epilog="Example: edgepress verify runs/latest/bundle --key release.pub --inputs live.npz")
 def verify(
-    bundle: Annotated[Path, typer.Argument(help="A bundle, or the run that holds one.")] = LATEST, as_json: JsonOption = False
+    bundle: Annotated[Path, typer.Argument(help="A bundle, or the run that holds one.")] = LATEST,
+    key: Annotated[Path | None, typer.Option(help="Public key (PEM) that must have signed it.")] = None,
+    identity: Annotated[str | None, typer.Option(help="Identity that must have signed it without a key.")] = None,
+    issuer: Annotated[str | None, typer.Option(help="OpenID Connect provider of that identity.")] = None,
+    trust_config: Annotated[Path | None, typer.Option(help="Sigstore's trust root as a file; nothing is fetched.")] = None,
+    inputs: Annotated[Path | None, typer.Option(help="Live inputs (.npz) to compare with calibration's.")] = None,
+    as_json: JsonOption = False,
 ) -> None:
-    """Re-hash every file of a bundle and replay its golden samples in each runtime that is here."""
-    from edgepress.commands.bundle import verify_bundle
+    """Re-hash every file of a bundle, check its signature, replay its golden samples, and tell whether inputs drifted."""
+    from edgepress.commands.bundle import asked_of, verify_bundle
 
-    raise typer.Exit(verify_bundle(bundle, as_json))
+    raise typer.Exit(verify_bundle(bundle, asked_of(key, identity, issuer, trust_config, inputs), as_json))
+
+
+@app.command(epilog="Example: edgepress sign runs/latest/bundle --key release.pem")
+def sign(
+    bundle: Annotated[Path, typer.Argument(help="A bundle, or the run that holds one.")] = LATEST,
+    key: Annotated[Path | None, typer.Option(help="Private key (PEM, P-256, P-384 or P-521).")] = None,
+    keyless: Annotated[
+        bool, typer.Option("--keyless", help="Sign with this CI job's identity through sigstore. Uses the network.")
+    ] = False,
+) -> None:
+    """Sign every file of a bundle in the OpenSSF model-signing format: model.sig beside them."""
+    from edgepress.commands.bundle import sign_bundle
+
+    sign_bundle(bundle, key, keyless)
 
 
 @app.command(epilog="Example: edgepress diff runs/yesterday runs/latest")

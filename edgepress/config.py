@@ -7,11 +7,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from edgepress.bundle.layouts import SERVED
 from edgepress.config_check import build
 from edgepress.config_layers import MIXED, check_best, check_layers
 from edgepress.config_models import (
     BASELINE_GATES,
     OWN_UNIT,
+    BundleConfig,
     DataConfig,
     GatesConfig,
     ModelConfig,
@@ -92,6 +94,7 @@ class Config:
     gates: GatesConfig
     multiplicity: Multiplicity
     run: RunConfig
+    bundle: BundleConfig
     seed: int
 
     @property
@@ -151,6 +154,7 @@ def load(path: str | Path) -> Config:
     _check_refiners(steps, targets, source)
     check_layers(steps, targets, source)
     check_best(steps, targets, source)
+    _check_layouts(top.bundle, targets, source)
     _check_drops(top.gates, top.metric, source, ("gates",))
     _check_slices(top.gates, top.data, source, ("gates",))
     for entry in targets:
@@ -172,6 +176,7 @@ def load(path: str | Path) -> Config:
         gates=top.gates,
         multiplicity=top.multiplicity,
         run=top.run,
+        bundle=top.bundle,
         seed=top.seed,
     )
 
@@ -294,6 +299,15 @@ def _check_slices(gates: GatesConfig, data: DataConfig, source: Source, place: P
     if gates.slice_drop is not None and not data.slices:
         what = "no slices are named"
         raise source.error((*place, "slice_drop"), what, "Write e.g. `slices: {class: labels}` under `data:`.")
+
+
+def _check_layouts(bundle: BundleConfig, targets: Sequence[TargetEntry], source: Source) -> None:
+    """A server's layout stands in a recipe with a target it can serve."""
+    runtimes = {entry.entry.runtime for entry in targets}
+    for i, name in enumerate(bundle.layouts):
+        if name in SERVED and not runtimes & set(SERVED[name]):
+            place: Place = ("bundle", "layouts", i)
+            raise source.error(place, f"layout {name!r} has no target to serve", f"It takes {', '.join(SERVED[name])}.")
 
 
 def _check_drops(gates: GatesConfig, metric: str, source: Source, place: Place) -> None:

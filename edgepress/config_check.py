@@ -27,6 +27,10 @@ _KINDS = {
 }
 
 
+#: Keys whose lists are tuples of a model, or that lead to one.
+_NESTED = ("model", "inputs", "outputs", "bundle", "layouts")
+
+
 def build(model: type[M], data: Any, source: Source, place: Place, extra: Mapping[str, str] | None = None) -> M:
     """Turn the mapping at `place` into `model`; nothing at all (`None`) stands for an empty mapping.
 
@@ -72,7 +76,7 @@ def _known_keys(model: type[Strict], data: Any, source: Source, place: Place, ex
 def _lists_as_tuples(data: Any) -> Any:
     """Pydantic's strict mode takes no list for a tuple; an empty mapping value stands for its defaults."""
     if isinstance(data, dict):
-        return {key: _lists_as_tuples(value) if key in ("model", "inputs", "outputs") else value for key, value in data.items()}
+        return {key: _lists_as_tuples(value) if key in _NESTED else value for key, value in data.items()}
     return tuple(data) if isinstance(data, list) else data
 
 

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal, get_args
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, InstanceOf, model_validator
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, InstanceOf, model_validator
 
+from edgepress.bundle.license import canonical
 from edgepress.quantities import DECIBEL, DROP, DURATION, POINTS, RATIO, SIZE, Dimension, Quantity, parse
 
 Dtype = Literal["float32", "float16", "int64", "int32", "int8", "uint8", "bool"]
@@ -57,6 +58,7 @@ class ModelConfig(Strict):
     factory: Callable_ | None = None
     args: dict[str, Any] = {}
     checkpoint: Annotated[str, Field(pattern=r"\.(safetensors|pt|pth|pt2)$")]
+    license: Annotated[str, AfterValidator(canonical)] | None = None
     inputs: tuple[InputConfig, ...] | None = None
     outputs: tuple[TensorName, ...] | None = None
     dynamic_batch: bool = True
@@ -194,6 +196,12 @@ class RunConfig(Strict):
     jobs: Whole | None = None
 
 
+class BundleConfig(Strict):
+    """What a bundle holds besides the artifacts' own folders."""
+
+    layouts: tuple[Literal["triton", "ovms", "oci"], ...] = ()
+
+
 class TopLevel(Strict):
     """The top of edgepress.yaml; `compress` and `targets` are read by `config_targets`, entry by entry."""
 
@@ -207,6 +215,7 @@ class TopLevel(Strict):
     gates: GatesConfig = GatesConfig()
     multiplicity: Multiplicity = "holm"
     run: RunConfig = RunConfig()
+    bundle: BundleConfig = BundleConfig()
     seed: Annotated[int, Field(ge=0, lt=2**32)] = 0
 
 

@@ -69,7 +69,8 @@ def run(config: Config, plans: Sequence[TargetPlan], options: RunOptions, listen
         EdgepressError: nothing can be judged: the user's side is wrong, or the output folder cannot be used.
         KeyboardInterrupt: every child process has been ended.
     """
-    from edgepress.assemble import assemble
+    from edgepress.assemble import assemble, release_of
+    from edgepress.bundle.provenance import builder_id
     from edgepress.bundle.write import write_bundle
     from edgepress.report.write import write_report
 
@@ -77,6 +78,7 @@ def run(config: Config, plans: Sequence[TargetPlan], options: RunOptions, listen
     place = _place(options.out, started)
     if not config.checkpoint.is_file():
         raise ProjectError(f"checkpoint {str(config.checkpoint)!r} does not exist", "", "Check `model.checkpoint` in the recipe.")
+    builder_id()  # a wrong one is refused before the work, not after it
     store = open_store(config)
     staging = place.with_name(f".{place.name}.{os.getpid()}.partial")
     log = _new_log(store, config, started)
@@ -88,7 +90,7 @@ def run(config: Config, plans: Sequence[TargetPlan], options: RunOptions, listen
             _timed(target, pipeline, prepared)
         staging.mkdir(parents=True)
         report, shipments = assemble(config, prepared, runs, started, time.monotonic() - clock)
-        report["bundle"] = {"path": "bundle", "sha256": write_bundle(staging, report, shipments)}
+        report["bundle"] = {"path": "bundle", "sha256": write_bundle(staging, report, shipments, release_of(config, prepared))}
         if prepared.rebuilt is not None:
             shutil.copytree(prepared.rebuilt.folder, staging / "compressed")
         shutil.copyfile(log, staging / "log.txt")

@@ -63,7 +63,9 @@ class Pipeline:
         calibration = None
         if any(scheme.kind.startswith("static") for plan in self.plans for scheme in self.schemes(plan)):
             calibration = self._calibrate("calibrate", model, data)
-        return Prepared(data, source, model, reference, baseline, original, stages, rebuilt, calibration, groups)
+        about = {"signature": source.value.get("signature")}
+        inputs = self._steps.shared("input statistics", "edgepress.steps.inputs:statistics", about, {"data": data})
+        return Prepared(data, source, model, reference, baseline, original, stages, rebuilt, calibration, inputs, groups)
 
     def original(self) -> tuple[Origin, Result]:
         """The user's model and data, and how the float original scores on them.

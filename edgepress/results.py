@@ -93,8 +93,9 @@ class Prepared:
         original: the original's metric.
         stages: what the steps before quantization made.
         rebuilt: the last stage's model as a file for PyTorch, where it was pruned.
-        groups: the groups of the validation samples, where the recipe names slices.
         calibration: activation statistics of `model`, where a scheme needs them.
+        inputs: statistics of the calibration inputs, for devices that watch theirs.
+        groups: the groups of the validation samples, where the recipe names slices.
     """
 
     data: Result
@@ -106,6 +107,7 @@ class Prepared:
     stages: tuple[Stage, ...]
     rebuilt: Result | None
     calibration: Result | None
+    inputs: Result
     groups: Result | None = None
 
     @property

@@ -121,9 +121,17 @@ def test_doctor_shows_machine_and_packages() -> None:
     assert all(word in text for word in ("EPYC", "torch", "2.13.0", "coreml"))
 
 
-@pytest.mark.parametrize(("code", "word"), [(0, "INTACT"), (1, "DIFFERS"), (2, "CANNOT TELL")])
+@pytest.mark.parametrize(("code", "word"), [(0, "INTACT"), (1, "DIFFERS"), (2, "CANNOT TELL"), (3, "UNDECIDED")])
 def test_verification_ends_with_what_it_means(code: int, word: str) -> None:
     replay = {"target": "coreml", "outcome": "not here", "detail": "no Mac"}
     found = {"damage": [{"path": "tflite/run.py", "what": "changed"}], "replays": [replay], "files": 3, "exit_code": code}
-    text = printed(print_verification, found, width=100)
-    assert word in text and "tflite/run.py: changed" in text and "no runtime here for coreml" in text
+    text = printed(print_verification, {**found, "signature": "invalid", "drift": None}, width=100)
+    assert word in text and "tflite/run.py: changed" in text and "no runtime here for coreml" in text and "signature invalid" in text
+
+
+def test_drift_is_shown_per_input_with_what_is_usual() -> None:
+    side = {"mean": 0.25, "std": 1.0, "min": 0.0, "max": 1.0, "not_finite": 0}
+    item = {"input": "image", "verdict": "drift", "live": {**side, "mean": 0.5}, "reference": side, "outside": 0.125, "why": "PSI 0.9"}
+    found = {"damage": [], "replays": [], "files": 3, "exit_code": 1, "signature": "not checked", "drift": {"inputs": [item]}}
+    text = printed(print_verification, found, width=120)
+    assert all(word in text for word in ("image", "drift", "0.5", "0.25", "12.5 %", "PSI 0.9", "by whom was not asked"))

@@ -12,13 +12,15 @@ from typing import Any
 import numpy as np
 import pytest
 
-from edgepress.bundle import sums
+from edgepress.bundle import sign, sums
 from edgepress.bundle.digest import tree
+from edgepress.bundle.integrity import inspect
 from edgepress.bundle.replay import compare
-from edgepress.bundle.verify import inspect, replay_isolated, verify
+from edgepress.bundle.verify import Asked, replay_isolated, verify
 from edgepress.bundle.write import write_bundle
 from edgepress.targets.errors import IntegrityError, IsolationError
-from tests.bundle_sample import WEIGHT, report_of, shipments
+from tests.bundle_sample import WEIGHT, full_run, report_of, shipments
+from tests.signing_keys import keys
 
 MATCH = {"usable": True, "match": True, "problem": None, "max_abs_error": 0.01, "allowed": 0.1, "samples": 8, "executed_by": "x 1.0"}
 NOT_HERE = {"usable": False, "missing": "no Mac", "install": None}
@@ -61,6 +63,69 @@ def test_each_of_100_random_flips_is_found_and_named(run: Path) -> None:
         assert verify(bundle, matching).exit_code == 1
         (bundle / name).write_bytes(original)
     assert inspect(bundle) == []
+
+
+def test_each_of_100_random_flips_in_a_signed_bundle_with_everything_is_found_and_named(tmp_path: Path) -> None:
+    private, public = keys(tmp_path)
+    bundle, dice = full_run(tmp_path) / "bundle", random.Random(1)
+    sign.sign(bundle, private)
+    names = sorted(path.relative_to(bundle).as_posix() for path in bundle.rglob("*") if path.is_file())
+    for _ in range(100):
+        name = dice.choice(names)
+        original = (bundle / name).read_bytes()
+        raw = bytearray(original)
+        raw[dice.randrange(len(raw))] ^= 1 << dice.randrange(8)
+        (bundle / name).write_bytes(raw)
+        found = verify(bundle, matching, Asked(key=public))
+        linked = {other for other in names if (bundle / other).samefile(bundle / name)}
+        assert {item.path for item in found.damage} == linked and found.exit_code == 1
+        (bundle / name).write_bytes(original)
+    assert verify(bundle, matching, Asked(key=public)).damage == ()
+
+
+def test_every_byte_of_a_signature_counts(tmp_path: Path) -> None:
+    private, public = keys(tmp_path)
+    shipped = shipments(tmp_path / "store")
+    write_bundle(tmp_path, report_of(shipped), shipped)
+    path = sign.sign(tmp_path / "bundle", private)
+    original = path.read_bytes()
+    for place in range(0, len(original), 11):
+        path.write_bytes(original[:place] + bytes([original[place] ^ 1]) + original[place + 1 :])
+        found = verify(tmp_path / "bundle", matching, Asked(key=public))
+        assert [item.path for item in found.damage] == [sign.NAME] and found.signature == "invalid"
+
+
+def test_swapped_artifacts_are_both_named(tmp_path: Path) -> None:
+    bundle = full_run(tmp_path) / "bundle"
+    one, other = bundle / "onnxruntime/golden.json", bundle / "coreml/golden.json"
+    first, second = one.read_bytes(), other.read_bytes()
+    one.write_bytes(second)
+    other.write_bytes(first)
+    assert {"onnxruntime/golden.json", "coreml/golden.json"} <= {item.path for item in inspect(bundle)}
+
+
+def test_a_bundle_forged_with_all_its_records_is_caught_by_the_signature_alone(tmp_path: Path) -> None:
+    private, public = keys(tmp_path)
+    shipped = shipments(tmp_path / "store")
+    write_bundle(tmp_path / "run", report_of(shipped), shipped)
+    bundle = tmp_path / "run/bundle"
+    sign.sign(bundle, private)
+    signature = (bundle / sign.NAME).read_bytes()
+    (tmp_path / "store/a/model.onnx").write_bytes(b"a model with a back door")
+    write_bundle(tmp_path / "run", report_of(shipped), shipped)
+    assert verify(bundle, matching).exit_code == 0
+    assert [item.path for item in verify(bundle, matching, Asked(key=public)).damage] == [sign.NAME]
+    (bundle / sign.NAME).write_bytes(signature)
+    named = {item.path: item.what for item in verify(bundle, matching, Asked(key=public)).damage}
+    assert named["onnxruntime/model.onnx"] == "disagrees with model.sig"
+
+
+def test_a_renamed_blob_is_named_even_when_the_sums_were_made_again(tmp_path: Path) -> None:
+    bundle = full_run(tmp_path) / "bundle"
+    blob = next((bundle / "layouts/oci/blobs/sha256").iterdir())
+    blob.rename(blob.with_name("0" * 64))
+    (bundle / sums.NAME).write_text(sums.render(tree(bundle)))
+    assert f"layouts/oci/blobs/sha256/{'0' * 64}" in {item.path for item in inspect(bundle) if item.what == "disagrees with its name"}
 
 
 def test_every_byte_of_the_sums_file_counts(run: Path) -> None:

@@ -5,6 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from edgepress.bundle.front_matter import front_matter
+from edgepress.bundle.license import sentence
+from edgepress.bundle.release import Release
 from edgepress.report import numbers
 from edgepress.report.present import drop_unit
 from edgepress.report.summary import escape
@@ -12,8 +15,15 @@ from edgepress.report.summary import escape
 Json = Mapping[str, Any]
 
 
-def render_card(report: Json, entries: Sequence[Json]) -> str:
-    """The model card as Markdown; nothing in it depends on when or how fast the run was."""
+def render_card(report: Json, entries: Sequence[Json], release: Release, layouts: Json) -> str:
+    """The model card as Markdown; nothing in it depends on when or how fast the run was.
+
+    Args:
+        report: the report dictionary.
+        entries: the artifacts of bundle.json.
+        release: what the report does not say.
+        layouts: as `edgepress.bundle.layouts.describe` returns them.
+    """
     reference, unit = report["reference"], drop_unit(report)
     lines = [
         f"# {escape(report['project'])}",
@@ -31,12 +41,17 @@ def render_card(report: Json, entries: Sequence[Json]) -> str:
         "above zero is worse. A latency ratio is against the fp32 model in the same runtime; below one is faster. Figures hold for the "
         "machine and the data they were taken on.",
         "",
+        "## Licence",
+        "",
+        escape(sentence(release.license, release.license_files)),
+        "",
     ]
     lines += _stages(report["stages"], unit)
     for item in entries:
         lines += _section(item)
-    lines += _using()
-    return "\n".join(lines) + "\n"
+    lines += _layouts(layouts)
+    lines += _using(release)
+    return front_matter(report, entries, release) + "\n".join(lines) + "\n"
 
 
 def _absent(report: Json, entries: Sequence[Json]) -> str:
@@ -94,15 +109,29 @@ def _text(value: object) -> str:
     return ", ".join(map(str, value)) if isinstance(value, list | tuple) else str(value)
 
 
-def _using() -> list[str]:
+def _layouts(layouts: Json) -> list[str]:
+    """Where servers and registries find the artifacts; nothing where no layout was asked for."""
+    if not layouts:
+        return []
+    lines = ["## Layouts", ""]
+    for name, layout in layouts.items():
+        held = f"`{layout['folder']}` with {', '.join(layout['targets'])}" if layout["targets"] else "nothing here has a place in it"
+        lines.append(f"- {name}: {held}")
+        lines += [escape(f"- {name} without {target}: {reason}") for target, reason in layout["left_out"].items()]
+    return [*lines, ""]
+
+
+def _using(release: Release) -> list[str]:
+    watch = "`edgepress verify . --inputs live.npz` tells whether inputs still look like calibration's."
     return [
         "## Using it",
         "",
         "`python <target>/run.py` loads the artifact with its runtime and numpy alone, runs the golden samples and compares.",
         "",
         "`sha256sum --check SHA256SUMS` finds a changed file; `edgepress verify .` also replays the golden samples",
-        "in every runtime that is here.",
+        "in every runtime that is here, and with `--key` checks who signed the bundle.",
         "",
+        *([watch, ""] if release.statistics else []),
         "`bundle.json` says what each artifact was made from and how it was judged, `sbom.cdx.json` (CycloneDX 1.6) lists",
-        "packages and hashes, `provenance.intoto.jsonl` is an unsigned in-toto statement over every file.",
+        "data, packages and hashes, `provenance.intoto.jsonl` is an in-toto statement (SLSA provenance v1) over every file.",
     ]

@@ -6,23 +6,37 @@ from collections.abc import Mapping, Sequence
 from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
 
+from edgepress.bundle import inputs
 from edgepress.report.present import target_verdict
 from edgepress.targets.nouns import Artifact
 
 if TYPE_CHECKING:
+    from edgepress.bundle.release import Release
     from edgepress.bundle.write import Shipment
 
 SCHEMA = "edgepress/bundle/v1"
 
 
-def manifest(report: Mapping[str, Any], entries: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """The content of bundle.json."""
+def manifest(
+    report: Mapping[str, Any], entries: Sequence[Mapping[str, Any]], release: Release, layouts: Mapping[str, Any]
+) -> dict[str, Any]:
+    """The content of bundle.json.
+
+    Args:
+        report: the report dictionary.
+        entries: one per artifact.
+        release: what the report does not say.
+        layouts: as `edgepress.bundle.layouts.describe` returns them.
+    """
     return {
         "schema": SCHEMA,
         "project": report["project"],
         "edgepress": version("edgepress"),
         "verdict": report["verdict"],
         "reference": report["reference"],
+        "license": {"expression": release.license, "files": release.license_files},
+        "input_statistics": inputs.NAME if release.statistics else None,
+        "layouts": dict(layouts),
         "artifacts": list(entries),
     }
 

@@ -1,17 +1,17 @@
-"""`edgepress verify`: does a bundle have the bytes it was shipped with, and does it still compute what it computed?"""
+"""`edgepress verify`: is a bundle what was shipped, by whom, does it compute what it computed, and do live inputs look alike?"""
 
 from __future__ import annotations
 
-import json
 import tempfile
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from edgepress.bundle import provenance, sums
-from edgepress.bundle.digest import digest, sha256
-from edgepress.bundle.manifest import SCHEMA
+from edgepress.bundle import inputs, sign, sums
+from edgepress.bundle.drift import Drift, compare_inputs
+from edgepress.bundle.integrity import Damage, against_report, find_bundle, inspect, read_bundle
+from edgepress.bundle.keyless import Signer, check_keyless
 from edgepress.isolate import Call, Limits, call
 from edgepress.targets.errors import EdgepressError, ExecutionError, IntegrityError
 
@@ -20,16 +20,18 @@ Replayer = Callable[[Mapping[str, Any], Path], dict[str, Any]]
 
 
 @dataclass(frozen=True)
-class Damage:
-    """A file that is not as it was shipped.
+class Asked:
+    """What is checked beyond the bundle's own records.
 
     Attributes:
-        path: relative to the bundle.
-        what: `changed`, `missing`, `extra`, `link`, or which record it disagrees with.
+        key: public key that must have signed it (PEM).
+        signer: identity that must have signed it, where there is no key.
+        inputs: an .npz of live inputs.
     """
 
-    path: str
-    what: str
+    key: Path | None = None
+    signer: Signer | None = None
+    inputs: Path | None = None
 
 
 @dataclass(frozen=True)
@@ -51,137 +53,85 @@ class Replay:
 
 @dataclass(frozen=True)
 class Verification:
-    """What was found in a bundle with `files` files."""
+    """What was found in a bundle with `files` files.
+
+    Attributes:
+        signature: `absent`, `not checked` (signed, and no key was given), `valid` or `invalid`.
+        drift: live inputs against calibration's, where they were given.
+    """
 
     bundle: str
     files: int
     damage: tuple[Damage, ...]
     replays: tuple[Replay, ...] = field(default=())
+    signature: str = "absent"
+    drift: Drift | None = None
 
     @property
     def exit_code(self) -> int:
-        """0 all files are intact and every replay that could be made matches; 1 a file or a replay does not; 2 no runtime is here."""
+        """0 all that was asked for holds; 1 a file, the signature, a replay or the inputs do not.
+
+        2 nothing could be replayed and no inputs were asked about; 3 whether the inputs drifted is undecided.
+        """
         outcomes = {replay.outcome for replay in self.replays}
-        if self.damage or outcomes & {"mismatch", "failed", "damaged"}:
+        drift = self.drift.verdict if self.drift else None
+        if self.damage or outcomes & {"mismatch", "failed", "damaged"} or drift == "drift":
             return 1
-        return 2 if outcomes == {"not here"} else 0
+        if drift is None and outcomes == {"not here"}:
+            return 2
+        return 3 if drift == "undecided" else 0
 
     def to_json(self) -> dict[str, Any]:
         """Plain lists and dictionaries."""
-        return {**asdict(self), "exit_code": self.exit_code}
+        drift = {"drift": asdict(self.drift) | {"verdict": self.drift.verdict}} if self.drift else {}
+        return {**asdict(self), **drift, "exit_code": self.exit_code}
 
 
-def verify(path: Path, replayer: Replayer | None = None) -> Verification:
-    """Re-hash every file, then replay what is intact.
+def verify(path: Path, replayer: Replayer | None = None, asked: Asked | None = None) -> Verification:
+    """Re-hash every file, check the signature, replay what is intact, and compare live inputs.
 
     Args:
         path: a bundle, or the RUN_DIR that holds one.
         replayer: runs one artifact; each in a process of its own by default.
+        asked: further checks.
 
     Raises:
         IntegrityError: there is no bundle here.
+        EdgepressError: a key, a trust root or the inputs cannot be used.
     """
+    asked = asked or Asked()
     bundle = find_bundle(path)
     damage = inspect(bundle)
     if bundle.parent == path and (path / "report.json").is_file():
-        damage += _against_report(path)
+        damage += against_report(path)
+    signature, forged = _signature(bundle, asked)
+    if signature == "invalid":  # then what it lists is nobody's word
+        damage = [item for item in damage if item.what != f"disagrees with {sign.NAME}"]
+    damage += [item for item in forged if item.path not in {known.path for known in damage}]
     files = sum(file.is_file() for file in bundle.rglob("*"))
     damaged = {item.path for item in damage}
+    drift = compare_inputs(bundle, asked.inputs) if asked.inputs and inputs.NAME not in damaged else None
     if damaged & {"bundle.json", sums.NAME}:
-        return Verification(str(path), files, tuple(damage))
+        return Verification(str(path), files, tuple(damage), (), signature, drift)
     entries = read_bundle(bundle)["artifacts"]
     replays = [_replayed(bundle, entry, damaged, replayer or replay_isolated) for entry in entries]
-    return Verification(str(path), files, tuple(damage), tuple(replays))
+    return Verification(str(path), files, tuple(damage), tuple(replays), signature, drift)
 
 
-def find_bundle(path: Path) -> Path:
-    """The bundle at `path`, or in the RUN_DIR at `path`.
-
-    Raises:
-        IntegrityError: there is none.
-    """
-    for folder in (path / "bundle", path):
-        if any((folder / name).exists() for name in ("bundle.json", sums.NAME)):
-            return folder
-    raise IntegrityError(f"{str(path)!r} holds no bundle", "neither bundle.json nor SHA256SUMS is there", "Name RUN_DIR or RUN_DIR/bundle.")
-
-
-def read_bundle(bundle: Path) -> dict[str, Any]:
-    """The content of bundle.json.
-
-    Raises:
-        IntegrityError: it is missing or no bundle/v1 file.
-    """
+def _signature(bundle: Path, asked: Asked) -> tuple[str, list[Damage]]:
+    """The state of model.sig, and what is wrong with it."""
+    path = bundle / sign.NAME
+    wanted = asked.key is not None or asked.signer is not None
+    if not path.is_file():
+        return "absent", [Damage(sign.NAME, "missing: nobody signed this bundle")] if wanted else []
     try:
-        data: dict[str, Any] = json.loads((bundle / "bundle.json").read_text("utf-8"))
-    except (OSError, ValueError) as error:
-        raise IntegrityError(f"{str(bundle / 'bundle.json')!r} cannot be read", str(error)) from error
-    if not isinstance(data, dict) or data.get("schema") != SCHEMA:
-        raise IntegrityError(f"{str(bundle / 'bundle.json')!r} is not of schema {SCHEMA}")
-    return data
-
-
-def inspect(bundle: Path) -> list[Damage]:
-    """Every file that is changed, missing, extra or a link, by SHA256SUMS; then whether bundle.json and the provenance agree with it."""
-    links = [Damage(path.relative_to(bundle).as_posix(), "link") for path in bundle.rglob("*") if path.is_symlink()]
-    paths = {path.relative_to(bundle).as_posix(): path for path in bundle.rglob("*") if path.is_file() and not path.is_symlink()}
-    found = {name: sha256(path) for name, path in sorted(paths.items())}
-    if sums.NAME not in found:
-        return [*links, Damage(sums.NAME, "missing")]
-    try:
-        listed = sums.parse(paths[sums.NAME].read_bytes())
-    except ValueError as error:
-        return [*links, Damage(sums.NAME, f"changed: {error}"), *_by_manifest(bundle, found)]
-    del found[sums.NAME]
-    damage = [Damage(name, "missing") for name in sorted(listed.keys() - found.keys())]
-    damage += [Damage(name, "extra") for name in sorted(found.keys() - listed.keys())]
-    damage += [Damage(name, "changed") for name in sorted(found.keys() & listed.keys()) if found[name] != listed[name]]
-    empty = [
-        Damage(path.relative_to(bundle).as_posix(), "extra") for path in bundle.rglob("*") if path.is_dir() and not any(path.iterdir())
-    ]
-    damage += links + empty
-    return damage or _records(bundle, found)
-
-
-def _records(bundle: Path, found: Mapping[str, str]) -> list[Damage]:
-    """SHA256SUMS agrees with the files; a bundle put together again by hand still has to agree with its own records."""
-    damage = _by_manifest(bundle, found)
-    try:
-        subjects = provenance.subjects((bundle / provenance.NAME).read_text("utf-8"))
-    except (OSError, ValueError) as error:
-        return [*damage, Damage(provenance.NAME, f"unreadable: {error}")]
-    expected = {name: value for name, value in found.items() if name not in (provenance.NAME, sums.NAME)}
-    differing = sorted(name for name in expected.keys() | subjects.keys() if expected.get(name) != subjects.get(name))
-    return damage + [Damage(name, f"disagrees with {provenance.NAME}") for name in differing]
-
-
-def _by_manifest(bundle: Path, found: Mapping[str, str]) -> list[Damage]:
-    """Files that do not have the hash bundle.json lists, and artifacts that do not have theirs."""
-    try:
-        entries = read_bundle(bundle)["artifacts"]
-        damage = []
-        for entry in entries:
-            stated = {f"{entry['folder']}/{name}": value for name, value in entry["files"].items()}
-            damage += [Damage(name, "disagrees with bundle.json") for name in sorted(stated) if found.get(name) != stated[name]]
-            artifact = bundle / entry["folder"] / entry["path"]
-            if not artifact.exists() or digest(artifact) != entry["sha256"]:
-                damage.append(Damage(f"{entry['folder']}/{entry['path']}", "disagrees with bundle.json"))
-    except (IntegrityError, KeyError, TypeError, AttributeError) as error:
-        return [Damage("bundle.json", f"unreadable: {error}")]
-    return damage
-
-
-def _against_report(run_dir: Path) -> list[Damage]:
-    """Artifacts that are not those report.json speaks of."""
-    report = json.loads((run_dir / "report.json").read_text("utf-8"))
-    damage = []
-    for target in report["targets"]:
-        artifact = target["artifact"]
-        if artifact and not (run_dir / artifact["path"]).exists():
-            damage.append(Damage(artifact["path"].removeprefix("bundle/"), "missing, report.json names it"))
-        elif artifact and digest(run_dir / artifact["path"]) != artifact["sha256"]:
-            damage.append(Damage(artifact["path"].removeprefix("bundle/"), "disagrees with report.json"))
-    return damage
+        if asked.key is not None:
+            sign.check(path.read_text("utf-8", "replace"), asked.key)
+        elif asked.signer is not None:
+            check_keyless(bundle, asked.signer)
+    except IntegrityError as error:
+        return "invalid", [Damage(sign.NAME, str(error))]
+    return "valid" if wanted else "not checked", []
 
 
 def _replayed(bundle: Path, entry: Mapping[str, Any], damaged: set[str], replayer: Replayer) -> Replay:

@@ -1,7 +1,8 @@
 """Write RUN_DIR/bundle: same inputs, same bytes; it appears whole or not at all.
 
-bundle.json  README.md  sbom.cdx.json  provenance.intoto.jsonl  SHA256SUMS
+bundle.json  README.md  sbom.cdx.json  provenance.intoto.jsonl  SHA256SUMS  input_statistics.json  LICENSE…
 <target>/<artifact>  <target>/golden_inputs.npz  golden_outputs.npz  golden.json  run.py
+layouts/<layout>/…
 """
 
 from __future__ import annotations
@@ -14,9 +15,10 @@ from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from edgepress.bundle import card, manifest, provenance, sbom, sums
+from edgepress.bundle import card, inputs, layouts, manifest, provenance, sbom, sums
 from edgepress.bundle.digest import digest, size_bytes, tree
 from edgepress.bundle.golden import golden
+from edgepress.bundle.release import Release
 from edgepress.bundle.scripts import run_script
 from edgepress.targets.errors import IntegrityError
 from edgepress.targets.nouns import Artifact
@@ -57,7 +59,7 @@ def folders(targets: Sequence[str]) -> dict[str, str]:
     for target in targets:
         short, whole = _file_name(target.split(":")[0]), _file_name(target)
         choices = [short, whole, *(f"{whole}-{number}" for number in range(2, len(targets) + 2))]
-        taken[target] = next(folder for folder in choices if folder not in taken.values())
+        taken[target] = next(folder for folder in choices if folder not in (layouts.FOLDER, *taken.values()))
     return taken
 
 
@@ -72,13 +74,14 @@ def shipped_artifacts(shipments: Sequence[Shipment]) -> dict[str, dict[str, Any]
     return entries
 
 
-def write_bundle(run_dir: Path, report: Mapping[str, Any], shipments: Sequence[Shipment]) -> str:
+def write_bundle(run_dir: Path, report: Mapping[str, Any], shipments: Sequence[Shipment], release: Release | None = None) -> str:
     """Write the bundle of a run; targets that have no shipment have no folder.
 
     Args:
         run_dir: receives `bundle/`; an older one is replaced.
         report: the report dictionary, its `artifact` entries from `shipped_artifacts`; its clock readings and durations are not used.
         shipments: one per target whose artifact exists.
+        release: what the report does not say.
 
     Returns:
         The folder hash of the bundle (`edgepress.bundle.digest.digest`).
@@ -91,7 +94,7 @@ def write_bundle(run_dir: Path, report: Mapping[str, Any], shipments: Sequence[S
     shutil.rmtree(partial, ignore_errors=True)
     try:
         partial.mkdir()
-        _fill(partial, report, shipments)
+        _fill(partial, report, shipments, release or Release())
         _settle(partial)
         value = digest(partial)
         _replace(partial, run_dir / BUNDLE)
@@ -105,21 +108,30 @@ def to_json(value: object) -> str:
     return json.dumps(value, indent=2, sort_keys=True, ensure_ascii=False, allow_nan=False) + "\n"
 
 
-def _fill(bundle: Path, report: Mapping[str, Any], shipments: Sequence[Shipment]) -> None:
-    targets = {target["name"]: target for target in report["targets"]}
-    entries = []
-    for shipment in shipments:
-        target = targets[shipment.target]
-        place = PurePosixPath(target["artifact"]["path"]).parts[1]
-        folder = bundle / place
-        _ship(folder, shipment, target)
-        _check(folder / shipment.artifact.path, target)
-        entries.append(manifest.entry(shipment, target, place, tree(folder)))
-    _write(bundle / "bundle.json", to_json(manifest.manifest(report, entries)))
-    _write(bundle / "README.md", card.render_card(report, entries))
-    _write(bundle / "sbom.cdx.json", to_json(sbom.sbom(report, entries)))
-    _write(bundle / provenance.NAME, provenance.statement(report, entries, tree(bundle)))
+def _fill(bundle: Path, report: Mapping[str, Any], shipments: Sequence[Shipment], release: Release) -> None:
+    entries = [_artifact(bundle, report, shipment) for shipment in shipments]
+    for text in release.license_texts:
+        _copy(text, bundle / text.name)
+    if release.statistics is not None:
+        _copy(release.statistics, bundle / inputs.NAME)
+    described = layouts.describe(release.layouts, entries)
+    _write(bundle / "bundle.json", to_json(manifest.manifest(report, entries, release, described)))
+    _write(bundle / "README.md", card.render_card(report, entries, release, described))
+    _write(bundle / "sbom.cdx.json", to_json(sbom.sbom(report, entries, release)))
+    documents = [path.name for path in sorted(bundle.iterdir()) if path.is_file() and path.name != "bundle.json"]
+    parameters = report["stages"][-1]["parameters"] if report["stages"] else report["reference"]["parameters"]
+    layouts.write(release.layouts, layouts.Request(bundle, report["project"], entries, release.license, parameters, documents))
+    _write(bundle / provenance.NAME, provenance.statement(report, entries, release, tree(bundle)))
     _write(bundle / sums.NAME, sums.render(tree(bundle)))
+
+
+def _artifact(bundle: Path, report: Mapping[str, Any], shipment: Shipment) -> dict[str, Any]:
+    """Ship one target; its entry in bundle.json."""
+    target = next(target for target in report["targets"] if target["name"] == shipment.target)
+    place = PurePosixPath(target["artifact"]["path"]).parts[1]
+    _ship(bundle / place, shipment, target)
+    _check(bundle / place / shipment.artifact.path, target)
+    return manifest.entry(shipment, target, place, tree(bundle / place))
 
 
 def _ship(folder: Path, shipment: Shipment, target: Mapping[str, Any]) -> None:
@@ -159,13 +171,13 @@ def _write(path: Path, text: str) -> None:
 def _settle(bundle: Path) -> None:
     """One mode and, with SOURCE_DATE_EPOCH, one time for every file, so that an archive of the bundle repeats too."""
     epoch = os.environ.get("SOURCE_DATE_EPOCH")
-    for path in sorted(bundle.rglob("*"), reverse=True):
-        if path.is_file():
-            path.chmod(0o755 if path.name == "run.py" else 0o644)
-        if epoch:
-            os.utime(path, (int(epoch), int(epoch)))
+    paths = sorted(bundle.rglob("*"), reverse=True)
+    files = [path for path in paths if path.is_file()]
+    for path in sorted(files, key=lambda path: path.name == "run.py"):  # last, as a layout may hold it under a second name
+        path.chmod(0o755 if path.name == "run.py" else 0o644)
     if epoch:
-        os.utime(bundle, (int(epoch), int(epoch)))
+        for path in (*paths, bundle):
+            os.utime(path, (int(epoch), int(epoch)))
 
 
 def _replace(partial: Path, place: Path) -> None:

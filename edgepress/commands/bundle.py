@@ -1,33 +1,75 @@
-"""`edgepress verify` and `edgepress bench`: what is done with bundles."""
+"""`edgepress verify`, `sign` and `bench`: what is done with bundles."""
 
 from __future__ import annotations
 
 import json
 import tempfile
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import typer
 
 from edgepress.isolate import Call, call
-from edgepress.targets.errors import EdgepressError
+from edgepress.targets.errors import EdgepressError, IntegrityError
+
+if TYPE_CHECKING:
+    from edgepress.bundle.verify import Asked
 
 
-def verify_bundle(path: Path, as_json: bool) -> int:
-    """Re-hash a bundle and replay its golden samples.
+def verify_bundle(path: Path, asked: Asked, as_json: bool) -> int:
+    """Re-hash a bundle, check its signature, replay its golden samples, compare live inputs.
 
     Returns:
-        0 when all is as it was, 1 when something differs, 2 when it cannot be told.
+        0 when all is as it was, 1 when something differs, 2 when it cannot be told, 3 when drift is undecided.
     """
     from edgepress.bundle.verify import verify
     from edgepress.report.console import print_verification
 
-    found = verify(path)
+    found = verify(path, asked=asked)
     if as_json:
         typer.echo(json.dumps(found.to_json(), indent=2))
     else:
         print_verification(found.to_json())
     return found.exit_code
+
+
+def asked_of(key: Path | None, identity: str | None, issuer: str | None, trust_config: Path | None, live: Path | None) -> Asked:
+    """What the options of `verify` ask for.
+
+    Raises:
+        EdgepressError: they do not go together.
+    """
+    from edgepress.bundle.keyless import Signer
+    from edgepress.bundle.verify import Asked
+
+    given = [value for value in (identity, issuer, trust_config) if value is not None]
+    if not given:
+        return Asked(key=key, inputs=live)
+    if key is not None or identity is None or issuer is None or trust_config is None:
+        remedy = "Give --key, or --identity, --issuer and --trust-config together."
+        raise EdgepressError(
+            "a signature is checked by a key or by an identity", "an identity needs its issuer and sigstore's trust root", remedy
+        )
+    return Asked(signer=Signer(identity, issuer, trust_config), inputs=live)
+
+
+def sign_bundle(path: Path, key: Path | None, keyless: bool) -> None:
+    """Sign an intact bundle.
+
+    Raises:
+        IntegrityError: the bundle is not as it was made; nothing is signed then.
+        EdgepressError: neither or both ways of signing were asked for, or the key cannot be used.
+    """
+    from edgepress.bundle import sign
+    from edgepress.bundle.integrity import find_bundle, inspect
+    from edgepress.bundle.keyless import sign_keyless
+
+    if (key is None) is not keyless:
+        raise EdgepressError("a bundle is signed with a key or with an identity", "", "Give --key FILE, or --keyless (uses the network).")
+    bundle = find_bundle(path)
+    if damage := [item for item in inspect(bundle) if item.path != sign.NAME and not item.what.endswith(sign.NAME)]:
+        raise IntegrityError(f"{str(bundle)!r} is not signed", f"{damage[0].path}: {damage[0].what}", "Make the bundle again.")
+    typer.echo(sign.sign(bundle, key) if key is not None else sign_keyless(bundle))
 
 
 def time_pair(artifact: Path, against: Path, threads: int, as_json: bool) -> None:

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from rich.console import Console
+from rich.table import Table
 from rich.text import Text
 
 from edgepress.gate_plan import EXPECTED, PlannedGate
@@ -17,6 +18,7 @@ from edgepress.report.terminal import STYLES, bullet, plain, stdout, table, tidy
 
 Json = Mapping[str, Any]
 _OUTCOMES = {"match": "pass", "mismatch": "fail", "failed": "error", "damaged": "fail", "not here": "undecided"}
+_DRIFTS = {"same": "pass", "drift": "fail", "undecided": "undecided"}
 
 
 def print_plan(steps: Sequence[Json], console: Console | None = None) -> None:
@@ -118,6 +120,8 @@ def print_verification(found: Json, console: Console | None = None) -> None:
                 plain(replay["target"], "bold"), plain(replay["outcome"], STYLES[_OUTCOMES[replay["outcome"]]]), plain(replay["detail"])
             )
         out.print(made)
+    if found["drift"]:
+        out.print(_drift_table(found["drift"]))
     out.print(_verification_line(found))
 
 
@@ -221,6 +225,17 @@ def _verification_line(found: Json) -> Text:
     code, replays = found["exit_code"], found["replays"]
     matched = sum(replay["outcome"] == "match" for replay in replays)
     absent = [replay["target"] for replay in replays if replay["outcome"] == "not here"]
-    word = {0: plain("INTACT", "bold green"), 1: plain("DIFFERS", "bold red"), 2: plain("CANNOT TELL", "bold yellow")}[code]
+    words = (("INTACT", "bold green"), ("DIFFERS", "bold red"), ("CANNOT TELL", "bold yellow"), ("UNDECIDED", "bold yellow"))
+    word = plain(*words[code])
     text = f"  {found['files']} files, {len(found['damage'])} damaged; {matched} of {len(replays)} replays match"
+    text += {"absent": "", "not checked": "; signed, by whom was not asked"}.get(found["signature"], f"; signature {found['signature']}")
     return word.append(tidy(text + (f"; no runtime here for {', '.join(absent)}" if absent else "")), "not bold default")
+
+
+def _drift_table(drift: Json) -> Table:
+    made = table(input="left", inputs="left", mean="right", calibration="right", outside="right", detail="left")
+    for item in drift["inputs"]:
+        live, reference = (numbers.NONE if side["mean"] is None else f"{side['mean']:.4g}" for side in (item["live"], item["reference"]))
+        cells = [plain(live), plain(reference), plain(numbers.percent(item["outside"], 1)), plain(item["why"])]
+        made.add_row(plain(item["input"], "bold"), plain(item["verdict"], STYLES[_DRIFTS[item["verdict"]]]), *cells)
+    return made
