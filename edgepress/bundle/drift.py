@@ -84,6 +84,8 @@ def _read(file: Path, known: Mapping[str, Any]) -> dict[str, np.ndarray]:
     wanted = ", ".join(f"{name}: {facts['dtype']} (N, {', '.join(map(str, facts['shape']))})" for name, facts in known.items())
     remedy = f"Write it with numpy.savez; this bundle wants {wanted}."
     try:
+        if file.is_file() and not zipfile.is_zipfile(file):
+            raise ValueError("it is no .npz archive")
         live = load_npz(file)
     except (OSError, ValueError, EOFError, KeyError, zipfile.BadZipFile, zlib.error) as error:
         raise MeasurementError(f"inputs {str(file)!r} cannot be read", str(error), remedy) from error
