@@ -9,6 +9,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
+from edgepress.baseline.file import Baseline
 from edgepress.best import figures
 from edgepress.bundle import inputs, license
 from edgepress.bundle.digest import sha256
@@ -16,13 +17,13 @@ from edgepress.bundle.release import Release
 from edgepress.bundle.write import Shipment, shipped_artifacts
 from edgepress.config import Config
 from edgepress.evidence import gather
+from edgepress.judgement import against_baseline, conclude
 from edgepress.machine import cores, cpu_name, fingerprint
 from edgepress.results import Candidate, Prepared, TargetRun
 from edgepress.step import Result
 from edgepress.targets.errors import RuntimeUnavailable
 from edgepress.targets.nouns import Artifact, Scheme, Verdict
-from edgepress.validators.gates import gate_of, judge, overall
-from edgepress.validators.multiplicity import Judged, holm
+from edgepress.validators.multiplicity import Asked, judge_together
 
 #: Packages whose versions a report states, where they are installed.
 PACKAGES = (
@@ -48,9 +49,13 @@ NO_GATE = Verdict("gates", "at least one", "none", None, "undecided", "Add `gate
 
 
 def assemble(
-    config: Config, prepared: Prepared, runs: Sequence[TargetRun], started: datetime, seconds: float
+    config: Config, prepared: Prepared, runs: Sequence[TargetRun], baseline: Baseline | None, started: datetime, seconds: float
 ) -> tuple[dict[str, Any], list[Shipment]]:
     """Build the report.
+
+    Args:
+        baseline: the accepted release, None where there is none yet.
+        started: when the run was; waivers hold on that day or do not.
 
     Returns:
         The report, and what the bundle ships for every target that has an artifact.
@@ -60,11 +65,10 @@ def assemble(
     artifacts = shipped_artifacts(shipments)
     targets = [_target(run, artifacts.get(run.plan.target.name)) for run in runs]
     _judge(config, runs, targets)
-    verdicts = [verdict for run in targets for verdict in run["gates"]]
     report = {
         "schema": "edgepress/report/v1",
         "project": config.project,
-        "verdict": overall([gate["verdict"] for gate in verdicts], [target["status"] for target in targets]),
+        "verdict": None,
         "started": started.isoformat(timespec="seconds"),
         "seconds": round(seconds, 2),
         "command": f"edgepress run {_shown(config.path)}",
@@ -76,15 +80,17 @@ def assemble(
                 "samples": original["samples"],
                 "drop_unit": original["unit"],
             },
+            "dataset_sha256": original["dataset"],
             "parameters": prepared.source.value["parameters"],
             "macs": prepared.source.value["macs"],
             "size_bytes": config.checkpoint.stat().st_size,
         },
         "stages": _stages(prepared, runs),
         "compressed": _compressed(prepared.rebuilt),
+        "multiplicity": config.multiplicity,
         "targets": targets,
     }
-    return report, shipments
+    return conclude(against_baseline(report, baseline, _shown(config.baseline)), config.waivers, started.date()), shipments
 
 
 def release_of(config: Config, prepared: Prepared) -> Release:
@@ -182,6 +188,8 @@ def _target(run: TargetRun, artifact: Mapping[str, Any] | None) -> dict[str, Any
         "peak_memory_bytes": None,
         "kernels": None,
         "gates": [],
+        "against_baseline": None,
+        "sample_scores": None,
         "fallback": run.fallback,
         "mixed": run.mixed,
         "best": run.best,
@@ -190,22 +198,39 @@ def _target(run: TargetRun, artifact: Mapping[str, Any] | None) -> dict[str, Any
     }
     if run.error is None:
         base |= _measured(run)
+        base["against_baseline"] = _against_baseline(run)
     return base
 
 
 def _judge(config: Config, runs: Sequence[TargetRun], targets: Sequence[dict[str, Any]]) -> None:
-    """Fill in the gates of every target that was validated."""
-    families = []
+    """Fill in the gates of every target that was validated, but for those against the accepted release."""
+    asked = []
     for run, target in zip(runs, targets, strict=True):
-        evidence = {found.name: found for found in gather(run, target)} if run.error is None else {}
-        gates = [gate_of(gate) for gate in run.plan.gates] if run.error is None else []
-        verdicts = judge(gates, evidence.values(), accepted=run.plan.accepted, fingerprint=fingerprint())
-        families.append([Judged(gate, evidence.get(gate.name), verdict) for gate, verdict in zip(gates, verdicts, strict=True)])
-    every = [judged for family in families for judged in family]
-    final = iter(holm(every) if config.multiplicity == "holm" else [judged.verdict for judged in every])
-    for run, target, family in zip(runs, targets, families, strict=True):
-        verdicts = tuple(next(final) for _ in family) or (() if run.error is not None else (NO_GATE,))
-        target["gates"] = [verdict.to_json() for verdict in verdicts]
+        own = [gate for gate in run.plan.gates if not gate.name.startswith("baseline.")]
+        asked.append(Asked(own, gather(run, target), run.plan.accepted) if run.error is None else Asked((), ()))
+    verdicts = judge_together(asked, adjust=config.multiplicity == "holm", fingerprint=fingerprint())
+    for run, target, found in zip(runs, targets, verdicts, strict=True):
+        shown = found if run.plan.gates or run.error is not None else (NO_GATE,)
+        target["gates"] = [verdict.to_json() for verdict in shown]
+
+
+def _against_baseline(run: TargetRun) -> dict[str, Any] | None:
+    """What a later judgement against an accepted release needs; None where the recipe asks for none."""
+    limits = [gate for gate in run.plan.gates if gate.name.startswith("baseline.")]
+    if not limits and not run.plan.ratchet:
+        return None
+    window = None
+    if run.against_baseline is not None and run.accepted is not None:
+        value = run.against_baseline.value
+        window = {**value["latency_ratio"], "pairs": value["pairs"], "artifact_sha256": run.accepted.sha256}
+    return {
+        "limits": [vars(gate) for gate in limits],
+        "ratchet": run.plan.ratchet,
+        "latency": window,
+        "error": run.against_baseline_error,
+        "unmeasurable": run.unmeasurable,
+        "entry": None,
+    }
 
 
 def _status(run: TargetRun) -> str:
@@ -223,7 +248,8 @@ def _measured(run: TargetRun) -> dict[str, Any]:
     share = kernels.pop("int8_macs_share")
     return {
         "executed_by": execution["executed_by"],
-        "metric": {key: score[key] for key in ("value", "drop", "interval", "samples")},
+        "metric": {key: score[key] for key in ("value", "drop", "interval", "confidence", "samples")},
+        "sample_scores": score["scores"],
         "parity": {**execution["parity"], "against": export["parity_source"]},
         "latency_ms": latency.get("latency_ms"),
         "latency_ratio": latency.get("latency_ratio"),

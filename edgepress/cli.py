@@ -32,6 +32,9 @@ OnlyOption = Annotated[list[str] | None, typer.Option("--only", metavar="TARGET"
 DEFAULT_CONFIG = Path("edgepress.yaml")
 LATEST = Path("runs/latest")
 
+baselines = typer.Typer(no_args_is_help=True, rich_markup_mode=None, help="The accepted release that later runs are held to.")
+app.add_typer(baselines, name="baseline")
+
 
 @app.callback(invoke_without_command=True)
 def _options(
@@ -66,13 +69,16 @@ def run(
     only: OnlyOption = None,
     jobs: Annotated[int | None, typer.Option(min=1, help="Steps at a time. Default: one per core.")] = None,
     fresh: Annotated[bool, typer.Option(help="Run every step again, whatever is stored.")] = False,
+    baseline_artifacts: Annotated[
+        Path | None, typer.Option(help="Folder with the accepted release's bundle: its artifacts are timed beside the new ones.")
+    ] = None,
     as_json: JsonOption = False,
 ) -> None:
     """Compress, export, validate and judge; write the report and a bundle per target."""
     from edgepress.commands.run import run_recipe
     from edgepress.engine import RunOptions
 
-    raise typer.Exit(run_recipe(config, only or [], RunOptions(out, jobs, fresh), as_json))
+    raise typer.Exit(run_recipe(config, only or [], RunOptions(out, jobs, fresh, baseline_artifacts), as_json))
 
 
 @app.command(epilog="Example: edgepress plan edgepress.yaml")
@@ -93,6 +99,10 @@ def gate(
     plan_only: Annotated[
         bool, typer.Option("--plan", help="Before a run: score the float model and say which drops the validation samples can decide.")
     ] = False,
+    baseline: Annotated[
+        Path | None, typer.Option(help="Judge `against_baseline` by this file. Default: by the one the run was judged by.")
+    ] = None,
+    waivers: Annotated[Path | None, typer.Option(help="File with `waivers:`, in place of the recipe's.")] = None,
 ) -> None:
     """Judge a run again by its report, without running anything: the verdict is the exit code."""
     from edgepress.commands.judge import judge_again
@@ -100,7 +110,26 @@ def gate(
 
     if plan_only:
         raise typer.Exit(show_gate_plan(run_dir or DEFAULT_CONFIG))
-    raise typer.Exit(judge_again(run_dir or LATEST, undecided, junit))
+    raise typer.Exit(judge_again(run_dir or LATEST, undecided, junit, baseline, waivers))
+
+
+@baselines.command(epilog='Example: edgepress baseline accept runs/latest --reason "release 1.4"')
+def accept(
+    run_dir: RunArgument,
+    reason: Annotated[str, typer.Option(help="Why; kept in the file.")],
+    file: Annotated[Path | None, typer.Option(help="The baseline. Default: the one the recipe of the run looks for.")] = None,
+    by: Annotated[str | None, typer.Option(help="Who. Default: git's user.name, else the login name.")] = None,
+    allow_verdict: Annotated[
+        str | None, typer.Option(metavar="VERDICT", help="Accept a run that is undecided or fail, too; kept in the file.")
+    ] = None,
+    ratchet: Annotated[
+        bool | None, typer.Option(help="Refuse a run of which any figure is worse than the baseline's. Default: as the recipe says.")
+    ] = None,
+) -> None:
+    """Write a run's figures into the file that later runs are compared with, for review in the repository."""
+    from edgepress.commands.baseline import accept_run
+
+    accept_run(run_dir, reason, file, by, allow_verdict, ratchet)
 
 
 @app.command(epilog="Example: edgepress bench runs/new/bundle/tflite --against runs/old/bundle/tflite")

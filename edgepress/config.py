@@ -7,48 +7,18 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from edgepress.baseline.file import NAME
 from edgepress.bundle.layouts import SERVED
 from edgepress.config_check import build
+from edgepress.config_gates import GateLimit, baseline_limits, check_drops, check_slices, gates_of
 from edgepress.config_layers import MIXED, check_best, check_layers
-from edgepress.config_models import (
-    BASELINE_GATES,
-    OWN_UNIT,
-    BundleConfig,
-    DataConfig,
-    GatesConfig,
-    ModelConfig,
-    Multiplicity,
-    RunConfig,
-    TopLevel,
-    keys_of,
-)
+from edgepress.config_models import BundleConfig, DataConfig, GatesConfig, ModelConfig, Multiplicity, RunConfig, TopLevel
 from edgepress.config_steps import PruneConfig, QuantizeConfig, Step
 from edgepress.config_targets import TargetEntry, read_steps, read_targets
+from edgepress.config_waivers import Waiver, read_waivers
 from edgepress.config_yaml import Place, Source, read
-from edgepress.quantities import Quantity
 from edgepress.targets.nouns import Target
 from edgepress.targets.rules import INT4_METHODS, rules_for
-
-
-@dataclass(frozen=True)
-class GateLimit:
-    """One threshold.
-
-    Attributes:
-        name: `accuracy_drop`, `slice_drop`, `latency_ratio`, `size`, `peak_memory`, `latency_p50` … `latency_p99`, and the smallest
-            allowed `sqnr` and `argmax_agreement`; thresholds against the accepted release are prefixed: `baseline.accuracy_drop`,
-            `baseline.latency_ratio`, `baseline.size`, `baseline.peak_memory`.
-        limit: in `unit`.
-        unit: `pp`, `ratio`, `bytes`, `ms`, `dB`, or empty for the metric's own.
-        confidence: of the interval it is judged on; without meaning for exact facts.
-        machine: fingerprint of the machine an absolute latency holds for, where the recipe names one.
-    """
-
-    name: str
-    limit: float
-    unit: str
-    confidence: float = 0.95
-    machine: str | None = None
 
 
 @dataclass(frozen=True)
@@ -61,6 +31,7 @@ class TargetPlan:
         accepted: metrics that may stay unmeasured: `accuracy`, `latency`, `peak_memory`.
         confidence: of the interval of its accuracy drop.
         second_runtime: a further runtime of the same file, where the catalog names one.
+        ratchet: a run of it that is worse than the accepted release is not accepted.
     """
 
     target: Target
@@ -68,6 +39,7 @@ class TargetPlan:
     accepted: frozenset[str]
     confidence: float = 0.95
     second_runtime: str | None = None
+    ratchet: bool = False
 
 
 @dataclass(frozen=True)
@@ -80,6 +52,7 @@ class Config:
         source: the file with its lines, for messages about what only shows later.
         steps: the compression steps in their order, `quantize` last.
         targets: entries of `targets:`; `recipe` makes nouns of them.
+        baseline: the file of the accepted release, absolute; it need not exist.
     """
 
     path: Path
@@ -93,6 +66,8 @@ class Config:
     targets: tuple[TargetEntry, ...]
     gates: GatesConfig
     multiplicity: Multiplicity
+    baseline: Path
+    waivers: tuple[Waiver, ...]
     run: RunConfig
     bundle: BundleConfig
     seed: int
@@ -155,14 +130,15 @@ def load(path: str | Path) -> Config:
     check_layers(steps, targets, source)
     check_best(steps, targets, source)
     _check_layouts(top.bundle, targets, source)
-    _check_drops(top.gates, top.metric, source, ("gates",))
-    _check_slices(top.gates, top.data, source, ("gates",))
+    check_drops(top.gates, top.metric, source, ("gates",))
+    check_slices(top.gates, top.data, source, ("gates",))
     for entry in targets:
-        _check_drops(entry.overrides.gates, top.metric, source, (*entry.place, "gates"))
-        _check_slices(entry.overrides.gates, top.data, source, (*entry.place, "gates"))
+        check_drops(entry.overrides.gates, top.metric, source, (*entry.place, "gates"))
+        check_slices(entry.overrides.gates, top.data, source, (*entry.place, "gates"))
     root = path.absolute().parent / Path(top.root or "").expanduser()
     if not root.is_dir():
         raise source.error(("root",), f"{str(top.root)!r} is not a folder", f"Resolved to {root}.")
+    waivers = read_waivers(top.waivers, source, root, {entry.name: [gate.name for gate in gates_of(top.gates, entry)] for entry in targets})
     return Config(
         path=path.absolute(),
         root=root.resolve(),
@@ -175,6 +151,8 @@ def load(path: str | Path) -> Config:
         targets=targets,
         gates=top.gates,
         multiplicity=top.multiplicity,
+        baseline=root / top.baseline if top.baseline else path.absolute().parent / NAME,
+        waivers=waivers,
         run=top.run,
         bundle=top.bundle,
         seed=top.seed,
@@ -217,37 +195,10 @@ def _plan(config: Config, entry: TargetEntry) -> TargetPlan:
         batch=own.batch or config.run.batch,
     )
     accepted = frozenset(name for name, word in own.unmeasured.model_dump().items() if word == "accept")
-    gates = _gates(config.gates, entry)
+    gates = gates_of(config.gates, entry)
     confidence = next((gate.confidence for gate in gates if gate.name == "accuracy_drop"), 0.95)
-    return TargetPlan(target, gates, accepted, confidence, entry.entry.second_runtime)
-
-
-def _gates(defaults: GatesConfig, entry: TargetEntry) -> tuple[GateLimit, ...]:
-    limits: list[GateLimit] = []
-    for name in keys_of(GatesConfig):
-        gate = getattr(entry.overrides.gates, name) or getattr(defaults, name)
-        if gate is None or name in entry.gates_off:
-            continue
-        if name == "against_baseline":
-            values = {key: getattr(gate, key) for key in BASELINE_GATES}
-            limits += [GateLimit(f"baseline.{key}", *_number(value, "ratio")) for key, value in values.items() if value is not None]
-        else:
-            limits.append(_limit(name, gate))
-    return tuple(limits)
-
-
-def _number(value: float | Quantity, unit: str) -> tuple[float, str]:
-    """A drop carries its unit with it: `pp`, or empty for the metric's own."""
-    return (value.value, value.unit) if isinstance(value, Quantity) else (value, unit)
-
-
-def _limit(name: str, gate: Any) -> GateLimit:
-    units = {"latency_ratio": "ratio", "size": "bytes", "peak_memory": "bytes", "sqnr": "dB", "argmax_agreement": ""}
-    unit = units.get(name, "ms")
-    limit, unit = _number(gate.min if hasattr(gate, "min") else gate.max, unit)
-    return GateLimit(
-        name, limit * (1000.0 if unit == "ms" else 1.0), unit, getattr(gate, "confidence", 0.95), getattr(gate, "machine", None)
-    )
+    against = baseline_limits(config.gates, entry)
+    return TargetPlan(target, gates, accepted, confidence, entry.entry.second_runtime, against is not None and against.ratchet)
 
 
 def _check_latency(steps: Sequence[Step], targets: Sequence[TargetEntry], source: Source) -> None:
@@ -294,13 +245,6 @@ def _check_refiners(steps: Sequence[Step], targets: Sequence[TargetEntry], sourc
             raise source.error(("compress", i, "quantize", "algorithms"), what, "Set precision: int8 with scheme: auto, or leave it out.")
 
 
-def _check_slices(gates: GatesConfig, data: DataConfig, source: Source, place: Place) -> None:
-    """A gate on slices stands in a recipe that has some."""
-    if gates.slice_drop is not None and not data.slices:
-        what = "no slices are named"
-        raise source.error((*place, "slice_drop"), what, "Write e.g. `slices: {class: labels}` under `data:`.")
-
-
 def _check_layouts(bundle: BundleConfig, targets: Sequence[TargetEntry], source: Source) -> None:
     """A server's layout stands in a recipe with a target it can serve."""
     runtimes = {entry.entry.runtime for entry in targets}
@@ -308,14 +252,3 @@ def _check_layouts(bundle: BundleConfig, targets: Sequence[TargetEntry], source:
         if name in SERVED and not runtimes & set(SERVED[name]):
             place: Place = ("bundle", "layouts", i)
             raise source.error(place, f"layout {name!r} has no target to serve", f"It takes {', '.join(SERVED[name])}.")
-
-
-def _check_drops(gates: GatesConfig, metric: str, source: Source, place: Place) -> None:
-    """A plain number is a drop only where the metric has a unit of its own."""
-    if metric in OWN_UNIT or ":" in metric:
-        return
-    baseline = gates.against_baseline.accuracy_drop if gates.against_baseline else None
-    own, worst = (gate.max if gate else None for gate in (gates.accuracy_drop, gates.slice_drop))
-    for value, path in ((own, ("accuracy_drop", "max")), (worst, ("slice_drop", "max")), (baseline, ("against_baseline", "accuracy_drop"))):
-        if value is not None and not value.unit:
-            raise source.error((*place, *path), f"'{value}' has no unit", f"Write e.g. {value}pp.")

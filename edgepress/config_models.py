@@ -137,12 +137,13 @@ class AgreementLimit(Strict):
 
 
 class BaselineLimits(Strict):
-    """Against the accepted release."""
+    """Against the accepted release; with `ratchet`, `edgepress baseline accept` refuses what is worse than it."""
 
     accuracy_drop: Drop | None = None
     latency_ratio: Ratio | None = None
     size: Ratio | None = None
     peak_memory: Ratio | None = None
+    ratchet: bool = False
 
 
 class GatesConfig(Strict):
@@ -203,7 +204,7 @@ class BundleConfig(Strict):
 
 
 class TopLevel(Strict):
-    """The top of edgepress.yaml; `compress` and `targets` are read by `config_targets`, entry by entry."""
+    """The top of edgepress.yaml; `compress`, `targets` and `waivers` are read entry by entry (`config_targets`, `config_waivers`)."""
 
     project: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._ -]*$", max_length=100)]
     root: str | None = None
@@ -214,10 +215,14 @@ class TopLevel(Strict):
     targets: list[Any]
     gates: GatesConfig = GatesConfig()
     multiplicity: Multiplicity = "holm"
+    baseline: str | None = None
+    waivers: list[Any] | str = []
     run: RunConfig = RunConfig()
     bundle: BundleConfig = BundleConfig()
     seed: Annotated[int, Field(ge=0, lt=2**32)] = 0
 
+
+SHA256 = r"^[0-9a-f]{64}$"
 
 #: What a message says where a pattern did not match: (what the text is not, what to write).
 PATTERNS: dict[str, tuple[str, str]] = {
@@ -232,6 +237,7 @@ PATTERNS: dict[str, tuple[str, str]] = {
         "Write labels to group samples by their class, or e.g. data:difficulty for a function that returns a group name per sample.",
     ),
     r"^\d+:\d+$|^0?\.\d+$|^\d{1,2}%$": ("is no share of zeros", 'Write e.g. "2:4" or 50%.'),
+    SHA256: ("is no sha256", "It has 64 digits of 0-9 and a-f."),
     r"\.(safetensors|pt|pth|pt2)$": ("is not a checkpoint edgepress reads", "Use a .safetensors, .pt, .pth or .pt2 file."),
     r"^[A-Za-z0-9][A-Za-z0-9._ -]*$": (
         "cannot name files",

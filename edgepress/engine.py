@@ -14,7 +14,10 @@ from pathlib import Path
 from typing import Any
 
 from edgepress import isolate
+from edgepress.baseline.artifacts import AtHand, at_hand
+from edgepress.baseline.file import Baseline, read_baseline
 from edgepress.config import Config, TargetPlan
+from edgepress.machine import fingerprint
 from edgepress.pipeline import Pipeline
 from edgepress.results import Prepared, TargetRun
 from edgepress.step import Listener, Runner
@@ -32,11 +35,13 @@ class RunOptions:
         out: folder for report and bundle; None for `runs/<time>`.
         jobs: steps at a time; None for one per core.
         fresh: run every step again.
+        baseline_artifacts: where the accepted release's artifacts are, to be timed beside this run's.
     """
 
     out: Path | None = None
     jobs: int | None = None
     fresh: bool = False
+    baseline_artifacts: Path | None = None
 
 
 @dataclass(frozen=True)
@@ -59,6 +64,22 @@ def open_store(config: Config) -> Store:
     return Store(root)
 
 
+def accepted_release(config: Config, plans: Sequence[TargetPlan], artifacts: Path | None) -> tuple[Baseline | None, dict[str, AtHand]]:
+    """The baseline of a recipe, None where no gate asks for it or none was accepted yet; and its artifacts that are at hand.
+
+    Raises:
+        ConfigError, IntegrityError: its file, or the folder given, cannot be used.
+    """
+    asked = any(gate.name.startswith("baseline.") for plan in plans for gate in plan.gates)
+    if artifacts is not None and not (asked and config.baseline.is_file()):
+        why = f"there is no {config.baseline.name}" if asked else "the recipe has no `against_baseline`"
+        raise ConfigError("--baseline-artifacts has nothing to compare", why, "See `edgepress baseline accept --help`.")
+    if not asked or not config.baseline.is_file():
+        return None, {}
+    baseline = read_baseline(config.baseline, config.project)
+    return baseline, at_hand(baseline, config.baseline, fingerprint(), artifacts)
+
+
 def run(config: Config, plans: Sequence[TargetPlan], options: RunOptions, listener: Listener) -> Finished:
     """Do everything a recipe asks for.
 
@@ -79,17 +100,18 @@ def run(config: Config, plans: Sequence[TargetPlan], options: RunOptions, listen
     if not config.checkpoint.is_file():
         raise ProjectError(f"checkpoint {str(config.checkpoint)!r} does not exist", "", "Check `model.checkpoint` in the recipe.")
     builder_id()  # a wrong one is refused before the work, not after it
+    baseline, accepted = accepted_release(config, plans, options.baseline_artifacts)
     store = open_store(config)
     staging = place.with_name(f".{place.name}.{os.getpid()}.partial")
     log = _new_log(store, config, started)
     try:
         runner = Runner(store, listener, log, options.jobs or config.run.jobs, options.fresh)
-        pipeline = Pipeline(config, plans, runner)
+        pipeline = Pipeline(config, plans, runner, accepted)
         prepared, runs = _interruptible(lambda pool: _compress(pipeline, plans, pool), len(plans))
         for target in runs:
             _timed(target, pipeline, prepared)
         staging.mkdir(parents=True)
-        report, shipments = assemble(config, prepared, runs, started, time.monotonic() - clock)
+        report, shipments = assemble(config, prepared, runs, baseline, started, time.monotonic() - clock)
         report["bundle"] = {"path": "bundle", "sha256": write_bundle(staging, report, shipments, release_of(config, prepared))}
         if prepared.rebuilt is not None:
             shutil.copytree(prepared.rebuilt.folder, staging / "compressed")

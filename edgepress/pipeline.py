@@ -6,9 +6,11 @@ data -> model -> reference -> [prune, train, distill: stages.py] -> [equalize] -
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from types import MappingProxyType
 
+from edgepress.baseline.artifacts import AtHand
 from edgepress.best import Best
 from edgepress.best_steps import BestSteps
 from edgepress.config import Config, TargetPlan
@@ -36,10 +38,17 @@ class Pipeline:
         config: the recipe.
         plans: its targets, or those that were asked for.
         executor: runs or plans steps.
+        accepted: target -> the accepted release's artifact, where it is at hand.
     """
 
-    def __init__(self, config: Config, plans: Sequence[TargetPlan], executor: Executor) -> None:
-        self.config, self.plans = config, plans
+    def __init__(
+        self,
+        config: Config,
+        plans: Sequence[TargetPlan],
+        executor: Executor,
+        accepted: Mapping[str, AtHand] = MappingProxyType({}),
+    ) -> None:
+        self.config, self.plans, self._accepted = config, plans, accepted
         self._steps, self._stages = BestSteps(config, executor.do), Stages(config, executor.do)
 
     def prepare(self) -> Prepared:
@@ -130,7 +139,7 @@ class Pipeline:
         return None
 
     def measure(self, run: TargetRun, prepared: Prepared) -> None:
-        """Latency beside the float model in the same runtime, and peak memory; each alone on the machine."""
+        """Latency beside the float model in the same runtime, and beside the accepted release's; peak memory. Each alone on the machine."""
         if run.error is not None or run.chosen is None or run.chosen.export is None:
             return
         plan, export = run.plan, run.chosen.export
@@ -143,6 +152,11 @@ class Pipeline:
                 run.pruned = self._steps.pruned_latency(plan, prepared)
         except EdgepressError as error:
             run.latency_error = str(error)
+        run.accepted = self._accepted.get(plan.target.name)
+        try:
+            run.against_baseline = self._steps.against_baseline(plan, prepared, export, run.accepted) if run.accepted else None
+        except EdgepressError as error:
+            run.against_baseline_error = str(error)
         try:
             run.memory = self._steps.memory(plan, prepared, export)
         except EdgepressError as error:

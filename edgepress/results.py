@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any
 
+from edgepress.baseline.artifacts import AtHand
 from edgepress.bundle.digest import size_bytes
 from edgepress.config import TargetPlan
 from edgepress.stages import Stage
@@ -56,7 +57,10 @@ class Candidate:
 
 @dataclass
 class TargetRun:
-    """Everything one target went through; `reserves` ship in their order where the one before them fails on the validation share."""
+    """Everything one target went through; `reserves` ship in their order where the one before them fails on the validation share.
+
+    `accepted` is the accepted release's artifact where it is at hand, `against_baseline` its latency beside that where a gate asks for it.
+    """
 
     plan: TargetPlan
     tried: list[Candidate] = field(default_factory=list)
@@ -72,6 +76,9 @@ class TargetRun:
     latency: Result | None = None
     pruned: Result | None = None
     latency_error: str | None = None
+    accepted: AtHand | None = None
+    against_baseline: Result | None = None
+    against_baseline_error: str | None = None
     memory: Result | None = None
     memory_error: str | None = None
     unmeasurable: str | None = None

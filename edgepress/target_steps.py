@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any, Final
 
+from edgepress.baseline.artifacts import AtHand
 from edgepress.config import TargetPlan
 from edgepress.config_steps import QuantizeConfig
 from edgepress.machine import cores
@@ -190,6 +191,16 @@ class TargetSteps(StepKinds):
         scheme = Scheme("fp32", "float")
         pair = (self.export(plan, prepared, scheme), self.export(plan, prepared, scheme, baseline=True))
         return self.paired(f"latency {plan.target.name} (pruned, float)", plan, prepared, pair)
+
+    def against_baseline(self, plan: TargetPlan, prepared: Prepared, export: Result, accepted: AtHand) -> Result | None:
+        """Latency beside the accepted release's artifact until the gate is decided; None where that takes other inputs, or no gate asks."""
+        gate = next((gate for gate in plan.gates if gate.name == "baseline.latency_ratio"), None)
+        if gate is None or (not export.pending and accepted.inputs != export.value["artifact"]["signature"]["inputs"]):
+            return None
+        params = {"source": str(accepted.folder), "artifact": dict(accepted.artifact), "sha256": accepted.sha256}
+        name = f"fetch the baseline of {plan.target.name}"
+        baseline = self._do(Step(name, "edgepress.steps.baseline:fetch", params, limits=self._limits))
+        return self.paired(f"latency {plan.target.name} against the baseline", plan, prepared, (export, baseline), gate.limit)
 
     def paired(self, name: str, plan: TargetPlan, prepared: Prepared, pair: tuple[Result, Result], limit: float | None = None) -> Result:
         """Interleaved latencies of two exports, candidate and reference; with a `limit` until their ratio is decided against it."""

@@ -202,6 +202,8 @@ class Evidence:
         unmeasurable: why this machine cannot take it (None when it can). Undecided, not an error.
         error: why taking it failed (None when it did not). An error, never a pass.
         needed: how many samples or pairs would decide, where that can be said.
+        incomparable: why it cannot be compared with the accepted release (None when it can). Undecided, whatever the recipe accepts.
+        remedy: the next step where the gate's own does not fit.
     """
 
     name: str
@@ -213,6 +215,8 @@ class Evidence:
     unmeasurable: str | None = None
     error: str | None = None
     needed: int | None = None
+    incomparable: str | None = None
+    remedy: str | None = None
 
 
 @dataclass(frozen=True)

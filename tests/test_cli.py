@@ -50,6 +50,11 @@ def test_every_command_has_help_with_an_example(command: str) -> None:
     assert f"Example: edgepress {command}" in done.stdout
 
 
+def test_accepting_a_baseline_has_help_with_an_example() -> None:
+    done = edgepress("baseline", "accept", "--help")
+    assert done.returncode == 0 and "Example: edgepress baseline accept" in done.stdout
+
+
 def test_every_command_is_in_the_readme() -> None:
     text = (ROOT / "README.md").read_text()
     assert [name for name in COMMANDS if not re.search(rf"`edgepress [^`]*\b{name}\b|`{name}`", text)] == []

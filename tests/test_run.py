@@ -166,3 +166,33 @@ def test_gate_exits_as_the_policy_for_undecided_says(finished: Path, tmp_path: P
     report["targets"][0]["gates"][0] |= {"verdict": "undecided", "next_step": "Collect more."}
     (tmp_path / "run" / "report.json").write_text(json.dumps(report))
     assert edgepress("gate", tmp_path / "run", *(["--undecided", policy] if policy else [])).returncode == code
+
+
+def test_a_release_is_accepted_and_held_to_beside_its_own_artifact_as_long_as_that_is_there(finished: Path, tmp_path: Path) -> None:
+    recipe, file = finished / "release.yaml", finished / "edgepress-baseline.yaml"
+    content = yaml.safe_load(recipe.with_name("edgepress.yaml").read_text())
+    # how fast the machine is at the moment decides no test
+    content["gates"]["against_baseline"] = {"accuracy_drop": "20pp", "latency_ratio": 1000, "size": 1.02, "peak_memory": 1000}
+    recipe.write_text(yaml.safe_dump(content))
+
+    def against(*options: str | Path) -> tuple[int, dict[str, str]]:
+        done = edgepress("run", recipe, "--out", tmp_path / "new", *options)
+        gates = report_of(tmp_path / "new")["targets"][0]["gates"]
+        return done.returncode, {gate["name"]: gate["observed"] for gate in gates if gate["name"].startswith("baseline.")}
+
+    code, observed = against()
+    assert code == 3 and all("there is no baseline" in text for text in observed.values())
+    shutil.copytree(tmp_path / "new", tmp_path / "accepted")
+    assert edgepress("baseline", "accept", tmp_path / "accepted", "--reason", "first", "--file", file).returncode == 0
+    code, observed = against()
+    assert code == 0 and "beside the baseline's own artifact" in observed["baseline.latency_ratio"]
+    assert "paired" in observed["baseline.accuracy_drop"]
+    jsonschema.validate(report_of(tmp_path / "new"), json.loads(SCHEMA.read_text()))
+    (tmp_path / "accepted").rename(tmp_path / "archive")
+    code, observed = against()
+    assert code == 0 and "ratio of the two ratios" in observed["baseline.latency_ratio"]
+    code, observed = against("--baseline-artifacts", tmp_path / "archive")
+    assert code == 0 and "beside the baseline's own artifact" in observed["baseline.latency_ratio"]
+    assert edgepress("gate", tmp_path / "new", "--baseline", file).returncode == 0
+    file.write_text(file.read_text().replace("batch: 1", "batch: 2"))
+    assert edgepress("run", recipe, "--out", tmp_path / "new").returncode == 2

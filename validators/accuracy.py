@@ -107,6 +107,18 @@ def _comparison(bound: BoundMetric, reference: float, value: float, interval: In
     return Comparison(bound.name, value, reference, drop, inside, bound.unit, bound.samples, confidence, method)
 
 
+def comparezero_one(before: Floats, after: Floats, confidence: float = 0.95) -> tuple[float, Interval]:
+    """Share of samples lost from `before` to `after`, and its paired interval (`newcombe_paired`), as fractions; > 0 is worse.
+
+    Args:
+        before, after: scores of 0 and 1 on the same samples, 1 is better, float64 of shape (n,) each.
+        confidence: two-sided, in (0, 1).
+    """
+    low, high = _newcombe_scores(before, after, 1.0, confidence)
+    drop = float(before.mean() - after.mean())
+    return drop, (min(low, drop), max(high, drop))
+
+
 def zero_one(scores: Floats) -> bool:
     """Is every score 0 or 1?"""
     return bool(np.all((scores == 0) | (scores == 1)))

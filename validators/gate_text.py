@@ -78,6 +78,8 @@ def observed_text(evidence: Evidence) -> str:
         text += f" on {evidence.samples:,} {counted(evidence.name)}"
     if evidence.name == "slice_drop":
         text += f": {evidence.how}"
+    if evidence.how and evidence.name.startswith("baseline."):  # there is more than one way to compare, and they differ in what they show
+        text += f", {evidence.how}"
     return text
 
 

@@ -4,12 +4,13 @@
 |---|---|
 | none for the gate, `error` set, NaN, no value, wrong unit | error |
 | `unmeasurable` set | undecided with a next step; accepted where the recipe accepts it by name |
+| `incomparable` set | undecided with a next step |
 | interval wholly inside the limit | pass |
 | interval wholly outside | fail |
 | interval across the limit, or none where there should be one | undecided, with what would decide |
 
-A run is as bad as its worst gate: error (exit 2), fail (1), undecided (3), pass (0); accepted counts as pass in the exit code
-and is never shown as one.
+A run is as bad as its worst gate: error (exit 2), fail (1), undecided (3), pass (0); accepted, and waived (`edgepress.waivers`),
+count as pass in the exit code and are never shown as one.
 """
 
 from __future__ import annotations
@@ -31,11 +32,11 @@ from edgepress.validators.gate_text import (
 )
 from edgepress.validators.planning import samples_to_decide
 
-PASS, FAIL, UNDECIDED, ERROR, ACCEPTED = "pass", "fail", "undecided", "error", "accepted"
+PASS, FAIL, UNDECIDED, ERROR, ACCEPTED, WAIVED = "pass", "fail", "undecided", "error", "accepted", "waived"
 
 EXIT_CODES: Mapping[str, int] = {PASS: 0, FAIL: 1, ERROR: 2, UNDECIDED: 3}
 
-#: From worst to best; `accepted` and `pass` rank alike.
+#: From worst to best; `accepted`, `waived` and `pass` rank alike.
 ORDER = (ERROR, FAIL, UNDECIDED)
 
 #: Statuses of a target that make its run an error.
@@ -146,7 +147,7 @@ def overall(verdicts: Iterable[Verdict | str], statuses: Iterable[str] = ()) -> 
     found = [verdict if isinstance(verdict, str) else verdict.verdict for verdict in verdicts]
     if not found or any(status in BROKEN for status in statuses):
         return ERROR
-    unknown = set(found) - {*ORDER, PASS, ACCEPTED}
+    unknown = set(found) - {*ORDER, PASS, ACCEPTED, WAIVED}
     if unknown:
         return ERROR
     return next((verdict for verdict in ORDER if verdict in found), PASS)
@@ -177,6 +178,8 @@ def _judge(gate: Gate, evidence: Evidence | None, accepted: Collection[str], fin
     problem = _problem(gate, evidence)
     if problem:
         return _verdict(gate, problem, None, ERROR, "See log.txt for the step that took it; fix the cause and run again.")
+    if evidence.incomparable is not None:
+        return _verdict(gate, f"not comparable: {evidence.incomparable}", None, UNDECIDED, evidence.remedy)
     if evidence.unmeasurable is not None:
         if accepts(accepted, gate.name):
             return _verdict(gate, f"not measured (accepted): {evidence.unmeasurable}", None, ACCEPTED, None)
@@ -190,7 +193,7 @@ def _problem(gate: Gate, evidence: Evidence) -> str | None:
     """Why evidence is no evidence, or None."""
     if evidence.error is not None:
         return evidence.error or "the measurement failed without a message"
-    if evidence.unmeasurable is not None:
+    if evidence.unmeasurable is not None or evidence.incomparable is not None:
         return None
     if evidence.value is None:
         return "no value was taken"

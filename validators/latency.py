@@ -81,7 +81,7 @@ class LatencyComparison:
 
     def to_json(self, reference: str) -> dict[str, Any]:
         """The `latency_ratio` object of `report.json`."""
-        return {"value": self.ratio, "interval": list(self.interval), "reference": reference}
+        return {"value": self.ratio, "interval": list(self.interval), "confidence": self.confidence, "reference": reference}
 
 
 def compare_latency(

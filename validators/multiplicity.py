@@ -12,13 +12,13 @@ take no part.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
 from statistics import NormalDist
 
 from edgepress.targets.nouns import Evidence, Verdict
-from edgepress.validators.gate_text import adjusted_step
-from edgepress.validators.gates import FAIL, UNDECIDED, Gate
+from edgepress.validators.gate_text import Limit, adjusted_step
+from edgepress.validators.gates import FAIL, UNDECIDED, Gate, gate_of, judge
 from edgepress.validators.intervals import z_score
 from edgepress.validators.planning import samples_to_decide
 
@@ -30,6 +30,36 @@ class Judged:
     gate: Gate
     evidence: Evidence | None
     verdict: Verdict
+
+
+@dataclass(frozen=True)
+class Asked:
+    """The gates of one target, what was measured of it, and what may stay unmeasured (as for `judge`)."""
+
+    gates: Sequence[Limit]
+    evidence: Sequence[Evidence]
+    accepted: Collection[str] = ()
+
+
+def judge_together(targets: Sequence[Asked], *, adjust: bool = True, fingerprint: str | None = None) -> list[tuple[Verdict, ...]]:
+    """One verdict per gate of every target; they are one family.
+
+    Args:
+        targets: everything that is judged at once.
+        adjust: by `holm`; otherwise every gate stands by itself.
+        fingerprint: of the machine the evidence was taken on.
+
+    Raises:
+        ConfigError: a gate that `Gate` refuses.
+    """
+    families = []
+    for target in targets:
+        gates, table = [gate_of(gate) for gate in target.gates], {evidence.name: evidence for evidence in target.evidence}
+        verdicts = judge(gates, target.evidence, accepted=target.accepted, fingerprint=fingerprint)
+        families.append([Judged(gate, table.get(gate.name), verdict) for gate, verdict in zip(gates, verdicts, strict=True)])
+    every = [judged for family in families for judged in family]
+    final = iter(holm(every) if adjust else [judged.verdict for judged in every])
+    return [tuple(next(final) for _ in family) for family in families]
 
 
 def holm(family: Sequence[Judged]) -> list[Verdict]:

@@ -3,24 +3,33 @@
 from __future__ import annotations
 
 import json
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+from edgepress.baseline.file import read_baseline
 from edgepress.commands.run import run_dir_of
+from edgepress.config_waivers import read_waiver_file
+from edgepress.judgement import against_baseline, compares, conclude
 from edgepress.targets.errors import EdgepressError
-from edgepress.validators.gates import exit_code, overall
+from edgepress.validators.gates import exit_code
+from edgepress.waivers import recorded_waivers
 
 _POLICIES = {"fail": 1, "warn": 0, "pass": 0}
 
 
-def judge_again(run_dir: Path, undecided: str | None, junit: Path | None) -> int:
+def judge_again(run_dir: Path, undecided: str | None, junit: Path | None, baseline: Path | None, waivers: Path | None) -> int:
     """Show the verdict of a report, worked out anew from its gates.
+
+    Args:
+        baseline: compare with this accepted release rather than the one the run was compared with.
+        waivers: apply those of this file rather than the recipe's. Either way they hold today or have expired.
 
     Returns:
         The exit code; for an undecided run the one `undecided` asks for, 3 without it.
 
     Raises:
-        EdgepressError: no report, an unreadable one, or an unknown policy.
+        EdgepressError: no report, an unreadable one, an unknown policy, a file that cannot be used, or nothing that compares.
     """
     from edgepress.report.console import print_run
     from edgepress.report.junit import render_junit
@@ -28,9 +37,7 @@ def judge_again(run_dir: Path, undecided: str | None, junit: Path | None) -> int
 
     if undecided is not None and undecided not in _POLICIES:
         raise EdgepressError(f"--undecided {undecided!r} is not a policy", "", f"Use {', '.join(_POLICIES)}.")
-    report = read_report(run_dir)
-    verdicts = [gate["verdict"] for target in report["targets"] for gate in target["gates"]]
-    report["verdict"] = overall(verdicts, [target["status"] for target in report["targets"]])
+    report = judged(read_report(run_dir), baseline, waivers)
     if junit is not None:
         junit.parent.mkdir(parents=True, exist_ok=True)
         write_atomically(junit, render_junit(report, undecided or "fail"))
@@ -38,6 +45,22 @@ def judge_again(run_dir: Path, undecided: str | None, junit: Path | None) -> int
     if report["verdict"] == "undecided" and undecided is not None:
         return _POLICIES[undecided]
     return exit_code(report["verdict"])
+
+
+def judged(report: dict[str, Any], baseline: Path | None, waivers: Path | None) -> dict[str, Any]:
+    """The report with its verdict of today.
+
+    Raises:
+        EdgepressError: a file that cannot be used, or no gate that compares with a baseline.
+    """
+    if baseline is not None:
+        if not compares(report):
+            remedy = "Add e.g. `against_baseline: {accuracy_drop: 0.3pp, latency_ratio: 1.05}` to its `gates:` and run again."
+            raise EdgepressError("--baseline has nothing to judge", "the recipe of this run has no `against_baseline`", remedy)
+        report = against_baseline(report, read_baseline(baseline, report["project"]), str(baseline))
+    gates = {target["name"]: [gate["name"] for gate in target["gates"]] for target in report["targets"] if not target["error"]}
+    found = recorded_waivers(report) if waivers is None else read_waiver_file(waivers, gates)
+    return conclude(report, found, datetime.now(UTC).date())
 
 
 def show_explanation(run_dir: Path, name: str) -> None:
@@ -98,7 +121,7 @@ def read_report(run_dir: Path) -> dict[str, Any]:
     if not isinstance(report, dict) or report.get("schema") != "edgepress/report/v1":
         found = report.get("schema") if isinstance(report, dict) else type(report).__name__
         raise EdgepressError(f"{str(path)!r} has the schema {found!r}", "this version reads edgepress/report/v1", "Run again.")
-    missing = [key for key in ("verdict", "targets", "reference", "environment") if key not in report]
+    missing = [key for key in ("verdict", "project", "targets", "reference", "environment") if key not in report]
     if missing:
         raise EdgepressError(f"{str(path)!r} has no {missing[0]!r}", "it was edited or cut", "Run again.")
     return report

@@ -11,7 +11,7 @@ from pathlib import Path
 import typer
 
 from edgepress.config import Config, TargetPlan, load, recipe
-from edgepress.engine import RunOptions, open_store
+from edgepress.engine import RunOptions, accepted_release, open_store
 from edgepress.engine import run as run_all
 from edgepress.live import Live
 from edgepress.pipeline import Pipeline
@@ -44,7 +44,7 @@ def show_plan(config: Path, only: Sequence[str], as_json: bool) -> None:
 
     checked, plans = load_recipe(config, only)
     planner = Planner(open_store(checked))
-    pipeline = Pipeline(checked, plans, planner)
+    pipeline = Pipeline(checked, plans, planner, accepted_release(checked, plans, None)[1])
     prepared = pipeline.prepare()
     for plan in plans:
         pipeline.measure(pipeline.compress(plan, prepared), prepared)

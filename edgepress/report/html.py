@@ -13,6 +13,7 @@ from edgepress.report.layers import layer_picture, layer_sentences
 from edgepress.report.present import (
     WORDS,
     attribution,
+    baseline_sentence,
     compressed_sentence,
     drop_unit,
     headline,
@@ -21,6 +22,7 @@ from edgepress.report.present import (
     target_verdict,
     unmeasured,
     views,
+    waiver_sentence,
 )
 from edgepress.report.slices import slice_picture, slice_sentences
 
@@ -88,6 +90,8 @@ def _environment() -> Environment:
         scheme_label=scheme_label,
         attribution=attribution,
         unmeasured=unmeasured,
+        waiver=waiver_sentence,
+        baseline=baseline_sentence,
     )
     environment.filters["minus"] = _minus
     return environment

@@ -2,7 +2,7 @@
 
 A failed gate is a <failure>, one that could not be judged an <error>. An undecided gate is a <failure type="undecided"> too: nothing was
 shown to hold, and a CI system that reads only this file must not call it green. `edgepress gate --undecided warn` (or `pass`) makes it a
-<skipped>. An accepted gate is <skipped>: not measured, and said so.
+<skipped>. An accepted gate is <skipped>: not measured, and said so; a waived one too, with the waiver.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from typing import Any
 from xml.etree import ElementTree as xml
 
 from edgepress.report import numbers
-from edgepress.report.present import TargetView, drop_unit, views
+from edgepress.report.present import TargetView, drop_unit, views, waiver_sentence
 
 _NOT_XML = re.compile("[^\t\n\r -\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")
 
@@ -53,7 +53,7 @@ def _suite(row: TargetView, report: Mapping[str, Any], undecided: str) -> xml.El
 def _gate_case(row: TargetView, gate: Mapping[str, Any], undecided: str) -> xml.Element:
     case = xml.Element("testcase", classname=_clean(f"edgepress.{row.name}"), name=_clean(gate["name"]), time="0.000")
     verdict = gate["verdict"]
-    tag = {"fail": "failure", "error": "error", "accepted": "skipped"}.get(verdict)
+    tag = {"fail": "failure", "error": "error", "accepted": "skipped", "waived": "skipped"}.get(verdict)
     if verdict == "undecided":
         tag = "failure" if undecided == "fail" else "skipped"
     if tag is not None:
@@ -77,6 +77,8 @@ def _gate_text(row: TargetView, gate: Mapping[str, Any]) -> str:
     lines += [f"gate: {gate['name']}", f"limit: {gate['limit']}", f"observed: {gate['observed']}"]
     if gate["interval"]:
         lines.append(f"interval: {numbers.interval(gate['interval'], 4)}")
+    if gate.get("waiver"):
+        lines.append(f"waiver: {waiver_sentence(gate)}")
     if gate["next_step"]:
         lines.append(f"next step: {gate['next_step']}")
     return "\n".join(lines)

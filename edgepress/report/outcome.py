@@ -48,7 +48,7 @@ def print_run(report: Json, run_dir: Path, console: Console | None = None) -> No
     for candidates in candidate_tables(report):
         out.print(candidates)
     for row, verdict, what, step in problems(report):
-        if verdict == "accepted":
+        if verdict in ("accepted", "waived"):
             step = None  # the recipe knows
         out.print(bullet(verdict, f"{row.name}: {what}", step))
     out.print()

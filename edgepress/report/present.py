@@ -11,11 +11,12 @@ from edgepress.report import numbers
 Json = Mapping[str, Any]
 
 #: From worst to best; a run's verdict is its worst gate.
-RANK = ("error", "fail", "undecided", "accepted", "pass")
+RANK = ("error", "fail", "undecided", "waived", "accepted", "pass")
 WORDS = {
     "pass": "passed",
     "fail": "failed",
     "undecided": "could not be decided",
+    "waived": "did not pass, let through by someone until a day",
     "accepted": "not measured, accepted by the recipe",
     "error": "could not be judged",
 }
@@ -102,7 +103,7 @@ def headline(report: Json) -> str:
 def problems(report: Json) -> Iterator[tuple[TargetView, str, str, str | None]]:
     """(target, verdict, what is wrong, next step) of everything that is no pass, the worst first."""
     rows = views(report)
-    for verdict in ("error", "fail", "undecided", "accepted"):
+    for verdict in ("error", "fail", "undecided", "waived", "accepted"):
         for row in rows:
             if verdict == "error" and row.data["error"]:
                 yield row, "error", str(row.data["error"]), None
@@ -111,8 +112,21 @@ def problems(report: Json) -> Iterator[tuple[TargetView, str, str, str | None]]:
 
 
 def gate_sentence(gate: Json) -> str:
-    """`accuracy_drop is 1.40 pp, limit: at most 1.00 pp`."""
-    return f"{gate['name']} is {gate['observed']}, limit: {gate['limit']}"
+    """`accuracy_drop is 1.40 pp, limit: at most 1.00 pp`; of a waived gate by whom, until when and why too."""
+    text = f"{gate['name']} is {gate['observed']}, limit: {gate['limit']}"
+    return f"{text}; {waiver_sentence(gate)}" if gate.get("waiver") else text
+
+
+def waiver_sentence(gate: Json) -> str:
+    """`fail, waived by jane until 2026-12-31: the new kernel comes in May`."""
+    waiver = gate["waiver"]
+    return f"{waiver['verdict']}, waived by {waiver['owner']} until {waiver['expires']}: {waiver['reason']}"
+
+
+def baseline_sentence(target: Json) -> str | None:
+    """What a target was compared with; None where there is no such release."""
+    entry = (target.get("against_baseline") or {}).get("entry")
+    return f"accepted {entry['accepted'][:10]} by {entry['accepted_by']}: {entry['reason']}" if entry else None
 
 
 def compressed_sentence(report: Json) -> str | None:
@@ -210,14 +224,21 @@ def _error_sentence(rows: Sequence[TargetView]) -> str:
 def _pass_sentence(rows: Sequence[TargetView]) -> str:
     gates = sum(len(row.gates("pass")) for row in rows)
     text = f"{_count(len(rows), 'target')} {_word(len(rows), 'holds', 'hold')} {_count(gates, 'gate')}."
-    accepted: dict[str, list[str]] = {}
-    for row in rows:
-        for gate in row.gates("accepted"):
-            accepted.setdefault(gate["name"], []).append(row.name)
+    waived, accepted = _named(rows, "waived"), _named(rows, "accepted")
+    if waived:
+        text += f" Waived, and no pass: {waived}."
     if accepted:
-        parts = ", ".join(f"{name} ({', '.join(targets)})" for name, targets in accepted.items())
-        text += f" Not measured on this machine, and accepted by the recipe: {parts}."
+        text += f" Not measured on this machine, and accepted by the recipe: {accepted}."
     return text
+
+
+def _named(rows: Sequence[TargetView], verdict: str) -> str:
+    """`latency_ratio (tensorrt, coreml)` of every gate with a verdict."""
+    found: dict[str, list[str]] = {}
+    for row in rows:
+        for gate in row.gates(verdict):
+            found.setdefault(gate["name"], []).append(row.name)
+    return ", ".join(f"{name} ({', '.join(targets)})" for name, targets in found.items())
 
 
 def _count(number: int, noun: str) -> str:

@@ -7,7 +7,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-STYLES = {"pass": "green", "fail": "red", "error": "magenta", "undecided": "yellow", "accepted": "cyan"}
+STYLES = {"pass": "green", "fail": "red", "error": "magenta", "undecided": "yellow", "waived": "blue", "accepted": "cyan"}
 
 
 def stdout(width: int | None = None) -> Console:

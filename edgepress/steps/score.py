@@ -22,11 +22,13 @@ def original(params: dict[str, Any], folder: Path) -> dict[str, Any]:
         params: `metric`, `root` (of the user's modules), `signature`; `inputs` names the folders of `reference` and `data`.
 
     Returns:
-        `value`, `unit` of a drop, `samples`, and `zero_one`: does every sample score 0 or 1?
+        `value`, `unit` of a drop, `samples`, `zero_one`: does every sample score 0 or 1?, and `dataset`, the folder hash of the
+        validation data.
 
     Raises:
         MeasurementError: the metric is not a finite number.
     """
+    from edgepress.bundle.digest import digest
     from edgepress.steps.arrays import load_outputs
     from edgepress.validators.accuracy import zero_one
 
@@ -35,8 +37,13 @@ def original(params: dict[str, Any], folder: Path) -> dict[str, Any]:
     outputs = load_outputs(inputs["reference"] / "validation", Signature.from_json(params["signature"]))
     bound = metric_of_step(params).bind(outputs, labels)
     scores = bound.scores(outputs)
-    right_or_wrong = scores is not None and zero_one(scores)
-    return {"value": bound.value(outputs), "unit": bound.unit, "samples": bound.samples, "zero_one": right_or_wrong}
+    return {
+        "value": bound.value(outputs),
+        "unit": bound.unit,
+        "samples": bound.samples,
+        "zero_one": scores is not None and zero_one(scores),
+        "dataset": digest(inputs["data"] / "validation"),
+    }
 
 
 def score(params: dict[str, Any], folder: Path) -> dict[str, Any]:
@@ -47,7 +54,8 @@ def score(params: dict[str, Any], folder: Path) -> dict[str, Any]:
             `execution`, `reference` and `data`.
 
     Returns:
-        `value`, `reference`, `drop`, `interval`, `unit`, `samples`, `confidence`, `method`.
+        `value`, `reference`, `drop`, `interval`, `unit`, `samples`, `confidence`, `method`; `scores` per sample
+        (`validators.score_bits`) on the validation share, None where the metric has none of 0 and 1.
 
     Raises:
         MeasurementError: the metric is not a finite number.
@@ -112,12 +120,15 @@ def against_most_accurate(params: dict[str, Any], folder: Path) -> dict[str, Any
 def _compared(params: dict[str, Any], outputs: Path) -> dict[str, Any]:
     from edgepress.steps.arrays import load_outputs
     from edgepress.validators.accuracy import compare
+    from edgepress.validators.score_bits import pack
 
     inputs = {name: Path(path) for name, path in params["inputs"].items()}
     signature = Signature.from_json(params["signature"])
     labels = np.load(inputs["data"] / params["share"] / "labels.npy")
-    reference = load_outputs(inputs["reference"] / params["share"], signature)
-    found = compare(metric_of_step(params), reference, load_outputs(outputs, signature), labels, params["confidence"])
+    reference, candidate = load_outputs(inputs["reference"] / params["share"], signature), load_outputs(outputs, signature)
+    bound = metric_of_step(params).bind(reference, labels)
+    found = compare(bound, reference, candidate, labels, params["confidence"])
+    paired = params["share"] == "validation" and bound.higher_is_better
     return {
         "value": found.value,
         "reference": found.reference,
@@ -127,6 +138,7 @@ def _compared(params: dict[str, Any], outputs: Path) -> dict[str, Any]:
         "samples": found.samples,
         "confidence": found.confidence,
         "method": found.method,
+        "scores": pack(bound.scores(candidate)) if paired else None,
     }
 
 
