@@ -91,7 +91,9 @@ def test_other_targets_keep_their_lines(tmp_path: Path) -> None:
     accepted(tmp_path, run(measured("tflite"), measured()))
     before = (tmp_path / "edgepress-baseline.yaml").read_text().splitlines()
     _, file = accepted(tmp_path, run(measured("tflite", peak_memory_bytes=5)))
-    changed = [line for line in file.read_text().splitlines() if line not in before]
+    after = file.read_text().splitlines()
+    assert after[: after.index("  tflite:")] == before[: before.index("  tflite:")] and len(after) == len(before)
+    changed = [line for line in after if line not in before]
     assert {line.strip().partition(":")[0] for line in changed} <= {"peak_memory_bytes", "accepted", "checksum"} and changed
 
 
@@ -444,9 +446,10 @@ def test_the_recipe_may_ask_for_the_ratchet_and_the_command_line_may_lift_it(tmp
     assert accepted(tmp_path, made, "--no-ratchet")[0] == 0
 
 
-def test_the_ratchet_refuses_what_it_cannot_compare(tmp_path: Path) -> None:
+def test_the_ratchet_refuses_what_it_cannot_compare(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     accepted(tmp_path, run())
     assert accepted(tmp_path, run(fingerprint="feedfeedfeedfeed"), "--ratchet")[0] == 2
+    assert "cannot tell whether latency_ratio of 'onnxruntime' got worse" in capsys.readouterr().err
 
 
 def test_the_ratchet_takes_new_targets(tmp_path: Path) -> None:
