@@ -107,7 +107,7 @@ def _comparison(bound: BoundMetric, reference: float, value: float, interval: In
     return Comparison(bound.name, value, reference, drop, inside, bound.unit, bound.samples, confidence, method)
 
 
-def comparezero_one(before: Floats, after: Floats, confidence: float = 0.95) -> tuple[float, Interval]:
+def compare_zero_one(before: Floats, after: Floats, confidence: float = 0.95) -> tuple[float, Interval]:
     """Share of samples lost from `before` to `after`, and its paired interval (`newcombe_paired`), as fractions; > 0 is worse.
 
     Args:
