@@ -46,6 +46,7 @@ class OpenVinoExporter(Exporter):
             check_dynamic_batch(onnx_path, request)
             model = openvino.Core().read_model(onnx_path)
             trim_zero_points(model)
+            _fold_biases(model)
             _name_tensors(model, request.signature)
             _name_operations(model)
             openvino.save_model(model, written / "model.xml", compress_to_fp16=request.scheme.precision == "fp16")
@@ -61,6 +62,23 @@ class OpenVinoExporter(Exporter):
             facts={"format": "openvino-ir", "opset": DEFAULT_OPSET, "runtime_minimum": f"openvino {release}"},
             float_ops=float_ops,
         )
+
+
+def _fold_biases(model: Any) -> None:
+    """Store the biases of convolutions in the shape they are added in, in place.
+
+    Reading ONNX reshapes them at run time, to the rank of the convolution's result. Where the model needs its batch as a number (to
+    repeat a class token), the CPU plugin takes it from that result as well, and with two readers it adds the bias behind the kernel;
+    if rounding follows, it moves a bias per channel into the bounds of the FakeQuantize, wrongly (seen in OpenVINO 2026.4).
+    """
+    from openvino import op as ops
+
+    for op in model.get_ordered_ops():
+        if op.get_type_name() != "Reshape" or op.get_output_partial_shape(0).is_dynamic:
+            continue
+        tensor, shape = (value.get_node() for value in op.input_values())
+        if tensor.get_type_name() == "Constant" and shape.get_type_name() != "Constant":
+            op.output(0).replace(ops.Constant(tensor.data.reshape(list(op.get_output_shape(0)))).output(0))
 
 
 def _name_tensors(model: Any, signature: Signature) -> None:

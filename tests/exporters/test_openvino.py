@@ -4,14 +4,37 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
 
 openvino = pytest.importorskip("openvino")
 
+from edgepress.compress.quantize import calibrate, render  # noqa: E402
 from edgepress.exporters.base import ExportRequest  # noqa: E402
 from edgepress.exporters.openvino import OpenVinoExporter  # noqa: E402
-from edgepress.targets.nouns import Scheme, Target  # noqa: E402
+from edgepress.targets.nouns import Scheme, Signature, Target, TensorSpec  # noqa: E402
+from edgepress.targets.rules import rules_for  # noqa: E402
 from edgepress.validators.runtimes.openvino import core  # noqa: E402
 from tests.exporters.tensorrt_models import case  # noqa: E402
+
+STATIC = Scheme("int8", "static")
+
+
+class Patches(nn.Module):
+    """Tokens from a stem of convolutions, a class token repeated for every image, positions, one layer norm."""
+
+    def __init__(self, convolution: type[nn.Conv2d | nn.ConvTranspose2d], width: int = 16) -> None:
+        super().__init__()
+        self.first, self.second = convolution(3, width, 2, 2), nn.Conv2d(width, width, 4, 4)
+        self.token, self.norm, self.head = nn.Parameter(torch.randn(1, 1, width)), nn.LayerNorm(width), nn.Linear(width, 5)
+        self.positions = nn.Parameter(torch.randn(1, 1 + (4 if convolution is nn.Conv2d else 64), width))
+        nn.init.normal_(self.first.bias)
+
+    def forward(self, image: Tensor) -> Tensor:
+        patches = self.second(F.relu(self.first(image))).flatten(2).transpose(1, 2)
+        tokens = torch.cat([self.token.expand(patches.shape[0], -1, -1), patches], 1) + self.positions
+        return self.head(self.norm(tokens).mean(1))
 
 
 def request(name: str, precision: str, kind: str) -> ExportRequest:
@@ -78,3 +101,22 @@ def test_int8_weights_are_near_the_float_model(tmp_path: Path) -> None:
     expected = case("transformer").torch_outputs()
     error = np.abs(compiled(case("transformer").feeds())["logits"] - expected).max()
     assert 0 < error < 0.05 * np.abs(expected).max()
+
+
+@pytest.mark.parametrize("convolution", [nn.Conv2d, nn.ConvTranspose2d])
+def test_patches_with_a_class_token_are_computed_as_rendered(convolution: type[nn.Conv2d | nn.ConvTranspose2d], tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    images = torch.randn(32, 3, 16, 16)
+    program = torch.export.export(Patches(convolution).eval(), (images[:2],), dynamic_shapes=({0: torch.export.Dim.DYNAMIC},))
+    statistics = calibrate(program, [(images,)])
+    torch.export.save(program, tmp_path / "model.pt2")
+    statistics.save(tmp_path / "statistics")
+    signature = Signature((TensorSpec("image", "float32", (None, 3, 16, 16)),), (TensorSpec("logits", "float32", (None, 5)),))
+    target = Target("openvino", "openvino", "x86-64 CPU", "int8")
+    asked = ExportRequest(tmp_path / "model.pt2", signature, tmp_path / "statistics", target, STATIC, (images[:4].numpy(),))
+    artifact = OpenVinoExporter().export(asked, tmp_path / "out")
+    compiled = core().compile_model(tmp_path / "out" / artifact.path / "model.xml", "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
+    with torch.no_grad():
+        expected = render(program, statistics, rules_for("openvino"), STATIC).module(images).numpy()
+    found = compiled({"image": images.numpy()})["logits"]
+    assert np.square(found - expected).mean() < 1e-5 * np.square(expected).mean()  # 8 bits themselves cost 1e-4
