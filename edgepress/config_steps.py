@@ -182,6 +182,7 @@ class QuantizeConfig(Strict):
     `method: best` compares every scheme with the quantizers of the target's own runtime (`edgepress.best`).
     `method: ptq` rounds 4-bit weights by GPTQ; `group` is how many of a row's inputs share one of their scales.
     `fallback` keeps layers in float until a scheme with calibrated ranges holds; `budget` is of precision `mixed`.
+    `int4` lets its layers have 4-bit weights: where the target can store them unless it says true (required) or false.
     `algorithms`: `equalize` for all targets once; the others per target and scheme, on schemes with calibrated ranges.
     """
 
@@ -194,6 +195,7 @@ class QuantizeConfig(Strict):
     max_drop: Points = 0.5
     fallback: bool = False
     budget: MixedBudget | None = None
+    int4: bool | None = None
     qat: QatConfig | None = None
 
     @model_validator(mode="after")

@@ -16,7 +16,7 @@ from edgepress.best_steps import BestSteps
 from edgepress.config import Config, TargetPlan
 from edgepress.config_layers import MIXED
 from edgepress.config_steps import QatConfig, QuantizeConfig
-from edgepress.float_layers import FloatLayers
+from edgepress.mixed_layers import MixedLayers
 from edgepress.results import Candidate, Prepared, TargetRun
 from edgepress.stages import Origin, Stages
 from edgepress.step import Executor, Result
@@ -183,9 +183,10 @@ class Pipeline:
         searches = mixed or (quantize is not None and quantize.fallback and bool(static))
         last = self._walk(run, prepared, static if searches else schemes, mixed, only=len(schemes) == 1 and not searches)
         if searches and run.chosen is None and any(candidate.export for candidate in run.tried):
-            search = FloatLayers(self._steps, run, prepared, lambda scheme: self._attempt(run.plan, prepared, scheme))
+            search = MixedLayers(self._steps, run, prepared, lambda scheme: self._attempt(run.plan, prepared, scheme))
             budget = quantize.budget if quantize and mixed else None
-            best = search.mixed(budget) if budget else search.fallback()
+            int4 = rules_for(run.plan.target.runtime).int4_static and not (quantize and quantize.int4 is False)
+            best = search.mixed(budget, int4) if budget else search.fallback()
             run.chosen = best if best and (best.held or mixed) else None
         if searches and run.chosen is None:
             last = self._walk(run, prepared, [scheme for scheme in schemes if scheme not in static], False, only=False) or last
@@ -230,8 +231,9 @@ class Pipeline:
         return rungs
 
     def _refiners(self, scheme: Scheme) -> Sequence[str]:
-        """What the recipe refines a scheme by."""
-        return self.config.quantize.refiners if self.config.quantize and scheme.kind.startswith("static") else ()
+        """What the recipe refines a scheme by; weights of 4 bits are never left rounded to nearest."""
+        named = self.config.quantize.refiners if self.config.quantize and scheme.kind.startswith("static") else ()
+        return named or (RESCUE if scheme.int4_layers else ())
 
     def _tries(self, plan: TargetPlan, prepared: Prepared, scheme: Scheme, refiners: Sequence[str], only: bool) -> list[Candidate]:
         """One scheme: as it is, and after quantization-aware training where the recipe asks for it. The first wins where they tie."""

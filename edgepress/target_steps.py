@@ -61,21 +61,25 @@ class TargetSteps(StepKinds):
         name = f"refine {plan.target.runtime} {scheme.label}{suffix} ({', '.join(algorithms)})"
         return self.shared(name, "edgepress.steps.algorithms:refine", params, inputs)
 
-    def sensitivity(self, plan: TargetPlan, prepared: Prepared, scheme: Scheme) -> Result:
-        """What the integers of each layer cost, measured on samples that choose between schemes; one step for all targets of a runtime."""
+    def sensitivity(self, plan: TargetPlan, prepared: Prepared, scheme: Scheme, int4: bool = False) -> Result:
+        """What the integers of each layer cost, and its 4-bit weight with `int4`, measured on samples that choose between schemes.
+
+        One step for all targets of a runtime.
+        """
         assert prepared.calibration is not None, "static schemes are calibrated"
         params = {
             "runtime": plan.target.runtime,
             "scheme": vars(scheme),
             "samples": _SENSITIVITY_SAMPLES,
+            "int4": int4,
             "signature": prepared.model.value.get("signature"),
         }
         inputs = {"model": prepared.model, "data": prepared.data, "calibration": prepared.calibration}
-        name = f"sensitivity {plan.target.runtime} {scheme.kind}"
+        name = f"sensitivity {plan.target.runtime} {scheme.kind}" + (" and 4 bits" if int4 else "")
         return self.shared(name, "edgepress.steps.sensitivity:sensitivity", params, inputs)
 
     def assigned(self, plan: TargetPlan, layers: Result, room: float | None) -> Result:
-        """Which layers stay float within `room` bytes beyond the integers; every set worth trying where it is None."""
+        """A precision for every layer within `room` bytes beyond 8 bits for all; every assignment worth trying where it is None."""
         params = {"layers": layers.value.get("layers"), "float_bytes": rules_for(plan.target.runtime).float_bytes, "room": room}
         return self.shared(f"assign precisions {plan.target.name}", "edgepress.steps.sensitivity:assign", params, {"layers": layers})
 

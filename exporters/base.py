@@ -78,6 +78,12 @@ class Exporter(ABC):
             raise ExportError(
                 f"target {request.target.name!r} has no {request.scheme.precision}", f"its runtime has {have}", "Choose one of these."
             )
+        if request.scheme.int4_layers and not self.rules.int4_static:
+            raise ExportError(
+                f"target {request.target.name!r} cannot store single layers in 4 bits",
+                "its runtime has 8 bits and float for the layers of a static scheme",
+                "Leave int4_layers empty.",
+            )
         folder.mkdir(parents=True, exist_ok=True)
         try:
             artifact = self._export_impl(request, folder)

@@ -25,6 +25,9 @@ DEFAULT_OPSET = 21
 #: Opset -> first ONNX Runtime that loads it (its compatibility table).
 RUNTIME_MINIMUM = {18: "1.14", 19: "1.15", 20: "1.17", 21: "1.18", 22: "1.21", 23: "1.22"}
 
+#: The first opset with 4-bit integers, and the first ONNX Runtime that casts them to 8 bits.
+INT4_OPSET, INT4_RUNTIME_MINIMUM = 21, "1.23"
+
 #: Tensors of more bytes than this in total go beside the graph: a protobuf message ends at 2 GiB.
 INLINE_LIMIT_BYTES = 1_900_000_000
 
@@ -164,12 +167,21 @@ def lower_request(exporter: Exporter, request: ExportRequest, path: Path, *, ops
 
     Returns:
         The ops left in float with the reason (`Artifact.float_ops`); empty for the schemes float and dynamic.
+
+    Raises:
+        ConfigError: layers are to be stored in 4 bits, and the opset has none.
     """
+    from edgepress.exporters import onnx_passes
+
     if request.scheme.kind in ("float", "dynamic"):
         lower_to_onnx(torch.export.load(request.program), request.signature, request.samples, path, opset=opset)
         return ()
+    if request.scheme.int4_layers and opset < INT4_OPSET:
+        raise ConfigError(f"opset {opset} has no 4-bit integers", "single layers are to be stored in them", f"Use {INT4_OPSET} or later.")
     rendered = exporter.rendered(request)
     lower_to_onnx(rendered.module, request.signature, request.samples, path, opset=opset)
+    if request.scheme.int4_layers:
+        onnx_passes.pack_int4_weights(path)
     return tuple(rendered.float_ops)
 
 
@@ -214,12 +226,13 @@ class OnnxRuntimeExporter(Exporter):
                 float_ops = onnx_passes.quantize_dynamic(path, narrow=request.scheme.weight_bits != 8)
         check_dynamic_batch(path, request)
         data = path.with_name(f"{path.name}.data")
+        minimum = INT4_RUNTIME_MINIMUM if request.scheme.int4_layers else RUNTIME_MINIMUM[opset]
         return Artifact(
             path=path.name,
             target=request.target.name,
             scheme=request.scheme,
             signature=request.signature,
-            facts={"format": "onnx", "opset": opset, "runtime_minimum": f"onnxruntime {RUNTIME_MINIMUM[opset]}"},
+            facts={"format": "onnx", "opset": opset, "runtime_minimum": f"onnxruntime {minimum}"},
             float_ops=float_ops,
             extra=(data.name,) if data.exists() else (),
         )

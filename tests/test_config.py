@@ -272,6 +272,17 @@ BAD = [
         MINIMAL + STEP + "quantize: {precision: mixed, scheme: dynamic, budget: {size: 0.5x}}\n",
         "and scheme dynamic has none. Use scheme: auto, static or static-matmul",
     ),
+    (MINIMAL + STEP + "quantize: {int4: true}\n", "`int4` lets layers of precision mixed have 4-bit weights, and no target has it"),
+    (
+        MINIMAL.replace("- onnxruntime", "- onnxruntime\n  - coreml")
+        + STEP
+        + "quantize: {precision: mixed, budget: {size: 0.2x}, int4: true}\n",
+        "target 'coreml' cannot store single layers in 4 bits: precision mixed has 8 bits and float (fp16) there; all its linear layers",
+    ),
+    (
+        MINIMAL.replace("- onnxruntime", "- tensorrt") + STEP + "quantize: {precision: mixed, budget: {size: 0.2x}, int4: true}\n",
+        "precision mixed has 8 bits and float (fp32) there. Leave `int4` out, or take tensorrt out",
+    ),
     (
         MINIMAL + STEP + "quantize: {precision: fp16, fallback: true}\n",
         "`fallback` keeps layers of calibrated int8 in float, and no target",

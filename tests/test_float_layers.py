@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,8 @@ from hypothesis import strategies as st
 
 from edgepress.config import TargetPlan
 from edgepress.config_steps import MixedBudget
-from edgepress.float_layers import FloatLayers, shortest
+from edgepress.float_layers import shortest
+from edgepress.mixed_layers import MixedLayers
 from edgepress.results import Candidate, TargetRun
 from edgepress.step import Result
 from edgepress.targets.errors import ExportError, QuantizationError
@@ -44,23 +46,30 @@ def budget(**values: object) -> MixedBudget:
 
 
 class Steps:
-    """Steps whose answers are known: every layer weighs 100 bytes in integers and 400 in float, and 100 bytes are something else."""
+    """Steps whose answers are known: every layer weighs 100 bytes in 8 bits, 50 in 4 and 400 in float, and 100 bytes are something
+    else."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
 
-    def sensitivity(self, plan: TargetPlan, prepared: object, scheme: Scheme) -> Result:
-        layers = [{"node": name, "layer": f"net.{name}", "noise": 1.0, "macs_share": 0.25, "weights": 100} for name in LAYERS]
-        return result({"layers": layers, "order": list(LAYERS)})
+    def sensitivity(self, plan: TargetPlan, prepared: object, scheme: Scheme, int4: bool = False) -> Result:
+        measured = {"noise": 1.0, "int4_noise": 2.0 if int4 else None, "macs_share": 0.25, "weights": 100}
+        return result({"layers": [{"node": name, "layer": f"net.{name}", **measured} for name in LAYERS], "order": list(LAYERS)})
 
     def assigned(self, plan: TargetPlan, layers: Result, room: float | None) -> Result:
+        narrow = layers.value["layers"][0]["int4_noise"] is not None
         if room is None:
-            return result({"sets": [list(LAYERS[:count]) for count in (1, 2, 3)]})
-        return result({"sets": [list(LAYERS[: int(room // 300)])]})
+            floats = [{"float_layers": list(LAYERS[:count]), "int4_layers": []} for count in (1, 2, 3)]
+            return result({"assignments": [{"float_layers": [], "int4_layers": list(LAYERS)}, *floats] if narrow else floats})
+        if room >= 0:
+            return result({"assignments": [{"float_layers": list(LAYERS[: int(room // 300)]), "int4_layers": []}]})
+        count = math.ceil(-room / 50)
+        return result({"assignments": [{"float_layers": [], "int4_layers": list(LAYERS[:count])}] if narrow and count <= 4 else []})
 
     def export(self, plan: TargetPlan, prepared: object, scheme: Scheme, baseline: bool = False) -> Result:
         kept = 4 if scheme.kind == "float" else len(scheme.float_layers)
-        size = 100 + 400 * kept + 100 * (4 - kept) + self.more * (0 < kept < 4)
+        narrow = len(scheme.int4_layers)
+        size = 100 + 400 * kept + 100 * (4 - kept) - 50 * narrow + self.more * (0 < kept + narrow < 4)
         folder = self.folder / scheme.label
         (folder / "artifact").mkdir(parents=True, exist_ok=True)
         (folder / "artifact" / "model").write_bytes(bytes(size))
@@ -75,7 +84,7 @@ class Steps:
 
 def search(
     folder: Path, drop: Callable[[int], float], limit: float, more: int = 0, runtime: str = "onnxruntime"
-) -> tuple[TargetRun, FloatLayers]:
+) -> tuple[TargetRun, MixedLayers]:
     """A target that loses `drop(layers in float)`, with all layers in integers tried already."""
     steps = Steps(folder)
     steps.more = more
@@ -87,7 +96,7 @@ def search(
         return Candidate(scheme, steps.export(plan, None, scheme), result({"drop": lost}), lost <= limit, f"drop of {lost}")
 
     run.tried.append(attempt(STATIC))
-    return run, FloatLayers(steps, run, None, attempt)  # type: ignore[arg-type]
+    return run, MixedLayers(steps, run, None, attempt)  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("needed", [1, 2, 3])
@@ -137,6 +146,32 @@ def test_a_budget_of_bytes_that_integers_alone_exceed_is_refused_with_the_neares
     _, layers = search(tmp_path, lambda kept: 0.0, 1.0)
     with pytest.raises(QuantizationError, match=r"cannot be as small as 0\.2x.*500 bytes, 0\.294x.*\{size: 0\.295x\}"):
         layers.mixed(budget(size=0.2))
+
+
+def test_a_budget_of_bytes_below_8_bits_takes_4_where_the_target_stores_them(tmp_path: Path) -> None:
+    run, layers = search(tmp_path, lambda kept: 0.0, 1.0)
+    best = layers.mixed(budget(size=430 / 1700), int4=True)
+    assert best.scheme.int4_layers == ("body", "stem") and best.size_bytes == 400 and "in 4 bits: net.stem, net.body" in best.why
+    assert run.mixed is not None and [layer["bits"] for layer in run.mixed["layers"]] == [4, 4, 8, 8]
+    assert run.mixed["layers"][0]["int4_sensitivity"] == 2.0
+
+
+def test_4_bits_are_tightened_by_what_the_file_has_too_much_and_refused_with_all_of_them_in_mind(tmp_path: Path) -> None:
+    _, layers = search(tmp_path, lambda kept: 0.0, 1.0, more=60)
+    assert layers.mixed(budget(size=0.2), int4=True).scheme.int4_layers == tuple(sorted(LAYERS)), "three layers are 60 bytes larger"
+    with pytest.raises(QuantizationError, match=r"every layer in 4 bits that can have them its file has 300 bytes, 0\.176x.*0\.177x"):
+        layers.mixed(budget(size=0.17), int4=True)
+
+
+def test_a_budget_of_drop_takes_4_bits_even_where_8_hold(tmp_path: Path) -> None:
+    _, layers = search(tmp_path, lambda kept: 0.0, 1.0)
+    assert layers.mixed(budget(accuracy_drop="1pp"), int4=True).scheme.int4_layers == tuple(sorted(LAYERS))
+
+
+def test_a_budget_of_latency_leaves_weights_in_8_bits(tmp_path: Path) -> None:
+    run, layers = search(tmp_path, lambda kept: 0.0, 1.0)
+    layers.mixed(budget(latency=0.6), int4=True)
+    assert run.mixed is not None and all(layer["int4_sensitivity"] is None for layer in run.mixed["layers"])
 
 
 @pytest.mark.parametrize(("limit", "kept"), [(5.0, 0), (4.0, 1), (2.5, 3)])

@@ -14,7 +14,8 @@ from edgepress.compress.quantize.graph import is_float
 from edgepress.compress.quantize.layer import WeightGrid
 from edgepress.compress.quantize.placement import Placement, data_inputs
 from edgepress.compress.quantize.quantizer import OUTPUT_AXIS
-from edgepress.compress.quantize.sharing import SMALLEST_SCALE, TensorParameters
+from edgepress.compress.quantize.sharing import TensorParameters
+from edgepress.compress.quantize.weight_grid import weight_grid
 from edgepress.targets.rules import QuantRules
 
 
@@ -36,9 +37,7 @@ class Arithmetic:
 
     def grid(self, node: Node, weight: Tensor) -> WeightGrid:
         """The grid of the weight of a layer."""
-        rules, kind = self._rules, self._placement.kinds[node]
-        scale = _weight_scale(weight, OUTPUT_AXIS[kind] if kind in rules.per_channel else None, rules)
-        return WeightGrid(weight, scale, (rules.weight_min, rules.weight_max))
+        return weight_grid(node, weight, self._rules, node in self._placement.int4)
 
     def inputs(self, node: Node, values: Mapping[Node, Any]) -> dict[Node, Any]:
         """The values with what a node reads rounded to its grid."""
@@ -79,10 +78,3 @@ def call(node: Node, values: Mapping[Node, Any]) -> Any:
     """Run a node's op on values."""
     args, kwargs = map_arg((node.args, node.kwargs), lambda item: values[item])
     return node.target(*args, **kwargs)
-
-
-def _weight_scale(weight: Tensor, axis: int | None, rules: QuantRules) -> Tensor:
-    """The scale that min-max observers find, broadcastable to the weight: one per index of `axis`, or one for the whole."""
-    others = [dim for dim in range(weight.dim()) if dim != axis]
-    largest = weight.detach().abs().amax(dim=others, keepdim=True)
-    return (largest / ((rules.weight_max - rules.weight_min) / 2)).clamp_min(SMALLEST_SCALE)

@@ -12,10 +12,10 @@ from itertools import pairwise
 
 import numpy as np
 
-from edgepress.compress.quantize.sensitivity import Sensitivity
+from edgepress.compress.quantize.sensitivity import TABLE, Sensitivity
 
-#: Bits of the two precisions of a layer.
-FLOAT, INTEGER = 32, 8
+#: Bits of the precisions of a layer.
+FLOAT, INTEGER, NARROW = 32, 8, 4
 #: Bytes of one scale.
 _SCALE_BYTES = 4
 #: A limit is kept up to this share of it: sums are of floating-point numbers.
@@ -39,66 +39,84 @@ class Option:
     noise: float
 
 
-def options_of(layer: Sensitivity, float_bytes: int) -> tuple[Option, Option]:
-    """Integers and float, with the bytes each stores.
+@dataclass(frozen=True)
+class Assignment:
+    """The layers that do not have 8 bits, by their node; the fields are those of `Scheme`."""
+
+    float_layers: tuple[str, ...] = ()
+    int4_layers: tuple[str, ...] = ()
+
+
+def options_of(layer: Sensitivity, float_bytes: int) -> tuple[Option, ...]:
+    """8 bits, 4 bits where the layer can have them, and float where it is no table, with the bytes each stores.
+
+    The noise that a table has in 8 bits is not counted, because nothing avoids it.
 
     Args:
         layer: as measured.
         float_bytes: of one weight that stays float.
     """
-    return (
-        Option(INTEGER, layer.weights + _SCALE_BYTES * layer.channels, layer.noise),
-        Option(FLOAT, layer.weights * float_bytes, 0.0),
-    )
+    scales, least = _SCALE_BYTES * layer.channels, layer.noise if layer.kind == TABLE else 0.0
+    found = [Option(INTEGER, layer.weights + scales, layer.noise - least)]
+    if layer.int4_noise is not None:
+        found.append(Option(NARROW, (layer.weights + 1) // 2 + scales, max(layer.int4_noise - least, 0.0)))
+    if layer.kind != TABLE:
+        found.append(Option(FLOAT, layer.weights * float_bytes, 0.0))
+    return tuple(found)
 
 
-def within(layers: Sequence[Sensitivity], float_bytes: int, room: float) -> list[str] | None:
-    """The layers that float arithmetic serves best within a budget of bytes.
+def within(layers: Sequence[Sensitivity], float_bytes: int, room: float) -> Assignment | None:
+    """The precisions with the least noise within a budget of bytes.
 
     Args:
         layers: as measured; those without a weight of their own stay in integers, because float would be free.
         float_bytes: of one weight that stays float.
-        room: bytes that the weights may take beyond what all of them take in integers.
+        room: bytes that the weights may take beyond what all of them take in 8 bits; negative where they have to take less.
 
     Returns:
-        Their nodes; at least one layer stays in integers. None where `room` is negative.
+        At least one layer is in integers. None where no precisions take as little.
     """
     own = _weighted(layers)
     options = [options_of(layer, float_bytes) for layer in own]
-    choice = least_noise(options, sum(integer.cost for integer, _ in options) + room)
-    return None if choice is None else _float_nodes(layers, own, choice)
+    choice = least_noise(options, sum(each[0].cost for each in options) + room)
+    return None if choice is None else _assignment(layers, own, options, choice)
 
 
-def front(layers: Sequence[Sensitivity], float_bytes: int) -> list[list[str]]:
-    """Sets of layers to keep in float, from the smallest file to the least noise.
+def front(layers: Sequence[Sensitivity], float_bytes: int) -> list[Assignment]:
+    """Precisions from the smallest file to the least noise.
 
-    The limit of the noise is halved from set to set, and each set is the cheapest within its limit; the last one keeps all but the
-    quietest layer in float.
+    The limit of the noise is halved from one to the next, and each is the cheapest within its limit; the last one keeps all but the
+    quietest layer in float. All layers in 8 bits are not among them.
     """
     own = _weighted(layers)
     options = [options_of(layer, float_bytes) for layer in own]
-    limit, quietest = sum(layer.noise for layer in own), min((layer.noise for layer in own if layer.noise > 0), default=0.0)
-    found: list[list[str]] = []
+    noises = [option.noise for each in options for option in each if option.noise > 0]
+    limit, quietest = sum(max(option.noise for option in each) for each in options), min(noises, default=0.0)
+    found: list[Assignment] = []
+    # The first limit allows everything: without 4 bits that is all layers in 8.
     while limit > quietest > 0:
-        limit /= 2
         choice = least_cost(options, limit)
-        nodes = _float_nodes(layers, own, choice or [0] * len(own))
-        if nodes and nodes not in found:
-            found.append(nodes)
-    last = _float_nodes(layers, own, [1] * len(own))
-    return found if last in found or not last else [*found, last]
+        made = _assignment(layers, own, options, choice or [0] * len(own))
+        if made != Assignment() and made not in found:
+            found.append(made)
+        limit /= 2
+    last = _assignment(layers, own, options, [max(range(len(each)), key=lambda index, each=each: each[index].bits) for each in options])
+    return found if last in found or last == Assignment() else [*found, last]
 
 
 def _weighted(layers: Sequence[Sensitivity]) -> list[Sensitivity]:
     return [layer for layer in layers if layer.weights]
 
 
-def _float_nodes(layers: Sequence[Sensitivity], own: Sequence[Sensitivity], choice: Sequence[int]) -> list[str]:
-    """The layers whose option is float; the quietest of all goes back to integers where none would be left."""
-    chosen = [layer for layer, index in zip(own, choice, strict=True) if index]
-    if len(chosen) == len(layers):
-        chosen.remove(min(chosen, key=lambda layer: layer.noise))
-    return [layer.node for layer in chosen]
+def _assignment(
+    layers: Sequence[Sensitivity], own: Sequence[Sensitivity], options: Sequence[Sequence[Option]], choice: Sequence[int]
+) -> Assignment:
+    """What was chosen; the quietest layer of all goes back to integers where none but tables would be left in them."""
+    bits = [each[index].bits for each, index in zip(options, choice, strict=True)]
+    kept, narrow = ([layer for layer, has in zip(own, bits, strict=True) if has == wanted] for wanted in (FLOAT, NARROW))
+    if len(kept) == sum(layer.kind != TABLE for layer in layers):
+        kept.remove(min(kept, key=lambda layer: layer.noise))
+    return Assignment(*(tuple(layer.node for layer in chosen) for chosen in (kept, narrow)))
 
 
 def least_noise(layers: Sequence[Sequence[Option]], budget: float) -> list[int] | None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch.fx import GraphModule, Node
@@ -28,12 +28,14 @@ class Placement:
         tails: quantized node -> the node whose output it writes: itself, or the activation fused into it.
         outputs: tails whose output is rounded to integers.
         reasons: every other node -> why it stays float.
+        int4: quantized nodes whose weight has 4 bits; layers that share a weight share its bits.
     """
 
     kinds: Mapping[Node, str]
     tails: Mapping[Node, Node]
     outputs: frozenset[Node]
     reasons: Mapping[Node, str]
+    int4: frozenset[Node] = frozenset()
 
 
 def data_inputs(node: Node, kind: str) -> list[Node]:
@@ -48,7 +50,12 @@ def data_inputs(node: Node, kind: str) -> list[Node]:
 
 
 def place(
-    module: GraphModule, rules: QuantRules, scheme: str, largest: Callable[[Node], float], float_layers: Collection[str] = ()
+    module: GraphModule,
+    rules: QuantRules,
+    scheme: str,
+    largest: Callable[[Node], float],
+    float_layers: Collection[str] = (),
+    int4_layers: Collection[str] = (),
 ) -> Placement:
     """Choose what computes in integers.
 
@@ -61,8 +68,12 @@ def place(
         scheme: `static` or `static-matmul`.
         largest: largest magnitude of a float tensor in calibration.
         float_layers: names of nodes that stay float whatever the rules place.
+        int4_layers: names of nodes whose weights have 4 bits where they are quantized.
     """
-    return _Placing(module, rules, scheme, largest, frozenset(float_layers)).result()
+    placement = _Placing(module, rules, scheme, largest, frozenset(float_layers)).result()
+    weighted = [node for node, kind in placement.kinds.items() if kind in _WEIGHTED]
+    weights = {node.args[1] for node in weighted if node.name in int4_layers}
+    return replace(placement, int4=frozenset(node for node in weighted if node.args[1] in weights))
 
 
 class _Placing:

@@ -24,6 +24,8 @@ from edgepress.targets.rules import QuantRules
 _KEY = "quantization_annotation"
 #: Dimension of a weight that counts output channels.
 OUTPUT_AXIS = {"conv": 0, "linear": 0, "conv_transpose": 1}
+#: Lowest and highest integer of a weight of 4 bits.
+INT4_BOUNDS = (-7, 7)
 
 
 def observed_weight(per_channel: bool) -> Any:
@@ -88,11 +90,13 @@ class RulesQuantizer(Quantizer):  # type: ignore[misc]
         if kind not in OUTPUT_AXIS or constant(model, node.args[1]) is None:
             return {}
         channels = kind in self._rules.per_channel
+        int4 = self._placement is not None and node in self._placement.int4
+        lowest, highest = INT4_BOUNDS if int4 else (self._rules.weight_min, self._rules.weight_max)
         spec = QuantizationSpec(
             dtype=torch.int8,
             observer_or_fake_quant_ctr=self._maker(channels),
-            quant_min=self._rules.weight_min,
-            quant_max=self._rules.weight_max,
+            quant_min=lowest,
+            quant_max=highest,
             qscheme=torch.per_channel_symmetric if channels else torch.per_tensor_symmetric,
             ch_axis=OUTPUT_AXIS[kind] if channels else None,
         )

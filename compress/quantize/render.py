@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -21,6 +21,7 @@ from edgepress.compress.quantize.quantizer import RulesQuantizer
 from edgepress.compress.quantize.sharing import TensorParameters
 from edgepress.compress.quantize.smooth import RANGE, smooth
 from edgepress.compress.quantize.statistics import Statistics, root_of
+from edgepress.compress.quantize.weight_grid import round_int4
 from edgepress.targets.errors import QuantizationError
 from edgepress.targets.nouns import Scheme
 from edgepress.targets.rules import QuantRules
@@ -59,7 +60,8 @@ def render(program: torch.export.ExportedProgram, statistics: Statistics | None,
     if scheme.kind == "weights":
         return _render_weights(program, rules)
     module, placement, parameters = placed(program, statistics, rules, scheme)
-    return _rendered(module, RulesQuantizer(rules, placement, parameters), rules, placement.reasons)
+    round_int4(module, placement.int4, rules)
+    return _rendered(module, RulesQuantizer(rules, placement, parameters), rules, placement.reasons, scheme.int4_layers)
 
 
 def placed(
@@ -87,7 +89,7 @@ def placed(
         histogram = statistics.histograms.get(root_of(node).name)
         return math.inf if histogram is None else histogram.largest
 
-    placement = place(module, rules, scheme.kind, largest, scheme.float_layers)
+    placement = place(module, rules, scheme.kind, largest, scheme.float_layers, scheme.int4_layers)
     if not any(kind in HEAVY for kind in placement.kinds.values()):
         raise _nothing(placement.reasons)
     apply_corrections(module, placement.kinds, statistics.corrections)
@@ -102,13 +104,15 @@ def _render_weights(program: torch.export.ExportedProgram, rules: QuantRules) ->
     return _rendered(module, RulesQuantizer(rules), rules, reasons)
 
 
-def _rendered(module: GraphModule, quantizer: RulesQuantizer, rules: QuantRules, reasons: Mapping[Node, str]) -> Rendered:
+def _rendered(
+    module: GraphModule, quantizer: RulesQuantizer, rules: QuantRules, reasons: Mapping[Node, str], int4_layers: Collection[str] = ()
+) -> Rendered:
     looked_up = lookups(module, rules)
     lines = summary({node: reason for node, reason in reasons.items() if node not in looked_up})
     names = {node.name for node in looked_up}
     converted = _converted(module, quantizer, rules)
     if names:
-        store_in_integers(converted, [node for node in converted.graph.nodes if node.name in names])
+        store_in_integers(converted, [node for node in converted.graph.nodes if node.name in names], int4_layers)
     return Rendered(converted, lines)
 
 
@@ -138,10 +142,12 @@ def _check_fit(module: GraphModule, statistics: Statistics) -> None:
 
 
 def _check_layers(module: GraphModule, scheme: Scheme) -> None:
-    """Layers to keep in float exist."""
-    unknown = sorted({*scheme.float_layers} - {node.name for node in module.graph.nodes})
-    if unknown:
-        raise QuantizationError(f"no layer {unknown[0]!r} to keep in float", "the model has no node of that name", "Rank its layers again.")
+    """Layers to keep in float, or to store in 4 bits, exist."""
+    names = {node.name for node in module.graph.nodes}
+    for layers, what in ((scheme.float_layers, "keep in float"), (scheme.int4_layers, "store in 4 bits")):
+        unknown = sorted({*layers} - names)
+        if unknown:
+            raise QuantizationError(f"no layer {unknown[0]!r} to {what}", "the model has no node of that name", "Rank its layers again.")
 
 
 def _nothing(reasons: Mapping[Node, str]) -> QuantizationError:

@@ -1,4 +1,4 @@
-"""How much each layer's integers cost: the error at the model's outputs when that layer alone computes in integers.
+"""How much each layer's integers cost: the error at the model's outputs when that layer alone computes in integers, or has 4-bit weights.
 
 Batch by batch: the float model runs once, then for every layer only what depends on it runs again. The errors of several layers add up
 well enough to choose between them (Dong et al. 2020, "HAWQ-V2", section 3.2); what is chosen is then measured.
@@ -17,6 +17,7 @@ from torch import Tensor
 from torch.fx import GraphModule, Node
 
 from edgepress.compress.quantize.arithmetic import Arithmetic, call
+from edgepress.compress.quantize.embeddings import Rows, halves, lookups
 from edgepress.compress.quantize.graph import HEAVY, constant, is_float, kind_of, layer_of
 from edgepress.compress.quantize.living import LIMIT_BYTES, bytes_of
 from edgepress.compress.quantize.macs import macs_of
@@ -25,6 +26,7 @@ from edgepress.compress.quantize.quantizer import OUTPUT_AXIS
 from edgepress.compress.quantize.render import placed
 from edgepress.compress.quantize.sharing import TensorParameters
 from edgepress.compress.quantize.statistics import Statistics
+from edgepress.compress.quantize.weight_grid import weight_grid
 from edgepress.targets.errors import QuantizationError
 from edgepress.targets.nouns import Scheme
 from edgepress.targets.progress import progress
@@ -32,21 +34,24 @@ from edgepress.targets.rules import QuantRules
 
 #: Noise to signal where the outputs are NaN or infinite: worse than anything finite that is worth telling apart.
 WORST = 1e6
+#: Kind of a layer that looks rows of a table up.
+TABLE = "embedding"
 
 
 @dataclass(frozen=True)
 class Sensitivity:
-    """One layer that a rendering computes in integers.
+    """One layer that a rendering computes in integers, or one table that it stores in them.
 
     Attributes:
         node: its name in the canonical graph, which `Scheme.float_layers` takes.
         layer: the module of the user's model that makes it.
-        kind: `conv`, `conv_transpose`, `linear` or `matmul`.
+        kind: `conv`, `conv_transpose`, `linear`, `matmul` or `embedding`.
         macs_share: its share (0..1) of the multiply-accumulates of all such layers.
         weights: elements of its weight; 0 for a product of two activations.
         channels: scales of its integer weight.
         noise: mean square of an output's error over that of the output, with this layer alone in integers; the mean of all outputs of the
             model, so that none counts more for being larger.
+        int4_noise: the same with a weight of 4 bits, rounded to nearest; None where that was not asked for, or it can have none.
     """
 
     node: str
@@ -56,6 +61,7 @@ class Sensitivity:
     weights: int
     channels: int
     noise: float
+    int4_noise: float | None = None
 
     @property
     def sqnr_db(self) -> float:
@@ -73,6 +79,7 @@ def sensitivities(
     rules: QuantRules,
     scheme: Scheme,
     batches: Iterable[Sequence[Any]],
+    int4: bool = False,
 ) -> list[Sensitivity]:
     """Measure every heavy layer of a rendering.
 
@@ -82,6 +89,7 @@ def sensitivities(
         rules: of one runtime.
         scheme: kind `static` or `static-matmul`.
         batches: samples, tuples of positional inputs. As many at a time are run as keep every activation within `LIMIT_BYTES`.
+        int4: measure weights of 4 bits too, and the tables that are stored in integers.
 
     Returns:
         In the order of the graph. A weight that several layers share is counted where it is first read.
@@ -90,15 +98,16 @@ def sensitivities(
         QuantizationError: see `render`; no samples.
     """
     module, placement, parameters = placed(program, statistics, rules, scheme)
-    alone = _Alone(module, placement, parameters, rules)
-    noise, signal = {node: torch.zeros(len(alone.answers)).double() for node in alone.layers}, torch.zeros(len(alone.answers)).double()
+    alone = _Alone(module, placement, parameters, rules, lookups(module, rules) if int4 else [])
+    ways = [(node, False) for node in alone.layers] + [(node, True) for node in alone.layers if int4 and alone.narrows(node)]
+    noise, signal = {way: torch.zeros(len(alone.answers)).double() for way in ways}, torch.zeros(len(alone.answers)).double()
     with torch.no_grad():
         for index, inputs in enumerate(_pieces(module, batches)):
             progress(f"layers alone in integers, batch {index + 1}")
             exact = alone.exact(inputs)
             signal += _powers(exact[node] for node in alone.answers)
-            for node in alone.layers:
-                noise[node] += _powers(alone.errors(node, exact))
+            for way in ways:
+                noise[way] += _powers(alone.errors(*way, exact))
     heard = signal > 0
     if not heard.any():
         raise QuantizationError(
@@ -109,17 +118,29 @@ def sensitivities(
     macs = macs_of(module)
     total = sum(macs.get(node, 0) for node in alone.layers) or 1
     seen: set[Node] = set()
-    shares = {node: float((noise[node][heard] / signal[heard]).mean()) for node in alone.layers}
-    return [_described(module, rules, node, macs.get(node, 0) / total, shares[node], seen) for node in alone.layers]
+    shares = {way: _bounded(float((noise[way][heard] / signal[heard]).mean())) for way in ways}
+    found = []
+    for node in alone.layers:
+        weights, channels = _weights(module, rules, node, seen)
+        narrow = shares.get((node, True)) if weights else None
+        share = macs.get(node, 0) / total
+        found.append(Sensitivity(node.name, layer_of(node), str(kind_of(node)), share, weights, channels, shares[node, False], narrow))
+    return found
 
 
-def _described(module: GraphModule, rules: QuantRules, node: Node, share: float, noise: float, seen: set[Node]) -> Sensitivity:
+def _bounded(noise: float) -> float:
+    return min(noise, WORST) if math.isfinite(noise) else WORST
+
+
+def _weights(module: GraphModule, rules: QuantRules, node: Node, seen: set[Node]) -> tuple[int, int]:
+    """Elements and scales of what a node alone, or first, reads as its weight."""
     kind = str(kind_of(node))
-    weight = constant(module, node.args[1]) if kind in OUTPUT_AXIS and node.args[1] not in seen else None
-    seen.add(node.args[1])
-    channels = 0 if weight is None else int(weight.shape[OUTPUT_AXIS[kind]]) if kind in rules.per_channel else 1
-    bounded = noise if math.isfinite(noise) else WORST
-    return Sensitivity(node.name, layer_of(node), kind, share, 0 if weight is None else weight.numel(), channels, min(bounded, WORST))
+    held = node.args[0] if kind == TABLE else node.args[1]
+    weight = constant(module, held) if kind in (*OUTPUT_AXIS, TABLE) and held not in seen else None
+    seen.add(held)
+    if weight is None:
+        return 0, 0
+    return weight.numel(), len(weight) if kind == TABLE else int(weight.shape[OUTPUT_AXIS[kind]]) if kind in rules.per_channel else 1
 
 
 def _pieces(module: GraphModule, batches: Iterable[Sequence[Any]]) -> Iterator[list[Tensor]]:
@@ -130,12 +151,15 @@ def _pieces(module: GraphModule, batches: Iterable[Sequence[Any]]) -> Iterator[l
 
 
 class _Alone:
-    """The float model, and what changes in it when one layer computes in integers."""
+    """The float model, and what changes in it when one layer computes in integers, or one of the lookups has its table in them."""
 
-    def __init__(self, module: GraphModule, placement: Placement, parameters: TensorParameters, rules: QuantRules) -> None:
+    def __init__(
+        self, module: GraphModule, placement: Placement, parameters: TensorParameters, rules: QuantRules, tables: Sequence[Node]
+    ) -> None:
         self._module, self._placement, self._rules = module, placement, rules
-        self._arithmetic = Arithmetic(placement, parameters, rules)
-        self.layers = [node for node, kind in placement.kinds.items() if kind in HEAVY]
+        self._arithmetic, self._tables = Arithmetic(placement, parameters, rules), frozenset(tables)
+        self._rounded: dict[tuple[Node, bool], Tensor] = {}
+        self.layers = sorted([*tables, *(node for node, kind in placement.kinds.items() if kind in HEAVY)])
         self.answers = [item for item in next(n for n in module.graph.nodes if n.op == "output").all_input_nodes if is_float(item)]
         self._after = {node: _dependents(node) for node in self.layers}
 
@@ -152,11 +176,15 @@ class _Alone:
                 values[node] = call(node, values)
         return values
 
-    def errors(self, layer: Node, exact: dict[Node, Any]) -> list[Tensor]:
-        """What `layer` in integers changes at the outputs."""
-        changed = {layer: self._arithmetic.computed(layer, exact, {})}
-        tail = self._placement.tails[layer]
-        values, kind = ChainMap(changed, exact), self._placement.kinds[layer]
+    def narrows(self, layer: Node) -> bool:
+        """Can it have a weight, or a table, of 4 bits?"""
+        return halves(layer) if layer in self._tables else self._arithmetic.is_layer(layer)
+
+    def errors(self, layer: Node, int4: bool, exact: dict[Node, Any]) -> list[Tensor]:
+        """What `layer` in integers changes at the outputs; its weight has 4 bits with `int4`, else 8."""
+        changed = {layer: self._changed(layer, int4, exact)}
+        tail, kind = self._placement.tails.get(layer), self._placement.kinds.get(layer)
+        values = ChainMap(changed, exact)
         # A kernel that can write float rounds its output only for integers that read it, and is not to blame for that.
         writes = tail in self._placement.outputs and self._rules.quantize_outputs and kind not in self._rules.float_output
         for node in self._after[layer]:
@@ -165,6 +193,18 @@ class _Alone:
             if node is tail and writes:
                 changed[node] = self._arithmetic.on_grid(node, changed[node])
         return [values[node] - exact[node] for node in self.answers]
+
+    def _changed(self, layer: Node, int4: bool, exact: dict[Node, Any]) -> Any:
+        if layer not in self._tables and not int4:
+            return self._arithmetic.computed(layer, exact, {})
+        key = layer, int4
+        if layer in self._tables:
+            if key not in self._rounded:
+                self._rounded[key] = Rows.of(exact[layer.args[0]].detach(), int4).dequantized()
+            return call(layer, ChainMap({layer.args[0]: self._rounded[key]}, exact))
+        if key not in self._rounded:
+            self._rounded[key] = weight_grid(layer, exact[layer.args[1]].detach(), self._rules, int4).nearest
+        return self._arithmetic.computed(layer, exact, {layer: self._rounded[key]})
 
 
 def _dependents(layer: Node) -> list[Node]:

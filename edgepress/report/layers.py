@@ -14,6 +14,8 @@ _LABEL_LETTERS = 15
 _NAMED = 6
 #: Decades of noise that a bar may be long: a layer quieter than that beside the loudest has none.
 _DECADES = 6
+#: Bits of a layer -> the verdict whose colour its bar has.
+_COLOURS = {32: "accepted", 8: "pass", 4: "undecided"}
 _ON = "on training samples kept apart"
 
 
@@ -48,7 +50,9 @@ def _mixed(mixed: Json, unit: str) -> str:
     (name, value), *_ = mixed["budget"].items()
     limit = f"a drop of {numbers.drop(value, unit)}" if name == "accuracy_drop" else f"{name} {value:.3g}x of the float original's"
     names = f" ({_names(kept)})" if kept else ""
-    return f"{len(kept)} of {len(layers)} layers in float{names} within {limit}: drop of {numbers.drop(mixed['drop'], unit)} {_ON}"
+    narrow = sum(layer["bits"] < 8 for layer in layers)
+    packed = f", {narrow} with 4-bit weights," if narrow else ""
+    return f"{len(kept)} of {len(layers)} layers in float{names}{packed} within {limit}: drop of {numbers.drop(mixed['drop'], unit)} {_ON}"
 
 
 def _names(layers: list[str]) -> str:
@@ -61,7 +65,7 @@ def layer_picture(target: Json) -> Picture | None:
     if not mixed:
         return None
     layers = mixed["layers"]
-    loudest = max((layer["sensitivity"] for layer in layers), default=0.0) or 1.0
+    loudest = max((_noise(layer) for layer in layers), default=0.0) or 1.0
     top = math.ceil(math.log10(loudest))
 
     def place(noise: float) -> float:
@@ -71,9 +75,9 @@ def layer_picture(target: Json) -> Picture | None:
     marks = tuple(
         Mark(
             label=_short(layer["layer"]),
-            verdict="accepted" if layer["bits"] > 8 else "pass",
+            verdict=_COLOURS[layer["bits"]],
             y=TOP + _ROW * (index + 0.5),
-            x=place(layer["sensitivity"]),
+            x=place(_noise(layer)),
             low=None,
             high=None,
             limit=None,
@@ -82,10 +86,17 @@ def layer_picture(target: Json) -> Picture | None:
         for index, layer in enumerate(layers)
     )
     ticks = tuple((place(10.0**power), f"1e{power}") for power in range(top - _DECADES, top + 1, 2))
-    words = " ".join(f"{layer['layer']}: {_bits(layer)}, {layer['sensitivity']:.2g}." for layer in layers)
-    caption = "Noise over signal at the outputs with this layer alone in 8 bits. Left is quieter."
+    words = " ".join(f"{layer['layer']}: {_bits(layer)}, {_noise(layer):.2g}." for layer in layers)
+    narrow = any(layer["bits"] < 8 for layer in layers)
+    bits = "4 bits where it has 4, else in 8" if narrow else "8 bits"
+    caption = f"Noise over signal at the outputs with this layer alone in {bits}. Left is quieter."
     title = f"Precision of every layer, {target['name']}"
     return Picture(title, caption, True, marks, ticks, LEFT, None, "", TOP + _ROW * len(layers) + 26, f"{title}. {caption} {words}")
+
+
+def _noise(layer: Json) -> float:
+    """What the layer's integers cost: those that it has, or the 8 bits that it was spared."""
+    return float(layer["int4_sensitivity"] if layer["bits"] < 8 else layer["sensitivity"])
 
 
 def _bits(layer: Json) -> str:

@@ -14,19 +14,19 @@ def sensitivity(params: dict[str, Any], folder: Path) -> dict[str, Any]:
     """Measure every layer of a rendering alone in integers.
 
     Args:
-        params: `runtime`, `scheme`, `samples` (how many at most), `signature`, and the folders of the `model`, `data` and `calibration`
-            steps in `inputs`.
+        params: `runtime`, `scheme`, `samples` (how many at most), `int4` (measure weights of 4 bits and tables too), `signature`, and the
+            folders of the `model`, `data` and `calibration` steps in `inputs`.
         folder: receives nothing.
 
     Returns:
-        `layers`: one mapping per layer with the fields of `Sensitivity`, in the order of the graph; `order`: their nodes, those that float
-        serves best first; `samples` that were run.
+        `layers`: one mapping per layer with the fields of `Sensitivity`, in the order of the graph; `order`: the nodes that can stay
+        float, those that float serves best first; `samples` that were run.
     """
     import torch
 
     from edgepress.compress.quantize import Statistics
     from edgepress.compress.quantize.fallback import ranked
-    from edgepress.compress.quantize.sensitivity import sensitivities
+    from edgepress.compress.quantize.sensitivity import TABLE, sensitivities
     from edgepress.steps.arrays import batches, load_inputs
     from edgepress.targets.rules import rules_for
 
@@ -37,26 +37,27 @@ def sensitivity(params: dict[str, Any], folder: Path) -> dict[str, Any]:
     program = torch.export.load(inputs["model"] / "model.pt2")
     statistics = Statistics.load(inputs["calibration"] / "statistics")
     scheme = Scheme(**params["scheme"])
-    found = sensitivities(program, statistics, rules_for(params["runtime"]).of(scheme), scheme, tensors)
-    order = [layer.node for layer in ranked(found)]
+    found = sensitivities(program, statistics, rules_for(params["runtime"]).of(scheme), scheme, tensors, params["int4"])
+    order = [layer.node for layer in ranked([layer for layer in found if layer.kind != TABLE])]
     return {"layers": [layer.to_json() for layer in found], "order": order, "samples": len(next(iter(samples.values())))}
 
 
 def assign(params: dict[str, Any], folder: Path) -> dict[str, Any]:
-    """Divide layers between integers and float.
+    """Choose a precision for every layer.
 
     Args:
-        params: `layers` of the step above and `float_bytes` of one weight; `room`: bytes beyond the weights in integers, or None for
-            every set that is worth trying.
+        params: `layers` of the step above and `float_bytes` of one weight; `room`: bytes beyond the weights in 8 bits, or None for
+            every assignment that is worth trying.
         folder: receives nothing.
 
     Returns:
-        `sets`: lists of nodes that stay float, one where `room` is given.
+        `assignments`: mappings of `float_layers` and `int4_layers` to nodes; where `room` is given one, or none that takes as little.
     """
+    from dataclasses import asdict
+
     from edgepress.compress.quantize.mixed import front, within
     from edgepress.compress.quantize.sensitivity import Sensitivity
 
     layers, room = [Sensitivity(**layer) for layer in params["layers"]], params["room"]
-    if room is None:
-        return {"sets": front(layers, params["float_bytes"])}
-    return {"sets": [within(layers, params["float_bytes"], room) or []]}
+    found = front(layers, params["float_bytes"]) if room is None else [within(layers, params["float_bytes"], room)]
+    return {"assignments": [asdict(assignment) for assignment in found if assignment is not None]}

@@ -64,6 +64,7 @@ class QuantRules:
         multiple: channel counts that suit its kernels (pruning lands on multiples of it).
         int4: its kernel for 4-bit weights, None where it has none.
         float_bytes: bytes of one weight of a layer that a quantized artifact keeps in float.
+        int4_static: single layers of a static scheme can store their weights in 4 bits, which are unpacked to 8 when the file is loaded.
     """
 
     runtime: str
@@ -88,6 +89,7 @@ class QuantRules:
     multiple: int = 8
     int4: Int4Rules | None = None
     float_bytes: int = 4
+    int4_static: bool = False
 
     def of(self, scheme: Scheme) -> QuantRules:
         """These rules with the bounds of weights that a scheme has.

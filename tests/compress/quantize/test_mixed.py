@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from edgepress.compress.quantize.fallback import ranked
-from edgepress.compress.quantize.mixed import Option, front, least_cost, least_noise, options_of, within
+from edgepress.compress.quantize.mixed import Assignment, Option, front, least_cost, least_noise, options_of, within
 from edgepress.compress.quantize.sensitivity import Sensitivity
 
 COSTS = st.integers(0, 2000)
@@ -70,16 +70,39 @@ MODEL = [layer("stem", 3e-4, 0.02, 216), layer("spoilt", 3.7, 0.47, 5184), layer
 
 def test_room_for_bytes_goes_to_the_layers_that_spoil_most_and_one_layer_stays_in_integers() -> None:
     more = 3 * 5184 - 40
-    assert within(MODEL, 4, -1) is None and within(MODEL, 4, 0) == []
-    assert within(MODEL, 4, 700) == ["stem"] and within(MODEL, 4, more) == ["spoilt"] and within(MODEL, 4, more + 700) == ["stem", "spoilt"]
-    assert within(MODEL[:3], 4, 1e9) == ["stem", "spoilt"]
+    assert within(MODEL, 4, -1) is None and within(MODEL, 4, 0) == Assignment()
+    for room, kept in ((700, ("stem",)), (more, ("spoilt",)), (more + 700, ("stem", "spoilt"))):
+        assert within(MODEL, 4, room) == Assignment(kept)
+    assert within(MODEL[:3], 4, 1e9) == Assignment(("stem", "spoilt"))
 
 
 def test_a_product_without_a_weight_costs_no_bytes_and_stays_in_integers() -> None:
-    assert "product" not in (within(MODEL, 4, 1e9) or []) and not any("product" in nodes for nodes in front(MODEL, 4))
+    found = [within(MODEL, 4, 1e9), *front(MODEL, 4)]
+    assert all(assignment is not None and "product" not in assignment.float_layers for assignment in found)
 
 
 def test_sets_to_try_grow_from_the_cheapest_that_quietens_most_to_all_but_one_layer() -> None:
     sets = front(MODEL[:3], 4)
-    assert sets[0] == ["spoilt"] and sets[-1] == ["stem", "spoilt"] and len(sets) == len({tuple(nodes) for nodes in sets})
-    assert front([layer("only", 1.0, 1.0)], 4) == [] and front([layer("a", 0.0, 0.5), layer("b", 0.0, 0.5)], 4) == [["b"]]
+    assert sets[0] == Assignment(("spoilt",)) and sets[-1] == Assignment(("stem", "spoilt")) and len(sets) == len({*sets})
+    assert front([layer("only", 1.0, 1.0)], 4) == [] and front([layer("a", 0.0, 0.5), layer("b", 0.0, 0.5)], 4) == [Assignment(("b",))]
+
+
+def narrow(node: str, noise: float, int4_noise: float, weights: int, kind: str = "conv") -> Sensitivity:
+    return Sensitivity(node, node, kind, 0.1, weights, 10, noise, int4_noise)
+
+
+NARROW = [narrow("stem", 1e-4, 1e-1, 500), narrow("body", 1e-5, 1e-3, 5000), narrow("words", 1e-6, 1e-4, 9000, kind="embedding")]
+
+
+def test_room_below_8_bits_is_found_in_the_4_bits_that_add_the_least_noise() -> None:
+    assert within(NARROW, 4, -4500) == Assignment((), ("words",)), "the table saves 4,500 bytes and is the quietest"
+    assert within(NARROW, 4, -6000) == Assignment((), ("body", "words"))
+    assert within(NARROW, 4, -7250) == Assignment((), ("stem", "body", "words")) and within(NARROW, 4, -7251) is None
+    kept = within(NARROW, 4, -1000)
+    assert kept == Assignment(("stem",), ("words",)), "what the table saves buys float where 8 bits are loudest"
+
+
+def test_a_front_with_4_bits_begins_with_all_of_them_and_never_keeps_a_table_in_float() -> None:
+    sets = front(NARROW, 4)
+    assert sets[0] == Assignment((), ("stem", "body", "words")) and sets[-1] == Assignment(("stem",))
+    assert all("words" not in found.float_layers for found in sets) and within(NARROW, 4, 1e9) == Assignment(("stem",))

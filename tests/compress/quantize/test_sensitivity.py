@@ -72,6 +72,22 @@ def test_one_layer_alone_costs_what_a_rendering_of_that_layer_alone_does(name: s
         assert np.mean(ratios) == pytest.approx(layer.noise, rel=0.2, abs=1e-10)
 
 
+def test_a_4_bit_weight_alone_costs_what_a_rendering_of_it_alone_does() -> None:
+    rules, program, inputs = bare("tensorrt"), program_of("residual"), samples_of("residual", 32)
+    statistics = calibrate(program, [samples_of("residual", 64)])
+    layers = sensitivities(program, statistics, rules, STATIC, [inputs], int4=True)
+    (exact,) = outputs_of(program.module(), inputs)
+    for layer in layers[:2]:
+        others = tuple(other.node for other in layers if other is not layer)
+        module = render(program, statistics, rules, replace(STATIC, float_layers=others, int4_layers=(layer.node,))).module
+        (weight,) = (tensor for tensor in module.buffers() if tensor.dtype == torch.int8 and tensor.dim() == 4)
+        assert int(weight.min()) == -7 or int(weight.max()) == 7, "the grid ends elsewhere"
+        assert int(weight.abs().max()) == 7 and layer.int4_noise is not None
+        (found,) = outputs_of(module, inputs)
+        ratio = float((found - exact).square().sum() / exact.square().sum())
+        assert ratio == pytest.approx(layer.int4_noise, rel=0.2) and layer.int4_noise > 4 * layer.noise
+
+
 def bare(runtime: str) -> QuantRules:
     """Heavy layers alone, nothing rescaled, outputs in float: a layer in integers rounds nothing but what it reads."""
     heavy = frozenset({"conv", "conv_transpose", "linear", "matmul"})

@@ -1,0 +1,190 @@
+"""A precision for every layer of one target within a budget: float, 8 bits, or 4 where the target can store them.
+
+What is chosen is exported, run in its runtime and scored on the training samples that choose between schemes.
+"""
+
+from __future__ import annotations
+
+import math
+import sys
+from dataclasses import replace
+from typing import Any
+
+from edgepress.config_steps import MixedBudget
+from edgepress.float_layers import FloatLayers, best_of, kept_of, shortest, titles_of
+from edgepress.results import Candidate, loaded_bytes
+from edgepress.step import Result
+from edgepress.targets.errors import EdgepressError, QuantizationError
+from edgepress.targets.nouns import Scheme
+from edgepress.validators.runtimes import RUNTIMES
+
+#: How often a budget of bytes is tightened by what the exported file has too much.
+_CORRECTIONS = 4
+
+
+class MixedLayers(FloatLayers):
+    """The search for one target; see `FloatLayers`."""
+
+    def mixed(self, budget: MixedBudget, int4: bool = False) -> Candidate:
+        """Divide the layers of the best scheme tried between integers and float.
+
+        Args:
+            budget: what they may spend.
+            int4: weights and tables may have 4 bits too. A budget of latency leaves them at 8: both take the same time.
+
+        Raises:
+            QuantizationError: no division reaches the budget; the nearest is named.
+        """
+        base = best_of(self._run.tried)
+        if base is None or base.export is None:
+            raise EdgepressError(f"target {self._run.plan.target.name!r} could not be exported in integers")
+        layers = self._steps.sensitivity(self._run.plan, self._prepared, base.scheme, int4 and budget.latency is None)
+        if layers.pending:
+            return base
+        if budget.size is not None:
+            best = self._within_size(base, layers, budget.size)
+        elif budget.latency is not None:
+            best = self._within_latency(base, layers, budget.latency)
+        else:
+            best = self._within_drop(base, layers, budget.accuracy_drop or 0.0)
+        self._run.mixed = {"budget": budget.model_dump(exclude_none=True), "drop": best.drop, "layers": _assignment(layers, best)}
+        return best
+
+    def _within_size(self, base: Candidate, layers: Result, ratio: float) -> Candidate:
+        """The least noise in a file of at most `ratio` of the float original's."""
+        plan = self._run.plan
+        original = self._steps.export(plan, self._prepared, Scheme("fp32", "float"), baseline=True)
+        if original.pending or base.export is None or base.export.pending:
+            return base
+        limit = ratio * _bytes(original)
+        room = limit - _bytes(base.export)
+        for _ in range(_CORRECTIONS):
+            found = self._assigned(base, layers, room)
+            if not found or not _named(found[0]):
+                break
+            over = self._weighed(base, layers, found[0]) - limit
+            if over <= 0:
+                candidate = self._tried(base, layers, found[0])
+                over = _bytes(candidate.export) - limit if candidate.export else limit
+                if over <= 0:
+                    return candidate
+            room -= over
+        return self._smallest(base, layers, ratio, _bytes(original))
+
+    def _smallest(self, base: Candidate, layers: Result, ratio: float, whole: int) -> Candidate:
+        """All layers in 8 bits where that is within `ratio` of the original's bytes, else in 4.
+
+        Raises:
+            QuantizationError: neither is.
+        """
+        name, size, what = self._run.plan.target.name, _bytes(base.export), "in integers"
+        if size <= ratio * whole:
+            return base
+        narrow = tuple(layer["node"] for layer in layers.value["layers"] if layer["int4_noise"] is not None)
+        if narrow:
+            scheme = replace(base.scheme, int4_layers=narrow)
+            size, what = min((size, what), (self._weighed(base, layers, scheme), "in 4 bits that can have them"))
+            if size <= ratio * whole:
+                return self._tried(base, layers, scheme)
+        raise QuantizationError(
+            f"target {name!r} cannot be as small as {ratio:.3g}x",
+            f"with every layer {what} its file has {size:,} bytes, {size / whole:.3g}x of the float original's {whole:,}",
+            f"The nearest budget is {{size: {math.ceil(size / whole * 1000) / 1000:.3f}x}}; pruning makes it smaller.",
+        )
+
+    def _weighed(self, base: Candidate, layers: Result, scheme: Scheme) -> int:
+        """Bytes of a scheme's file, which no refinement changes; more than any budget where it cannot be exported, which is noted."""
+        try:
+            return _bytes(self._steps.export(self._run.plan, self._prepared, scheme))
+        except EdgepressError:
+            self._tried(base, layers, scheme)
+            return sys.maxsize
+
+    def _within_latency(self, base: Candidate, layers: Result, ratio: float) -> Candidate:
+        """The least noise in at most `ratio` of the float original's time, measured in the target's runtime."""
+        name = self._run.plan.target.name
+        why = RUNTIMES.get(self._run.plan.target.runtime)().timing_unavailable()
+        if why is not None:
+            raise QuantizationError(f"target {name!r} cannot follow a budget of latency", why, "Give it e.g. {size: 0.5x}.")
+        fastest = self._time(base)
+        if fastest > ratio:
+            raise QuantizationError(
+                f"target {name!r} cannot take as little as {ratio:.3g}x of the float original's time",
+                f"with every layer in integers it takes {fastest:.3g}x",
+                f"The nearest budget is {{latency: {fastest + 0.005:.2f}x}}; pruning makes it faster.",
+            )
+        order, within = list(layers.value["order"]), {0: base}
+
+        def over(count: int) -> bool:
+            candidate = self._tried(base, layers, replace(base.scheme, float_layers=tuple(order[:count])))
+            if candidate.export is None or self._time(candidate) > ratio:
+                return True
+            within[count] = candidate
+            return False
+
+        shortest(len(order) - 1, over)
+        return within[max(within)]
+
+    def _time(self, candidate: Candidate) -> float:
+        """Over the float original's in the same runtime, in interleaved pairs."""
+        assert candidate.export is not None, "only files that were made are timed"
+        plan, scheme = self._run.plan, candidate.scheme
+        original = self._steps.export(plan, self._prepared, Scheme("fp32", "float"), baseline=True)
+        window = self._steps.paired(f"latency {plan.target.name} {scheme.label}", plan, self._prepared, (candidate.export, original))
+        return 0.0 if window.pending else float(window.value["latency_ratio"]["value"])
+
+    def _within_drop(self, base: Candidate, layers: Result, limit: float) -> Candidate:
+        """The smallest file that loses at most `limit` on the selection samples."""
+
+        def holds(candidate: Candidate) -> bool:
+            return candidate.export is not None and candidate.drop <= limit
+
+        narrow = any(layer["int4_noise"] is not None for layer in layers.value["layers"])
+        if holds(base) and not narrow:
+            return base
+        tried = [base, *self._search(base, layers, self._assigned(base, layers, None), holds)]
+        holding = [candidate for candidate in tried if holds(candidate)]
+        if holding:
+            return min(holding, key=lambda candidate: _bytes(candidate.export))
+        best = best_of(tried) or base
+        raise QuantizationError(
+            f"target {self._run.plan.target.name!r} cannot hold a drop of {limit:g} with any layer in integers",
+            f"the nearest is {best.drop:.2f}, with {kept_of(best)} of {len(layers.value['order'])} layers in float",
+            f"Give it e.g. {{accuracy_drop: {best.drop + 0.005:.2f}pp}}, or precision fp16.",
+        )
+
+    def _assigned(self, base: Candidate, layers: Result, room: float | None) -> list[Scheme]:
+        """Schemes with a precision for every layer; none while it is only planned."""
+        made = self._steps.assigned(self._run.plan, layers, room)
+        return [] if made.pending else [replace(base.scheme, **_tuples(found)) for found in made.value["assignments"]]
+
+
+def _named(scheme: Scheme) -> bool:
+    """Has some layer another precision than 8 bits?"""
+    return bool(scheme.float_layers or scheme.int4_layers)
+
+
+def _tuples(fields: dict[str, Any]) -> dict[str, tuple[str, ...]]:
+    return {name: tuple(nodes) for name, nodes in fields.items()}
+
+
+def _bytes(export: Result | None) -> int:
+    assert export is not None, "only files that were made are weighed"
+    return 0 if export.pending else loaded_bytes(export)
+
+
+def _assignment(layers: Result, chosen: Candidate) -> list[dict[str, Any]]:
+    """For every layer its bits and what its integers cost."""
+    bits = dict.fromkeys(chosen.scheme.float_layers, 32) | dict.fromkeys(chosen.scheme.int4_layers, 4)
+    titles = titles_of(layers)
+    return [
+        {
+            "layer": titles[layer["node"]],
+            "bits": bits.get(layer["node"], 8),
+            "sensitivity": layer["noise"],
+            "int4_sensitivity": layer["int4_noise"],
+            "macs_share": layer["macs_share"],
+            "weights": layer["weights"],
+        }
+        for layer in layers.value["layers"]
+    ]
