@@ -156,16 +156,12 @@ class MixedLayers(FloatLayers):
     def _assigned(self, base: Candidate, layers: Result, room: float | None) -> list[Scheme]:
         """Schemes with a precision for every layer; none while it is only planned."""
         made = self._steps.assigned(self._run.plan, layers, room)
-        return [] if made.pending else [replace(base.scheme, **_tuples(found)) for found in made.value["assignments"]]
+        return [] if made.pending else [replace(base.scheme, **found) for found in made.value["assignments"]]
 
 
 def _named(scheme: Scheme) -> bool:
     """Has some layer another precision than 8 bits?"""
     return bool(scheme.float_layers or scheme.int4_layers)
-
-
-def _tuples(fields: dict[str, Any]) -> dict[str, tuple[str, ...]]:
-    return {name: tuple(nodes) for name, nodes in fields.items()}
 
 
 def _bytes(export: Result | None) -> int:

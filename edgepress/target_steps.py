@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any, Final
 
 from edgepress.baseline.artifacts import AtHand
@@ -52,7 +53,7 @@ class TargetSteps(StepKinds):
         assert prepared.calibration is not None, "static schemes are calibrated"
         params = {
             "runtime": plan.target.runtime,
-            "scheme": vars(scheme),
+            "scheme": _placed(scheme),
             "algorithms": algorithms,
             "seed": self.config.seed,
             "signature": prepared.model.value.get("signature"),
@@ -69,7 +70,7 @@ class TargetSteps(StepKinds):
         assert prepared.calibration is not None, "static schemes are calibrated"
         params = {
             "runtime": plan.target.runtime,
-            "scheme": vars(scheme),
+            "scheme": _placed(scheme),
             "samples": _SENSITIVITY_SAMPLES,
             "int4": int4,
             "signature": prepared.model.value.get("signature"),
@@ -233,3 +234,8 @@ class TargetSteps(StepKinds):
             "threads": plan.target.threads,
             "batch": plan.target.batch,
         }
+
+
+def _placed(scheme: Scheme) -> dict[str, Any]:
+    """What places integers: int8 and mixed share the steps that only depend on that."""
+    return vars(replace(scheme, precision="int8"))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -61,10 +62,10 @@ def test_integers_are_refined_before_all_arithmetic_goes_back_to_float(recipe: P
 
 
 def test_a_budget_of_drop_and_one_of_bytes_choose_a_precision_for_every_layer(recipe: Path, tmp_path: Path) -> None:
-    code, printed, target = run(recipe, tmp_path / "drop", precision="mixed", budget={"accuracy_drop": "1pp"})
+    code, printed, target = run(recipe, tmp_path / "drop", precision="mixed", budget={"accuracy_drop": "1pp"}, int4=False)
     assert code == 0, printed
     assert {layer["layer"] for layer in target["mixed"]["layers"] if layer["bits"] == 32} == {SPOILT}
-    code, printed, larger = run(recipe, tmp_path / "size", precision="mixed", budget={"size": "0.8x"})
+    code, printed, larger = run(recipe, tmp_path / "size", precision="mixed", budget={"size": "0.8x"}, int4=False)
     assert code == 0, printed
     kept = [layer["layer"] for layer in larger["mixed"]["layers"] if layer["bits"] == 32]
     assert SPOILT in kept and len(kept) > 1 and larger["artifact"]["size_bytes"] > target["artifact"]["size_bytes"]
@@ -74,9 +75,14 @@ def test_a_budget_of_drop_and_one_of_bytes_choose_a_precision_for_every_layer(re
 
 
 def test_a_budget_of_bytes_that_no_assignment_reaches_ends_with_2_and_names_the_nearest(recipe: Path, tmp_path: Path) -> None:
-    code, printed, target = run(recipe, tmp_path / "run", precision="mixed", budget={"size": "0.1x"})
+    code, printed, target = run(recipe, tmp_path / "run", precision="mixed", scheme="static", budget={"size": "0.1x"})
     assert code == 2 and target["status"] == "failed"
-    assert "cannot be as small as 0.1x" in printed and "The nearest budget is {size: 0.3" in printed
+    assert "cannot be as small as 0.1x" in printed and "The nearest budget is {size: 0.2" in printed
+    assert "with every layer in 4 bits that can have them" in printed
+    nearest = re.findall(r"\{size: (0\.\d+x)\}", printed)[-1]
+    _, printed, target = run(recipe, tmp_path / "nearest", precision="mixed", scheme="static", budget={"size": nearest})
+    assert {layer["bits"] for layer in target["mixed"]["layers"]} == {4} and ", 6 with 4-bit weights, within size" in printed
+    assert f"{SPOILT}: 4 bits" in (tmp_path / "nearest" / "report.html").read_text()
 
 
 def test_a_budget_of_latency_is_measured_in_the_runtime_and_refused_with_the_nearest(recipe: Path, tmp_path: Path) -> None:

@@ -100,7 +100,8 @@ def front(layers: Sequence[Sensitivity], float_bytes: int) -> list[Assignment]:
         if made != Assignment() and made not in found:
             found.append(made)
         limit /= 2
-    last = _assignment(layers, own, options, [max(range(len(each)), key=lambda index, each=each: each[index].bits) for each in options])
+    most = [[option.bits for option in each] for each in options]
+    last = _assignment(layers, own, options, [bits.index(max(bits)) for bits in most])
     return found if last in found or last == Assignment() else [*found, last]
 
 
