@@ -72,7 +72,7 @@ class MixedLayers(FloatLayers):
         return self._smallest(base, layers, ratio, _bytes(original))
 
     def _smallest(self, base: Candidate, layers: Result, ratio: float, whole: int) -> Candidate:
-        """All layers in 8 bits where that is within `ratio` of the original's bytes, else in 4.
+        """All layers in 8 bits where that is within `ratio` of the original's bytes, else in 4 where those are fewer bytes.
 
         Raises:
             QuantizationError: neither is.
@@ -80,9 +80,8 @@ class MixedLayers(FloatLayers):
         name, size, what = self._run.plan.target.name, _bytes(base.export), "in integers"
         if size <= ratio * whole:
             return base
-        narrow = tuple(layer["node"] for layer in layers.value["layers"] if layer["int4_noise"] is not None)
-        if narrow:
-            scheme = replace(base.scheme, int4_layers=narrow)
+        if _narrows(layers):
+            scheme = self._assigned(base, layers, None)[0]  # the cheapest
             size, what = min((size, what), (self._weighed(base, layers, scheme), "in 4 bits that can have them"))
             if size <= ratio * whole:
                 return self._tried(base, layers, scheme)
@@ -139,8 +138,7 @@ class MixedLayers(FloatLayers):
         def holds(candidate: Candidate) -> bool:
             return candidate.export is not None and candidate.drop <= limit
 
-        narrow = any(layer["int4_noise"] is not None for layer in layers.value["layers"])
-        if holds(base) and not narrow:
+        if holds(base) and not _narrows(layers):
             return base
         tried = [base, *self._search(base, layers, self._assigned(base, layers, None), holds)]
         holding = [candidate for candidate in tried if holds(candidate)]
@@ -157,6 +155,11 @@ class MixedLayers(FloatLayers):
         """Schemes with a precision for every layer; none while it is only planned."""
         made = self._steps.assigned(self._run.plan, layers, room)
         return [] if made.pending else [replace(base.scheme, **found) for found in made.value["assignments"]]
+
+
+def _narrows(layers: Result) -> bool:
+    """Was any layer measured with 4 bits?"""
+    return any(layer["int4_noise"] is not None for layer in layers.value["layers"])
 
 
 def _named(scheme: Scheme) -> bool:

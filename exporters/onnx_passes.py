@@ -12,6 +12,7 @@ import numpy as np
 
 from edgepress.exporters.nibbles import pack
 from edgepress.targets.errors import ExportError
+from edgepress.targets.rules import SMALLEST_INT4
 
 #: Ops whose weights onnxruntime multiplies in integers when activation ranges are taken at run time, and the lookup
 #: tables it keeps in 8 bits. Convolutions are left out: ConvInteger runs slower than the float kernel.
@@ -98,10 +99,6 @@ def fold_at_load(path: Path) -> None:
     write(model, path)
 
 
-#: A weight with fewer elements stays in 8 bits: half of its bytes would buy the node that unpacks it and little more.
-_SMALLEST_PACKED = 256
-
-
 def pack_int4_weights(path: Path) -> None:
     """Store int8 weights whose integers fit 4 bits in 4 bits, in place; the values are the same.
 
@@ -117,7 +114,7 @@ def pack_int4_weights(path: Path) -> None:
         if node.op_type == "DequantizeLinear" and node.input[0] in tensors:
             weight = tensors[node.input[0]]
             integers = onnx.numpy_helper.to_array(weight)
-            if integers.size >= _SMALLEST_PACKED and integers.min() >= -8 and integers.max() <= 7:
+            if integers.size >= SMALLEST_INT4 and integers.min() >= -8 and integers.max() <= 7:
                 name = f"{weight.name}_int4"
                 packed = pack((integers.reshape(-1) & 15).astype(np.uint8)).tobytes()
                 model.graph.initializer.append(onnx.helper.make_tensor(name, onnx.TensorProto.INT4, integers.shape, packed, raw=True))

@@ -81,7 +81,8 @@ def test_a_budget_of_bytes_that_no_assignment_reaches_ends_with_2_and_names_the_
     assert "with every layer in 4 bits that can have them" in printed
     nearest = re.findall(r"\{size: (0\.\d+x)\}", printed)[-1]
     _, printed, target = run(recipe, tmp_path / "nearest", precision="mixed", scheme="static", budget={"size": nearest})
-    assert {layer["bits"] for layer in target["mixed"]["layers"]} == {4} and ", 6 with 4-bit weights, within size" in printed
+    narrow = sum(layer["bits"] == 4 for layer in target["mixed"]["layers"])
+    assert narrow > 2 and f", {narrow} with 4-bit weights, within size" in printed
     assert f"{SPOILT}: 4 bits" in (tmp_path / "nearest" / "report.html").read_text()
 
 

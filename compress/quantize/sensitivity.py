@@ -30,7 +30,7 @@ from edgepress.compress.quantize.weight_grid import weight_grid
 from edgepress.targets.errors import QuantizationError
 from edgepress.targets.nouns import Scheme
 from edgepress.targets.progress import progress
-from edgepress.targets.rules import QuantRules
+from edgepress.targets.rules import SMALLEST_INT4, QuantRules
 
 #: Noise to signal where the outputs are NaN or infinite: worse than anything finite that is worth telling apart.
 WORST = 1e6
@@ -178,7 +178,10 @@ class _Alone:
 
     def narrows(self, layer: Node) -> bool:
         """Can it have a weight, or a table, of 4 bits?"""
-        return halves(layer) if layer in self._tables else self._arithmetic.is_layer(layer)
+        if layer in self._tables:
+            return halves(layer)
+        weight = constant(self._module, layer.args[1]) if self._arithmetic.is_layer(layer) else None
+        return weight is not None and weight.numel() >= SMALLEST_INT4
 
     def errors(self, layer: Node, int4: bool, exact: dict[Node, Any]) -> list[Tensor]:
         """What `layer` in integers changes at the outputs; its weight has 4 bits with `int4`, else 8."""

@@ -14,6 +14,8 @@ OP_KINDS = frozenset(
     | {"hard_swish", "silu"}
 )
 
+#: A weight with fewer elements stays in 8 bits: the node that unpacks it would take what 4 bits save.
+SMALLEST_INT4 = 256
 #: Numbers of consecutive inputs that may share a scale of 4-bit weights.
 INT4_GROUPS = (16, 32, 64, 128, 256)
 #: How 4-bit weights are rounded: to nearest, with errors made good by later columns, or with inputs scaled by how much they matter.
