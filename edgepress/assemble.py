@@ -19,6 +19,7 @@ from edgepress.config import Config
 from edgepress.evidence import gather
 from edgepress.judgement import against_baseline, conclude
 from edgepress.machine import cores, cpu_name, fingerprint
+from edgepress.peak_distance import peak_distance
 from edgepress.results import Candidate, Prepared, TargetRun
 from edgepress.step import Result
 from edgepress.targets.errors import RuntimeUnavailable
@@ -63,7 +64,7 @@ def assemble(
     original = prepared.original.value
     shipments = [_shipment(config, prepared, run) for run in runs if run.error is None]
     artifacts = shipped_artifacts(shipments)
-    targets = [_target(run, artifacts.get(run.plan.target.name)) for run in runs]
+    targets = [_target(run, artifacts.get(run.plan.target.name), prepared.model.value["macs"]) for run in runs]
     _judge(config, runs, targets)
     report = {
         "schema": "edgepress/report/v1",
@@ -167,7 +168,7 @@ def _shipment(config: Config, prepared: Prepared, run: TargetRun) -> Shipment:
     return Shipment(target.name, target.runtime, artifact, export.folder / "artifact", run.execution.folder, parents)
 
 
-def _target(run: TargetRun, artifact: Mapping[str, Any] | None) -> dict[str, Any]:
+def _target(run: TargetRun, artifact: Mapping[str, Any] | None, macs: int) -> dict[str, Any]:
     target, plan = run.plan.target, run.plan
     base: dict[str, Any] = {
         "name": target.name,
@@ -185,6 +186,7 @@ def _target(run: TargetRun, artifact: Mapping[str, Any] | None) -> dict[str, Any
         "latency_ms": None,
         "latency_ratio": None,
         "pruned_latency_ratio": None,
+        "peak_distance": None,
         "peak_memory_bytes": None,
         "kernels": None,
         "gates": [],
@@ -199,6 +201,7 @@ def _target(run: TargetRun, artifact: Mapping[str, Any] | None) -> dict[str, Any
     if run.error is None:
         base |= _measured(run)
         base["against_baseline"] = _against_baseline(run)
+        base["peak_distance"] = peak_distance(run, base, macs)
     return base
 
 

@@ -157,6 +157,12 @@ class Pipeline:
             run.against_baseline = self._steps.against_baseline(plan, prepared, export, run.accepted) if run.accepted else None
         except EdgepressError as error:
             run.against_baseline_error = str(error)
+        run.peak_error = RUNTIMES.get(plan.target.runtime)().peak_unavailable()
+        try:
+            if run.latency is not None and run.peak_error is None:
+                run.peak = self._steps.peak(plan.target.threads)
+        except EdgepressError as error:
+            run.peak_error = str(error)
         try:
             run.memory = self._steps.memory(plan, prepared, export)
         except EdgepressError as error:

@@ -79,6 +79,8 @@ class TargetRun:
     accepted: AtHand | None = None
     against_baseline: Result | None = None
     against_baseline_error: str | None = None
+    peak: Result | None = None
+    peak_error: str | None = None
     memory: Result | None = None
     memory_error: str | None = None
     unmeasurable: str | None = None

@@ -220,6 +220,11 @@ class TargetSteps(StepKinds):
         }
         return self.machine(name, "edgepress.steps.measure:latency", params, inputs, plan.target.threads)
 
+    def peak(self, threads: int) -> Result:
+        """What this machine reaches on some threads; one step for all targets and all recipes."""
+        name = f"peak of this machine ({threads} thread{'' if threads == 1 else 's'})"
+        return self.machine(name, "edgepress.steps.measure:peak", {"threads": threads}, {}, threads)
+
     def memory(self, plan: TargetPlan, prepared: Prepared, export: Result) -> Result:
         """Peak memory of a process that loads and runs this artifact alone."""
         inputs = {"export": export, "data": prepared.data}

@@ -67,6 +67,20 @@ def test_an_unchanged_run_executes_nothing_and_repeats_the_bundle_to_the_byte(fi
     assert all(stage["cached"] for stage in report_of(finished / "again")["stages"])
 
 
+def test_the_peak_of_the_machine_is_measured_once_and_the_latency_held_against_it(finished: Path, store: dict[str, str]) -> None:
+    target = report_of(finished / "run")["targets"][0]
+    distance = target["peak_distance"]
+    assert distance["macs"] == report_of(finished / "run")["stages"][-1]["macs"]
+    assert distance["value"] == pytest.approx(target["latency_ms"]["p50"] / distance["shortest_ms"])
+    assert distance["int8_macs_per_s"] > 0 and distance["fp32_macs_per_s"] > 0
+    assert "off this machine's" in (finished / "run" / "report.html").read_text().replace("&#39;", "'")
+    other = finished / "other.yaml"
+    content = yaml.safe_load((finished / "edgepress.yaml").read_text())
+    content["compress"] = [{"quantize": {"precision": "int8", "observer": "minmax"}}]
+    other.write_text(yaml.safe_dump(content))
+    assert planned(other, store)["peak of this machine (1 thread)"]["cached"]
+
+
 def test_other_gate_limits_judge_again_without_measuring_again(finished: Path) -> None:
     recipe = finished / "edgepress.yaml"
     changed = recipe.with_name("strict.yaml")

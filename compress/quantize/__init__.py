@@ -3,7 +3,7 @@
 from edgepress.compress.quantize.int4 import Int4Options, Int4Result, quantize_int4, render_int4
 from edgepress.compress.quantize.macs import count_macs, share_of_macs
 from edgepress.compress.quantize.observers import OBSERVERS
-from edgepress.compress.quantize.prepare import canonical_module, float_module
+from edgepress.compress.quantize.prepare import canonical_module, float_module, plain_attention
 from edgepress.compress.quantize.render import Rendered, render
 from edgepress.compress.quantize.statistics import Statistics, calibrate
 
@@ -17,6 +17,7 @@ __all__ = [
     "canonical_module",
     "count_macs",
     "float_module",
+    "plain_attention",
     "quantize_int4",
     "render",
     "render_int4",

@@ -55,9 +55,13 @@ def decompose_attention(module: GraphModule) -> None:
     Left fused: grouped queries, and causal masks over a dynamic length.
     """
     masks: dict[Node, Node] = {}
-    for node in list(module.graph.nodes):
-        if op_name(node) == SDPA and _writable(node):
-            _write_out(module, node, masks)
+    for node in decomposable(module):
+        _write_out(module, node, masks)
+
+
+def decomposable(module: GraphModule) -> list[Node]:
+    """What `decompose_attention` would write out."""
+    return [node for node in module.graph.nodes if op_name(node) == SDPA and _writable(node)]
 
 
 def _writable(node: Node) -> bool:

@@ -11,8 +11,8 @@ from typing import Any
 import torch
 from torch.fx import GraphModule, Node
 
+from edgepress.compress.quantize.attention import decomposable, fold_attention_scales
 from edgepress.compress.quantize.attention import decompose_attention as _decompose_attention
-from edgepress.compress.quantize.attention import fold_attention_scales
 from edgepress.compress.quantize.graph import attribute, constant, is_float, op_name, set_attribute, value_of
 
 aten = torch.ops.aten
@@ -34,6 +34,22 @@ def float_module(program: torch.export.ExportedProgram) -> GraphModule:
     module: GraphModule = _functional(program).module(check_guards=False)
     _drop_inference_noise(module)
     _fold_batch_norms(module)
+    return finish(module)
+
+
+def plain_attention(program: torch.export.ExportedProgram) -> torch.export.ExportedProgram | GraphModule:
+    """The float model with its attention written as matmul, (mask), softmax, matmul.
+
+    torch's lowering of the fused op to ONNX turns the keys round by way of their shape, and looks for NaN after softmax, which its own
+    finite mask never gives: ops that every inference pays for. A row of masked keys alone is 0 in PyTorch; neither lowering keeps that.
+
+    Returns:
+        `program` itself where there is nothing to write out.
+    """
+    if not decomposable(program.graph_module):
+        return program
+    module = float_module(program)
+    _decompose_attention(module)
     return finish(module)
 
 

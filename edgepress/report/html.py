@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from edgepress.report import numbers, pareto, pictures, trend
 from edgepress.report.compare import COLUMNS, compare_runs
 from edgepress.report.layers import layer_picture, layer_sentences
+from edgepress.report.peak import distance_text
 from edgepress.report.present import (
     WORDS,
     attribution,
@@ -92,6 +93,7 @@ def _environment() -> Environment:
         unmeasured=unmeasured,
         waiver=waiver_sentence,
         baseline=baseline_sentence,
+        distance_text=distance_text,
     )
     environment.filters["minus"] = _minus
     return environment

@@ -71,6 +71,12 @@ def count(value: float | None) -> str:
     return f"{value:g}"
 
 
+def rate(macs_per_s: float) -> str:
+    """Multiply-accumulates per second as GMAC/s, the unit left out: `80`, `4.3`."""
+    value = macs_per_s / 1e9
+    return f"{value:.0f}" if value >= 9.95 else f"{value:.1f}"
+
+
 def interval(bounds: Sequence[float] | None, places: int = 2) -> str:
     """`-0.05 to 0.30`."""
     if bounds is None:

@@ -13,6 +13,7 @@ from rich.text import Text
 from edgepress.report import numbers
 from edgepress.report.candidates import candidate_tables
 from edgepress.report.layers import layer_sentences
+from edgepress.report.peak import peak_sentence
 from edgepress.report.present import (
     TargetView,
     compressed_sentence,
@@ -45,6 +46,8 @@ def print_run(report: Json, run_dir: Path, console: Console | None = None) -> No
         _executors(out, views(report))
     for sentence in (*slice_sentences(report), *layer_sentences(report)):
         out.print(plain(sentence, "dim"))
+    if distances := peak_sentence(report):
+        out.print(plain(distances, "dim"))
     for candidates in candidate_tables(report):
         out.print(candidates)
     for row, verdict, what, step in problems(report):

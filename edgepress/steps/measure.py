@@ -79,6 +79,14 @@ def memory(params: dict[str, Any], folder: Path) -> dict[str, Any]:
     return peak.to_json()
 
 
+def peak(params: dict[str, Any], folder: Path) -> dict[str, Any]:
+    """What this machine's processor reaches in int8 and in float32 on `threads`, in multiply-accumulates per second."""
+    from edgepress.validators.peak import measure_peak
+
+    progress("timing matrix products")
+    return measure_peak(params["threads"]).to_json()
+
+
 def pair(params: dict[str, Any], folder: Path) -> dict[str, Any]:
     """Time two shipped artifacts of one runtime against each other on golden samples.
 

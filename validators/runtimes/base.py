@@ -99,6 +99,10 @@ class Runtime(ABC):
         """Why latency of this runtime cannot be measured on this machine (None when it can)."""
         return None
 
+    def peak_unavailable(self) -> str | None:
+        """Why the peak of this machine's processor says nothing about this runtime's latency (None where it runs on it)."""
+        return None
+
     def open(self, artifact: Artifact, folder: Path, threads: int = 1) -> Session:
         """Load an artifact.
 

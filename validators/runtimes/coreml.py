@@ -44,6 +44,10 @@ class CoreMl(Runtime):
         """Core ML runs on Apple systems alone; the time of the reference executor says nothing about it."""
         return None if on_mac() else "latency of an .mlpackage needs a Mac"
 
+    def peak_unavailable(self) -> str | None:
+        """The peak that is measured is the processor's."""
+        return "Core ML chooses between processor, GPU and Neural Engine"
+
     def _open_impl(self, artifact: Artifact, folder: Path, threads: int) -> Session:
         package = folder / artifact.path
         if on_mac():

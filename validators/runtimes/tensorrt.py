@@ -36,6 +36,10 @@ class TensorRt(Runtime):
             return "a TensorRT engine runs on an NVIDIA GPU, and this machine has none"
         return None if _gpu_library() else "neither tensorrt nor tensorrt-rtx is installed beside this machine's GPU"
 
+    def peak_unavailable(self) -> str | None:
+        """The peak that is measured is the processor's."""
+        return "the engine runs on a GPU, whose peak is not measured"
+
     def _open_impl(self, artifact: Artifact, folder: Path, threads: int) -> Session:
         root = folder / artifact.path
         here = gpu_capability()
