@@ -19,7 +19,8 @@ from edgepress.compress.quantize.placement import Placement, place, summary
 from edgepress.compress.quantize.prepare import canonical_module, float_module
 from edgepress.compress.quantize.quantizer import RulesQuantizer
 from edgepress.compress.quantize.sharing import TensorParameters
-from edgepress.compress.quantize.smooth import RANGE, smooth
+from edgepress.compress.quantize.smooth import RANGE
+from edgepress.compress.quantize.split_outliers import spread_outliers
 from edgepress.compress.quantize.statistics import Statistics, root_of
 from edgepress.compress.quantize.weight_grid import round_int4
 from edgepress.targets.errors import QuantizationError
@@ -78,7 +79,7 @@ def placed(
     _check_fit(module, statistics)
     _check_layers(module, scheme)
     if rules.smooth:
-        smooth(module, statistics, rules, scheme.float_layers)
+        spread_outliers(module, statistics, rules, scheme.float_layers)
 
     def largest(node: Node) -> float:
         tensor = constant(module, node)

@@ -6,7 +6,7 @@ others a handful of integers. Dividing channel c by s_c and multiplying column c
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -21,7 +21,7 @@ from edgepress.targets.rules import QuantRules
 #: Key in a node's meta: the range (low, high) of a tensor that smoothing made, which calibration never saw.
 RANGE = "edgepress.range"
 #: Exponents tried for s_c = max|x_c|**a / max|W_c|**(1 - a).
-EXPONENTS = (0.25, 0.5, 0.75)
+EXPONENTS = tuple(step / 20 for step in range(2, 19))
 #: A multiplication is added only where the predicted squared error falls below this share of what it was.
 WORTH = 0.9
 
@@ -38,17 +38,22 @@ def smooth(module: GraphModule, statistics: Statistics, rules: QuantRules, float
     A layer norm that nothing else reads takes the factors into its own weights; any other tensor gets one multiplication, which all
     the linear layers that read it share. What `float_layers` alone read is left as it is.
     """
-    readers: dict[Node, list[Node]] = {}
-    for node in module.graph.nodes:
-        if op_name(node) == "linear" and is_float(node.args[0]) and _free(module, node):
-            readers.setdefault(node.args[0], []).append(node)
-    for tensor, layers in readers.items():
+    for tensor, layers in readers(module).items():
         if all(layer.name in float_layers for layer in layers):
             continue
         if kind_of(root_of(tensor)) is None and tensor.op == "call_function" and tensor.name in statistics.channels:
             choice = _choose(module, layers, statistics.channels[tensor.name], rules)
             if choice is not None:
                 _apply(module, tensor, layers, choice)
+
+
+def readers(module: GraphModule) -> dict[Node, list[Node]]:
+    """Float tensors -> the linear layers that read them with a constant weight of their own."""
+    found: dict[Node, list[Node]] = {}
+    for node in module.graph.nodes:
+        if op_name(node) == "linear" and is_float(node.args[0]) and _free(module, node):
+            found.setdefault(node.args[0], []).append(node)
+    return found
 
 
 def _free(module: GraphModule, layer: Node) -> bool:
@@ -58,18 +63,35 @@ def _free(module: GraphModule, layer: Node) -> bool:
 
 def _choose(module: GraphModule, layers: list[Node], channels: np.ndarray, rules: QuantRules) -> _Choice | None:
     """The factors with the smallest predicted error, None where plain rounding is nearly as good."""
-    weights = np.concatenate([_weight(module, layer) for layer in layers])
-    plain = _error(weights, channels, np.ones(channels.shape[1]), rules)
+    weights = weights_of(module, layers)
+    scale, error = best_scale(weights, channels, rules)
+    if error >= _error(weights, channels, np.ones(channels.shape[1]), rules) * WORTH:
+        return None
+    low, high = float((channels[0] / scale).min()), float((channels[1] / scale).max())
+    return _Choice(scale, (min(low, 0.0), max(high, 0.0)))
+
+
+def best_scale(weights: np.ndarray, channels: np.ndarray, rules: QuantRules) -> tuple[np.ndarray, float]:
+    """The factors with the smallest predicted error of the outputs, and that error.
+
+    Args:
+        weights: float64 (outputs, channels).
+        channels: float64 (3, channels), see `Statistics.channels`.
+        rules: bounds of the integers.
+
+    Returns:
+        float64 (channels,), all ones where no factor helps; and the squared error of all outputs at one position.
+    """
     largest = np.maximum(np.abs(channels[:2]).max(axis=0), 1e-5)
     strongest = np.maximum(np.abs(weights).max(axis=0), 1e-5)
-    best, chosen = plain * WORTH, None
-    for exponent in EXPONENTS:
-        scale = (largest**exponent / strongest ** (1 - exponent)).astype(np.float32).astype(np.float64)
-        error = _error(weights, channels, scale, rules)
-        if error < best:
-            low, high = float((channels[0] / scale).min()), float((channels[1] / scale).max())
-            best, chosen = error, _Choice(scale, (min(low, 0.0), max(high, 0.0)))
-    return chosen
+    scales = [(largest**a / strongest ** (1 - a)).astype(np.float32).astype(np.float64) for a in EXPONENTS]
+    tried = [(scale, _error(weights, channels, scale, rules)) for scale in (np.ones(channels.shape[1]), *scales)]
+    return min(tried, key=lambda pair: pair[1])
+
+
+def weights_of(module: GraphModule, layers: Sequence[Node]) -> np.ndarray:
+    """The weights of linear layers one below the other: float64 (outputs of all, inputs)."""
+    return np.concatenate([_weight(module, layer) for layer in layers])
 
 
 def _weight(module: GraphModule, layer: Node) -> np.ndarray:
