@@ -32,7 +32,7 @@ _ELEMENTWISE = frozenset(
 
 
 def spread_outliers(module: GraphModule, statistics: Statistics, rules: QuantRules, float_layers: Collection[str] = ()) -> None:
-    """Split outlier channels of what linear layers read where that pays, and scale the others down (`smooth`), in place.
+    """Split outlier channels of what linear layers read where that pays, and scale what is left of them down (`smooth`), in place.
 
     Split are the neurons between two linear layers with nothing but elementwise ops between them; the first layer computes the copies, so
     that no op is added. A layer whose weights are mostly zeros keeps its pattern, and what one of `float_layers` reads stays as it is.
@@ -102,8 +102,8 @@ def _widen(module: GraphModule, path: list[Node], layers: list[Node], index: np.
 def _round_apart(weight: Tensor, index: np.ndarray, rules: QuantRules) -> Tensor:
     """Move the copies of a weight apart by fractions of a step that sum to zero, so that their integers sum to the rounded sum.
 
-    Equal copies would all err alike, n times as much. ((w + k / n for k in 0..n-1), rounded, sum to n w rounded: Hermite's identity; the
-    quantization-aware splitting of section 3.3 for n = 2.)
+    Equal copies would all err alike, n times as much. The numbers w + k / n, k = 0 to n - 1, rounded down sum to n w rounded down (Hermite's
+    identity); for n = 2 this is the quantization-aware splitting of section 3.3.
     """
     n = torch.from_numpy(np.bincount(index)[index])
     order = np.argsort(index, kind="stable")

@@ -59,7 +59,7 @@ class QuantRules:
         fused: op kinds that a kernel with weights computes before it rounds its output, besides clipping.
         shared: op kinds whose inputs and output have one scale and zero point.
         decompose_attention: write fused attention as matmul, softmax, matmul, so that its matmuls run in integers.
-        smooth: scale outlier channels of what linear layers read into their weights, where that lowers the error.
+        smooth: split outlier channels of what linear layers read, and scale them into the weights, where that lowers the error.
         fold_weights: store integer weights in the graph; False keeps float weights with a quantize node before use.
         ladder: kinds of scheme tried for `int8`, in this order; the first that holds is shipped.
         precisions: precisions the runtime has.
