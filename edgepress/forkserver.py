@@ -26,7 +26,15 @@ from typing import NoReturn
 from edgepress import tracking, worker
 
 #: What steps with a model need; nothing of edgepress, whose loaded sources are what the result of a step depends on.
-_PRELOADED = ("torch", "torch._dynamo", "torch.export")
+_PRELOADED = (
+    "torch",
+    "torch._dynamo",
+    "torch.export",
+    "torch.export.pt2_archive._package",  # these three are what reading and exporting a program imports late
+    "torch.export._trace",
+    "torch._functorch.aot_autograd",
+    "torchao.quantization.pt2e.quantize_pt2e",
+)
 _MESSAGE_BYTES = 4096
 #: Set before Python starts, or not at all.
 _FIXED = ("PYTHONPATH", "PYTHONHASHSEED", "PYTHONHOME", "LD_LIBRARY_PATH", "LD_PRELOAD")

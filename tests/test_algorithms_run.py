@@ -11,7 +11,7 @@ from tests.project import digits, edgepress, report_of
 pytest.importorskip("onnxruntime")
 
 
-@pytest.mark.parametrize("rounding", ["adaround", "gptq", "brecq"])
+@pytest.mark.parametrize("rounding", ["adaround", "gptq", "brecq", "lsq"])
 def test_a_recipe_line_equalizes_and_refines_what_is_shipped(tmp_path: Path, rounding: str) -> None:
     quantize = {"precision": "int8", "algorithms": ["equalize", rounding, "bias-correction"]}
     recipe = digits(tmp_path / "project", ["onnxruntime"], compress=[{"quantize": quantize}], gates={"accuracy_drop": {"max": "5pp"}})
@@ -28,7 +28,7 @@ def test_an_unknown_algorithm_is_refused_with_the_known_ones(tmp_path: Path) -> 
     recipe = digits(tmp_path, ["onnxruntime"], compress=[{"quantize": {"algorithms": ["equalise"]}}])
     done = edgepress("run", recipe)
     assert done.returncode == 2 and "'equalise' is not known" in done.stderr and "Did you mean 'equalize'?" in done.stderr
-    assert "equalize, adaround, gptq, brecq, bias-correction" in done.stderr
+    assert "equalize, adaround, gptq, brecq, lsq, bias-correction" in done.stderr
 
 
 @pytest.mark.parametrize("where", [{"precision": "int8-weights"}, {"scheme": "dynamic"}])

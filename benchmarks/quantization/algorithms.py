@@ -1,11 +1,12 @@
 """What the accuracy algorithms of post-training quantization buy back on CIFAR-10, at 4-bit and at 8-bit weights.
 
-    EDGEPRESS_CASES=… python benchmarks/quantization/algorithms.py [--model resnet56] [--weights 4 8] [--per-tensor]
+    EDGEPRESS_CASES=… python benchmarks/quantization/algorithms.py [--model resnet56] [--weights 4 8] [--activations 4] [--per-tensor]
     … --folder HARD/mobilenetv2 --model mobilenetv2     # a net of benchmarks/cases/hard/train.py
 
-Placement, scales and rounding are those of the ONNX Runtime rules; 4-bit weights differ in their bounds alone (-7 to 7),
-and activations have 8 bits everywhere. The rendered integer graph runs in PyTorch on the whole validation set; calibration and
-algorithms see 512 training images. Seconds are processor time of calibration and algorithms on one thread. Prints Markdown.
+Placement, scales and rounding are those of the ONNX Runtime rules; 4-bit weights differ in their bounds alone (-7 to 7), 4-bit
+activations too (0 to 15; observers search ranges for as many levels). The rendered integer graph runs in PyTorch on the whole
+validation set; calibration and algorithms see 512 training images. Seconds are processor time of calibration and algorithms on one
+thread. Prints Markdown.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ import torch
 from torch import Tensor, nn
 from torch.export import ExportedProgram
 
-from edgepress.compress.quantize import Statistics, calibrate, render
+from edgepress.compress.quantize import Statistics, calibrate, observers, render
 from edgepress.compress.quantize.equalize import equalize
 from edgepress.compress.quantize.layerwise import refine
 from edgepress.compress.quantize.refiners import refiners_of
@@ -31,7 +32,7 @@ from edgepress.targets.rules import REFINERS, QuantRules, rules_for
 from edgepress.validators.intervals import newcombe_paired
 
 STATIC, CALIBRATION, BATCH = Scheme("int8", "static"), 512, 32
-ROWS = ([], ["bias-correction"], ["gptq"], ["adaround"], ["brecq"], ["equalize", "bias-correction"])
+ROWS = ([], ["bias-correction"], ["gptq"], ["adaround"], ["brecq"], ["lsq"], ["equalize", "bias-correction"])
 
 
 def classes(module: nn.Module, images: Tensor) -> Tensor:
@@ -66,6 +67,7 @@ def main() -> int:
     parser.add_argument("--model", default="resnet20", help="factory in model.py, and name of its checkpoint")
     parser.add_argument("--per-tensor", action="store_true", help="one scale per weight tensor instead of one per channel")
     parser.add_argument("--rows", nargs="+", metavar="NAME[+NAME]", help="algorithms instead of the usual rows")
+    parser.add_argument("--activations", type=int, choices=(4, 8), default=8, help="bits of the activations; 8 as shipped")
     parser.add_argument("--weights", type=int, nargs="+", choices=(4, 8), default=[4, 8], help="bits of the weights; 8 as shipped")
     arguments = parser.parse_args()
     case = arguments.folder or Path(os.environ.get("EDGEPRESS_CASES", "../shared/cases")) / "cifar10"
@@ -80,6 +82,8 @@ def main() -> int:
     images, labels = data.validation().tensors
     trained_on = data.train().tensors[0]
     drawn = trained_on[torch.randperm(len(trained_on), generator=torch.Generator().manual_seed(0))[:CALIBRATION]]
+    levels = 2**arguments.activations
+    observers.STEPS, observers.HALF_STEPS = levels - 1, levels // 2 - 1
     batch = ({0: torch.export.Dim("batch", min=1)},)
     program = torch.export.export(model.eval(), (drawn[:2],), dynamic_shapes=batch)
     right = classes(program.module(), images) == labels
@@ -87,7 +91,7 @@ def main() -> int:
     print("| weights | algorithms | drop (95 %) | seconds |\n|---|---|---|---|")
     rows = [name.split("+") for name in arguments.rows] if arguments.rows else ROWS
     for bits in arguments.weights:
-        shipped = rules_for("onnxruntime")
+        shipped = replace(rules_for("onnxruntime"), activation_max=2**arguments.activations - 1)
         shipped = replace(shipped, per_channel=frozenset()) if arguments.per_tensor else shipped
         rules = shipped if bits == 8 else replace(shipped, weight_min=-7, weight_max=7)
         for names in rows:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
@@ -30,6 +30,13 @@ class Arithmetic:
 
     def __init__(self, placement: Placement, parameters: TensorParameters, rules: QuantRules) -> None:
         self._placement, self._parameters, self._rules = placement, parameters, rules
+        self._roundings: Mapping[Node, Callable[[Tensor], Tensor]] = {}
+
+    def rounding_by(self, roundings: Mapping[Node, Callable[[Tensor], Tensor]]) -> Arithmetic:
+        """The same with other functions that round the values of some nodes."""
+        other = Arithmetic(self._placement, self._parameters, self._rules)
+        other._roundings = roundings
+        return other
 
     def is_layer(self, node: Node) -> bool:
         """Has it integer weights?"""
@@ -70,6 +77,8 @@ class Arithmetic:
 
     def on_grid(self, node: Node, value: Tensor) -> Tensor:
         """A value of a node, clamped and rounded to the integers of that node."""
+        if node in self._roundings:
+            return self._roundings[node](value)
         pair, rules = self._parameters.of(node), self._rules
         return torch.fake_quantize_per_tensor_affine(value, pair.scale, pair.zero_point, rules.activation_min, rules.activation_max)
 

@@ -44,7 +44,5 @@ class BlockReconstruction(BlockRefiner):
 
     def block(self, block: Block) -> Mapping[Node, Tensor]:
         """Every layer of the block -> its weight on the grid."""
-        target = next(iter(block.targets.values()))
-        positions = target[0].numel() // target.shape[1] if target.dim() > 2 else 1
-        learnt = learn_rounding(Task(block.name, block.grids, block.samples, positions, block.error), self.seed, self.options)
+        learnt = learn_rounding(Task(block.name, block.grids, block.samples, block.positions, block.error), self.seed, self.options)
         return learnt if learnt is not None else {node: grid.nearest for node, grid in block.grids.items()}

@@ -54,9 +54,15 @@ class Block:
 
     @property
     def name(self) -> str:
-        """Its first and last layer with integer weights, by the modules of the user's model."""
-        names = list(dict.fromkeys(layer_of(node) for node in self.grids))
+        """Its first and last layer with integer weights, or op where it has none, by the modules of the user's model."""
+        names = list(dict.fromkeys(layer_of(node) for node in self.grids or self.nodes))
         return names[0] if len(names) == 1 else f"{names[0]} to {names[-1]}"
+
+    @property
+    def positions(self) -> int:
+        """How many output positions (pixels, tokens) a sample has."""
+        target = next(iter(self.targets.values()))
+        return target[0].numel() // target.shape[1] if target.dim() > 2 else 1
 
     def error(self, weights: Mapping[Node, Tensor], index: Tensor) -> Tensor:
         """Mean squared error of what others read, for some samples; differentiable by the weights."""

@@ -20,9 +20,11 @@ from edgepress.compress.quantize.arithmetic import Arithmetic, call
 from edgepress.compress.quantize.blocks import BlockRefiner, Values, block_of, split
 from edgepress.compress.quantize.graph import constant, kind_of, layer_of
 from edgepress.compress.quantize.layer import Layer, Refiner
+from edgepress.compress.quantize.learnt_ranges import RangeLearning
 from edgepress.compress.quantize.living import last_uses, samples_that_fit
 from edgepress.compress.quantize.placement import Placement
 from edgepress.compress.quantize.render import placed
+from edgepress.compress.quantize.sharing import RANGE_PART, TensorParameters
 from edgepress.compress.quantize.statistics import Statistics
 from edgepress.targets.nouns import Scheme
 from edgepress.targets.progress import progress
@@ -35,9 +37,9 @@ def refine(
     rules: QuantRules,
     scheme: Scheme,
     batches: Iterable[Sequence[Any]],
-    refiners: Sequence[Refiner],
+    refiners: Sequence[Refiner | RangeLearning],
 ) -> Statistics:
-    """Refine weights and biases of a rendering.
+    """Refine weights, biases and ranges of a rendering.
 
     A layer whose weight or bias other layers share is left as it is.
 
@@ -47,7 +49,8 @@ def refine(
         rules: of one runtime; 4-bit weights have bounds of -7 and 7.
         scheme: kind `static` or `static-matmul`.
         batches: calibration samples, tuples of positional inputs; no more are read than fit into memory.
-        refiners: applied to every layer one after the other; a `BlockRefiner` among them rounds the layers of each block beforehand.
+        refiners: applied to every layer one after the other. Beforehand, in each block, a `BlockRefiner` among them rounds the layers
+            together, and `RangeLearning` then learns the ranges that are met there first.
 
     Returns:
         The statistics with `corrections` for this runtime and scheme: `render` applies them.
@@ -56,25 +59,36 @@ def refine(
         QuantizationError: see `render`; no samples.
     """
     module, placement, parameters = placed(program, replace(statistics, corrections={}), rules, scheme)
-    walk = _Walk(module, placement, Arithmetic(placement, parameters, rules), refiners)
+    walk = _Walk(module, placement, parameters, rules, refiners)
     with torch.no_grad():
         walk.run(batches)
     return replace(statistics, corrections=walk.corrections)
 
 
 class _Walk:
-    def __init__(self, module: GraphModule, placement: Placement, arithmetic: Arithmetic, refiners: Sequence[Refiner]) -> None:
+    def __init__(
+        self,
+        module: GraphModule,
+        placement: Placement,
+        parameters: TensorParameters,
+        rules: QuantRules,
+        refiners: Sequence[Refiner | RangeLearning],
+    ) -> None:
         self.corrections: dict[str, np.ndarray] = {}
-        self._module, self._placement, self._arithmetic = module, placement, arithmetic
-        self._refiners, self._of_blocks = refiners, next((item for item in refiners if isinstance(item, BlockRefiner)), None)
-        self._layers = [node for node in placement.kinds if arithmetic.is_layer(node)]
+        self._module, self._placement, self._parameters, self._rules = module, placement, parameters, rules
+        self._arithmetic = Arithmetic(placement, parameters, rules)
+        self._of_ranges = next((item for item in refiners if isinstance(item, RangeLearning)), None)
+        self._refiners = [item for item in refiners if not isinstance(item, RangeLearning)]
+        self._of_blocks = next((item for item in self._refiners if isinstance(item, BlockRefiner)), None)
+        self._layers = [node for node in placement.kinds if self._arithmetic.is_layer(node)]
         self._exact: dict[Node, Any] = {}
         self._rounded: dict[Node, Any] = {}
 
     def run(self, batches: Iterable[Sequence[Any]]) -> None:
         """Run every node of both models, and refine blocks and layers on the way."""
         nodes = [node for node in self._module.graph.nodes if node.op != "output"]
-        pieces = split(self._module, self._layers, self._placement.tails) if self._of_blocks is not None else [[node] for node in nodes]
+        whole = self._of_blocks is not None or self._of_ranges is not None
+        pieces = split(self._module, self._layers, self._placement.tails) if whole else [[node] for node in nodes]
         inputs = samples_that_fit(self._module, pieces, batches)
         last, waiting = last_uses(self._module), iter(inputs)
         for piece in pieces:
@@ -95,12 +109,20 @@ class _Walk:
         return call(node, self._exact)
 
     def _block(self, piece: Sequence[Node], samples: int) -> Mapping[Node, Tensor]:
-        """The weights that are rounded together; none where the piece has no layers or cannot be taken as a whole."""
-        if self._of_blocks is None:
+        """The weights that are rounded together, after which ranges are learnt; none where the piece cannot be taken as a whole."""
+        if self._of_blocks is None and self._of_ranges is None:
             return {}
         grids = {node: self._arithmetic.grid(node, self._exact[node.args[1]]) for node in piece if node in self._layers and _free(node)}
-        block = block_of(piece, grids, self._arithmetic, Values(self._exact, self._rounded, samples)) if grids else None
-        return self._of_blocks.block(block) if block is not None else {}
+        block = block_of(piece, grids, self._arithmetic, Values(self._exact, self._rounded, samples))
+        if block is None:
+            return {}
+        chosen = self._of_blocks.block(block) if self._of_blocks is not None and grids else {}
+        if self._of_ranges is not None:
+            learnt = self._of_ranges.ranges(block, chosen, list(self._parameters.rounded_within(piece)), self._rules)
+            for group, interval in learnt.items():
+                self._parameters.set_range(group, interval)
+                self.corrections |= {f"{node.name}.{RANGE_PART}": np.array(interval) for node in group.nodes}
+        return chosen
 
     def _quantized(self, node: Node, chosen: Mapping[Node, Tensor]) -> Any:
         if node.op != "call_function":

@@ -14,6 +14,7 @@ from torch import Tensor
 from torch.fx import Node
 
 from edgepress.compress.quantize.layer import WeightGrid
+from edgepress.compress.quantize.learning import mean_error, samples_per_step
 from edgepress.targets.progress import progress
 
 #: Ends of the stretched sigmoid (equation 23): it reaches 0 and 1, where its gradient is not lost.
@@ -79,12 +80,13 @@ def learn_rounding(task: Task, seed: int, options: RoundingOptions) -> Mapping[N
         all samples.
     """
     nearest = {node: grid.nearest for node, grid in task.grids.items()}
-    before = _mean_error(task, nearest, options)
+    size = samples_per_step(task.positions, task.samples, options.batch, options.positions)
+    before = mean_error(lambda index: task.error(nearest, index), task.samples, size)
     if before == 0:
         return None
     with torch.enable_grad():
-        learnt = _learn(task, before, seed, options)
-    return learnt if _mean_error(task, learnt, options) < before else None
+        learnt = _learn(task, before, size, seed, options)
+    return learnt if mean_error(lambda index: task.error(learnt, index), task.samples, size) < before else None
 
 
 class _Rounding:
@@ -116,10 +118,10 @@ class _Rounding:
         return self.weight((self.share() >= 0.5).float()).detach()
 
 
-def _learn(task: Task, before: float, seed: int, options: RoundingOptions) -> Mapping[Node, Tensor]:
+def _learn(task: Task, before: float, size: int, seed: int, options: RoundingOptions) -> Mapping[Node, Tensor]:
     roundings = {node: _Rounding(grid) for node, grid in task.grids.items()}
     adam = torch.optim.Adam([rounding.variable for rounding in roundings.values()], lr=options.lr)
-    random, size = torch.Generator().manual_seed(seed), _batch(task, options)
+    random = torch.Generator().manual_seed(seed)
     for step in range(options.steps):
         if step % _REPORT == 0:
             progress(f"learning to round {task.name}", step, options.steps)
@@ -144,14 +146,3 @@ def _beta(step: int, options: RoundingOptions) -> float | None:
         return None
     through = (step - begin) / (options.steps - begin)
     return last + 0.5 * (first - last) * (1 + math.cos(through * math.pi))
-
-
-def _batch(task: Task, options: RoundingOptions) -> int:
-    return max(min(options.batch, options.positions // max(task.positions, 1), task.samples), 1)
-
-
-def _mean_error(task: Task, weights: Mapping[Node, Tensor], options: RoundingOptions) -> float:
-    """Mean squared error over all samples."""
-    with torch.no_grad():
-        indices = torch.arange(task.samples).split(_batch(task, options))
-        return float(sum(task.error(weights, index) * len(index) for index in indices)) / task.samples

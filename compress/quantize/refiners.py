@@ -9,11 +9,12 @@ from edgepress.compress.quantize.bias_correction import correct_bias
 from edgepress.compress.quantize.block_reconstruction import BlockReconstruction
 from edgepress.compress.quantize.integer_gptq import gptq
 from edgepress.compress.quantize.layer import Refiner
+from edgepress.compress.quantize.learnt_ranges import RangeLearning
 from edgepress.targets.errors import QuantizationError
 from edgepress.targets.rules import REFINERS
 
 
-def refiners_of(names: Sequence[str], seed: int) -> list[Refiner]:
+def refiners_of(names: Sequence[str], seed: int) -> list[Refiner | RangeLearning]:
     """The refiners with these names, in the order of `targets.rules.REFINERS`.
 
     Args:
@@ -23,10 +24,11 @@ def refiners_of(names: Sequence[str], seed: int) -> list[Refiner]:
     Raises:
         QuantizationError: an unknown name.
     """
-    known: dict[str, Refiner] = {
+    known: dict[str, Refiner | RangeLearning] = {
         "adaround": AdaRound(seed),
         "gptq": gptq,
         "brecq": BlockReconstruction(seed),
+        "lsq": RangeLearning(seed),
         "bias-correction": correct_bias,
     }
     for name in names:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 
 import numpy as np
 import torch
 from torch.fx import GraphModule, Node
 
-from edgepress.compress.quantize.graph import PIECES, constant, op_name
+from edgepress.compress.quantize.graph import PIECES, constant, is_float, op_name
 from edgepress.compress.quantize.observers import Range
 from edgepress.compress.quantize.placement import Placement, data_inputs
 from edgepress.compress.quantize.smooth import RANGE
@@ -17,6 +18,8 @@ from edgepress.targets.rules import QuantRules
 
 #: Smallest scale: still a number in float16, which some runtimes keep scales in.
 SMALLEST_SCALE = 2.0**-16
+#: `<node>.range` among the corrections is the learnt range (low, high) of a tensor, float64.
+RANGE_PART = "range"
 
 
 @dataclass(frozen=True)
@@ -46,11 +49,24 @@ def qparams(interval: Range, rules: QuantRules) -> QParams:
     return QParams(scale, zero)
 
 
+@dataclass(frozen=True)
+class Shared:
+    """Tensors that have one scale and zero point.
+
+    Attributes:
+        nodes: what makes them.
+        interval: the range their integers cover.
+    """
+
+    nodes: tuple[Node, ...]
+    interval: Range
+
+
 class TensorParameters:
     """The quantization parameters of every tensor that a quantized op reads or writes."""
 
     def __init__(self, module: GraphModule, placement: Placement, rules: QuantRules, statistics: Statistics) -> None:
-        self._module, self._rules, self._statistics = module, rules, statistics
+        self._module, self._placement, self._rules, self._statistics = module, placement, rules, statistics
         self._parent: dict[Node, Node] = {}
         self._fixed: set[Node] = set()
         for node, kind in placement.kinds.items():
@@ -63,11 +79,42 @@ class TensorParameters:
                     self._union(item, tail)
             if kind == "softmax" and rules.softmax_output is not None:
                 self._fixed.add(tail)
-        self._groups = self._resolve()
+        self._members = self._grouped()
+        self._groups = {root: self._group(nodes) for root, nodes in self._members.items()}
 
     def of(self, node: Node) -> QParams:
         """Scale and zero point of the tensor a node makes."""
         return self._groups[self._find(node)]
+
+    def rounded_within(self, nodes: Collection[Node]) -> Iterator[Shared]:
+        """The tensors, grouped by the scale they share, whose values become integers in some of the graph and nowhere else.
+
+        Ops that hand on the values of their inputs, at the same scale, may lie anywhere. A scale that the rules fix is left out.
+
+        Args:
+            nodes: a part of the graph.
+        """
+        for root, places in self._places().items():
+            group = self._members[root]
+            if places <= set(nodes) and not any(node in self._fixed for node in group):
+                yield Shared(tuple(group), self._interval(group))
+
+    def _places(self) -> dict[Node, set[Node]]:
+        """Group -> the ops at which values are rounded to its scale for the first time."""
+        found: dict[Node, set[Node]] = {root: set() for root in self._members}
+        kinds, outputs = self._placement.kinds, self._placement.outputs
+        for node, kind in kinds.items():
+            tail = self._placement.tails[node]
+            for item in data_inputs(node, kind):
+                if item not in outputs and is_float(item):
+                    found[self._find(item)].add(node)
+            if tail in outputs and kind not in self._rules.shared:
+                found[self._find(tail)].add(tail)
+        return {root: places for root, places in found.items() if places}
+
+    def set_range(self, group: Shared, interval: Range) -> None:
+        """Let tensors that share a range have another one."""
+        self._groups[self._find(group.nodes[0])] = qparams(interval, self._rules)
 
     def _find(self, node: Node) -> Node:
         while self._parent[node] is not node:
@@ -78,20 +125,26 @@ class TensorParameters:
     def _union(self, first: Node, second: Node) -> None:
         self._parent[self._find(second)] = self._find(first)
 
-    def _resolve(self) -> dict[Node, QParams]:
+    def _grouped(self) -> dict[Node, list[Node]]:
         members: dict[Node, list[Node]] = {}
         for node in self._parent:
             members.setdefault(self._find(node), []).append(node)
-        return {root: self._group(nodes) for root, nodes in members.items()}
+        return members
+
+    def _interval(self, nodes: list[Node]) -> Range:
+        ranges = [self._range(node) for node in nodes if op_name(node) not in PIECES]
+        return min(r[0] for r in ranges), max(r[1] for r in ranges)
 
     def _group(self, nodes: list[Node]) -> QParams:
-        ranges = [self._range(node) for node in nodes if op_name(node) not in PIECES]
-        low, high = min(r[0] for r in ranges), max(r[1] for r in ranges)
+        low, high = self._interval(nodes)
         if self._rules.softmax_output is not None and high <= 1.0 and any(node in self._fixed for node in nodes):
             return QParams(float(np.float32(self._rules.softmax_output[0])), self._rules.softmax_output[1])
         return qparams((low, high), self._rules)
 
     def _range(self, node: Node) -> Range:
+        learnt = self._statistics.corrections.get(f"{node.name}.{RANGE_PART}")
+        if learnt is not None:
+            return float(learnt[0]), float(learnt[1])
         tensor = constant(self._module, node)
         if tensor is not None:
             low, high = torch.aminmax(tensor.detach())

@@ -33,7 +33,8 @@ class Statistics:
         samples: how many samples were seen.
         histograms: node name -> histogram. A tensor that holds the values of another one in another shape has none of its own.
         channels: name of a tensor that linear layers read -> float64 (3, channels): minimum, maximum and mean square per channel.
-        corrections: weights and biases chosen for one runtime and scheme by `layerwise.refine`; see `corrections.apply_corrections`.
+        corrections: weights, biases and ranges chosen for one runtime and scheme by `layerwise.refine`; see
+            `corrections.apply_corrections` and `sharing.RANGE_PART`.
     """
 
     observer: str
