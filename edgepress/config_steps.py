@@ -12,7 +12,7 @@ from edgepress.config_models import Bytes, Callable_, Points, Precision, Ratio, 
 from edgepress.targets.rules import INT4_METHODS, REFINERS, ROUNDINGS
 
 #: What may be done to weights, biases and ranges before they become integers, in the order in which it is done.
-Algorithm = Literal["equalize", "adaround", "gptq", "brecq", "lsq", "bias-correction"]
+Algorithm = Literal["equalize", "lsq", "adaround", "gptq", "brecq", "bias-correction"]
 Observer = Literal["histogram", "minmax", "moving-average", "percentile", "entropy", "mse"]
 Criterion = Literal["taylor", "fisher", "l1", "l2", "bn_scale", "activation", "random"]
 Unit = Literal["channels", "heads", "head_dims", "neurons", "groups", "group_channels"]

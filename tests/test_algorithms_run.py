@@ -28,7 +28,7 @@ def test_an_unknown_algorithm_is_refused_with_the_known_ones(tmp_path: Path) -> 
     recipe = digits(tmp_path, ["onnxruntime"], compress=[{"quantize": {"algorithms": ["equalise"]}}])
     done = edgepress("run", recipe)
     assert done.returncode == 2 and "'equalise' is not known" in done.stderr and "Did you mean 'equalize'?" in done.stderr
-    assert "equalize, adaround, gptq, brecq, lsq, bias-correction" in done.stderr
+    assert "equalize, lsq, adaround, gptq, brecq, bias-correction" in done.stderr
 
 
 @pytest.mark.parametrize("where", [{"precision": "int8-weights"}, {"scheme": "dynamic"}])

@@ -49,8 +49,8 @@ def refine(
         rules: of one runtime; 4-bit weights have bounds of -7 and 7.
         scheme: kind `static` or `static-matmul`.
         batches: calibration samples, tuples of positional inputs; no more are read than fit into memory.
-        refiners: applied to every layer one after the other. Beforehand, in each block, a `BlockRefiner` among them rounds the layers
-            together, and `RangeLearning` then learns the ranges that are met there first.
+        refiners: applied to every layer one after the other. Beforehand, in each block, `RangeLearning` among them learns the ranges
+            of what is rounded there and nowhere else, and a `BlockRefiner` then rounds the layers together.
 
     Returns:
         The statistics with `corrections` for this runtime and scheme: `render` applies them.
@@ -109,20 +109,19 @@ class _Walk:
         return call(node, self._exact)
 
     def _block(self, piece: Sequence[Node], samples: int) -> Mapping[Node, Tensor]:
-        """The weights that are rounded together, after which ranges are learnt; none where the piece cannot be taken as a whole."""
+        """The weights that are rounded together, once ranges are learnt; none where the piece cannot be taken as a whole."""
         if self._of_blocks is None and self._of_ranges is None:
             return {}
         grids = {node: self._arithmetic.grid(node, self._exact[node.args[1]]) for node in piece if node in self._layers and _free(node)}
         block = block_of(piece, grids, self._arithmetic, Values(self._exact, self._rounded, samples))
         if block is None:
             return {}
-        chosen = self._of_blocks.block(block) if self._of_blocks is not None and grids else {}
-        if self._of_ranges is not None:
-            learnt = self._of_ranges.ranges(block, chosen, list(self._parameters.rounded_within(piece)), self._rules)
+        if self._of_ranges is not None:  # first, so that weights are rounded for the ranges they will meet
+            learnt = self._of_ranges.ranges(block, list(self._parameters.rounded_within(piece)), self._rules)
             for group, interval in learnt.items():
                 self._parameters.set_range(group, interval)
                 self.corrections |= {f"{node.name}.{RANGE_PART}": np.array(interval) for node in group.nodes}
-        return chosen
+        return self._of_blocks.block(block) if self._of_blocks is not None and grids else {}
 
     def _quantized(self, node: Node, chosen: Mapping[Node, Tensor]) -> Any:
         if node.op != "call_function":

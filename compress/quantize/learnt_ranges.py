@@ -1,5 +1,6 @@
 """Ranges of activations that are learnt: step sizes as parameters (Esser et al. 2020, "Learned Step Size Quantization", sections 2.1
-and 2.2), by what a block loses on calibration samples (Li et al. 2021, "BRECQ", section 3.3; the weights stay).
+and 2.2), by what a block loses on calibration samples (Li et al. 2021, "BRECQ", section 3.3). Weights are rounded to nearest meanwhile:
+algorithms that round them otherwise come afterwards, and meet the learnt ranges.
 
 A range that fits one tensor best by itself need not be the one its readers need: what they ignore may be cut off.
 """
@@ -54,14 +55,13 @@ class RangeLearning:
     seed: int
     options: RangeOptions = field(default_factory=RangeOptions)
 
-    def ranges(self, block: Block, weights: Mapping[Node, Tensor], groups: Sequence[Shared], rules: QuantRules) -> dict[Shared, Range]:
+    def ranges(self, block: Block, groups: Sequence[Shared], rules: QuantRules) -> dict[Shared, Range]:
         """Ranges for tensors that are rounded in a block and nowhere before it.
 
         The block reads what the quantized blocks before it give, and is compared with the float model's answers.
 
         Args:
             block: see `Block`.
-            weights: layer -> its rounded weight; the others are rounded to nearest.
             groups: tensors that share a range, with the one they have.
             rules: of the runtime: bounds and symmetry.
 
@@ -69,7 +69,7 @@ class RangeLearning:
             Those of `groups` whose range changed; none where the calibrated ones are no worse on all samples.
         """
         ends = [_Ends(group, rules) for group in groups if group.interval[0] < group.interval[1]]
-        weights = {node: weights.get(node, grid.nearest) for node, grid in block.grids.items()}
+        weights = {node: grid.nearest for node, grid in block.grids.items()}
         size = samples_per_step(block.positions, block.samples, self.options.batch, self.options.positions)
         before = mean_error(lambda index: block.error(weights, index), block.samples, size)
         if before == 0 or not ends:

@@ -25,10 +25,10 @@ def refiners_of(names: Sequence[str], seed: int) -> list[Refiner | RangeLearning
         QuantizationError: an unknown name.
     """
     known: dict[str, Refiner | RangeLearning] = {
+        "lsq": RangeLearning(seed),
         "adaround": AdaRound(seed),
         "gptq": gptq,
         "brecq": BlockReconstruction(seed),
-        "lsq": RangeLearning(seed),
         "bias-correction": correct_bias,
     }
     for name in names:

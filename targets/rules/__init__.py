@@ -23,7 +23,7 @@ INT4_METHODS = ("rtn", "gptq", "awq")
 #: How the integers of one runtime are refined layer by layer, or block by block, after calibration, in this order; of those that round,
 #: one at most.
 ROUNDINGS = ("adaround", "gptq", "brecq")
-REFINERS = (*ROUNDINGS, "lsq", "bias-correction")
+REFINERS = ("lsq", *ROUNDINGS, "bias-correction")
 
 
 @dataclass(frozen=True)

@@ -118,11 +118,14 @@ def test_ranges_that_learning_does_not_help_stay_as_calibrated(name: str) -> Non
     assert not learnt(name, rules_for("onnxruntime"), WILD)[1].corrections
 
 
-def test_ranges_are_learnt_after_a_block_was_rounded_and_both_are_kept() -> None:
+def test_a_block_is_rounded_for_the_ranges_that_were_learnt_and_both_are_kept() -> None:
     rules = replace(rules_for("onnxruntime"), weight_min=-7, weight_max=7, activation_max=15)
     program, seen, judged = program_of("residual"), samples_of("residual", 64), samples_of("residual", 96)
     calibrated, rounding = calibrate(program, [seen]), BlockReconstruction(0, RoundingOptions(steps=60, lr=0.1))
-    alone, both = (refine(program, calibrated, rules, STATIC, [seen], each) for each in ([rounding], [rounding, QUICK]))
+    alone, both = (
+        refine(program, calibrated, rules, STATIC, [seen], each)
+        for each in ([rounding], [RangeLearning(0, RangeOptions(steps=100)), rounding])
+    )
     assert {key.rpartition(".")[2] for key in both.corrections} == {"weight", RANGE_PART}
     assert error(program, both, rules, judged) < error(program, alone, rules, judged)
 
@@ -166,5 +169,5 @@ def test_the_file_for_onnx_runtime_has_the_learnt_ranges(tmp_path: Path) -> None
     assert qparams(before.range_of("relu", False), rules).scale not in scales
 
 
-def test_ranges_come_after_rounding_and_before_biases() -> None:
-    assert refiners_of(["bias-correction", "lsq", "brecq"], 3)[1] == RangeLearning(3)
+def test_ranges_come_before_rounding_and_before_biases() -> None:
+    assert refiners_of(["bias-correction", "brecq", "lsq"], 3)[0] == RangeLearning(3)
