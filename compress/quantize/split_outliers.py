@@ -102,8 +102,8 @@ def _widen(module: GraphModule, path: list[Node], layers: list[Node], index: np.
 def _round_apart(weight: Tensor, index: np.ndarray, rules: QuantRules) -> Tensor:
     """Move the copies of a weight apart by fractions of a step that sum to zero, so that their integers sum to the rounded sum.
 
-    Equal copies would all err alike, n times as much. The numbers w + k / n, k = 0 to n - 1, rounded down sum to n w rounded down (Hermite's
-    identity); for n = 2 this is the quantization-aware splitting of section 3.3.
+    Equal copies would all err alike, n times as much. The numbers w + k / n, k = 0 to n - 1, rounded down sum to n w rounded down
+    (Hermite's identity); for n = 2 this is the quantization-aware splitting of section 3.3.
     """
     n = torch.from_numpy(np.bincount(index)[index])
     order = np.argsort(index, kind="stable")
