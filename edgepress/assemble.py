@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shlex
 from collections.abc import Mapping, Sequence
 from datetime import datetime
 from importlib.metadata import PackageNotFoundError, version
@@ -16,6 +17,7 @@ from edgepress.bundle.digest import sha256
 from edgepress.bundle.release import Release
 from edgepress.bundle.write import Shipment, shipped_artifacts
 from edgepress.config import Config
+from edgepress.config_places import gate_line, target_line
 from edgepress.evidence import gather
 from edgepress.judgement import against_baseline, conclude
 from edgepress.machine import cores, cpu_name, fingerprint
@@ -72,7 +74,8 @@ def assemble(
         "verdict": None,
         "started": started.isoformat(timespec="seconds"),
         "seconds": round(seconds, 2),
-        "command": f"edgepress run {_shown(config.path)}",
+        "command": f"edgepress run {shlex.quote(_shown(config.path))}",
+        "recipe": _shown(config.path),
         "environment": environment(config),
         "reference": {
             "metric": {
@@ -91,7 +94,8 @@ def assemble(
         "multiplicity": config.multiplicity,
         "targets": targets,
     }
-    return conclude(against_baseline(report, baseline, _shown(config.baseline)), config.waivers, started.date()), shipments
+    report = conclude(against_baseline(report, baseline, _shown(config.baseline)), config.waivers, started.date())
+    return {**report, "targets": [_located(config, target) for target in report["targets"]]}, shipments
 
 
 def release_of(config: Config, prepared: Prepared) -> Release:
@@ -158,6 +162,12 @@ def _compressed(rebuilt: Result | None) -> dict[str, Any] | None:
 def _stage(name: str, metric: float, model: Result, seconds: float, cached: bool) -> dict[str, Any]:
     sizes = {key: model.value[key] for key in ("parameters", "macs")}
     return {"name": name, "metric": metric, **sizes, "seconds": seconds, "cached": cached}
+
+
+def _located(config: Config, target: dict[str, Any]) -> dict[str, Any]:
+    """A target with the lines of the recipe that ask for it and for its gates."""
+    gates = [gate | {"line": gate_line(config, target["name"], gate["name"])} for gate in target["gates"]]
+    return target | {"line": target_line(config, target["name"]), "gates": gates}
 
 
 def _shipment(config: Config, prepared: Prepared, run: TargetRun) -> Shipment:

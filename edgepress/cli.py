@@ -89,6 +89,18 @@ def plan(config: ConfigArgument = DEFAULT_CONFIG, only: OnlyOption = None, as_js
     show_plan(config, only or [], as_json)
 
 
+@app.command(epilog="Example: edgepress check edgepress.yaml --sarif edgepress.sarif")
+def check(
+    config: ConfigArgument = DEFAULT_CONFIG,
+    sarif: Annotated[Path | None, typer.Option(help="Also write the findings as SARIF 2.1.0 here.")] = None,
+    github: Annotated[bool, typer.Option("--github", help="Print the findings as GitHub annotations.")] = False,
+) -> None:
+    """Find what is wrong with a recipe, all at once and before a run; exits as the run would at best."""
+    from edgepress.commands.check import check_recipe
+
+    raise typer.Exit(check_recipe(config, sarif, github))
+
+
 @app.command(epilog="Example: edgepress gate runs/latest --undecided pass --junit junit.xml")
 def gate(
     run_dir: Annotated[Path | None, typer.Argument(help="Folder a run wrote; with --plan a recipe. Default: runs/latest.")] = None,
@@ -96,6 +108,13 @@ def gate(
         str | None, typer.Option(help="Exit code of an undecided verdict: fail (1), warn or pass (0). Default: 3.")
     ] = None,
     junit: Annotated[Path | None, typer.Option(help="Also write a JUnit file here.")] = None,
+    github: Annotated[
+        bool, typer.Option("--github", help="Print GitHub annotations and add the table to the step summary (GITHUB_STEP_SUMMARY).")
+    ] = False,
+    gitlab: Annotated[
+        Path | None, typer.Option(help="Also write a GitLab Code Quality file here, and metrics.txt (OpenMetrics) beside it.")
+    ] = None,
+    metrics: Annotated[Path | None, typer.Option(help="Write the OpenMetrics file here.")] = None,
     plan_only: Annotated[
         bool, typer.Option("--plan", help="Before a run: score the float model and say which drops the validation samples can decide.")
     ] = False,
@@ -107,10 +126,11 @@ def gate(
     """Judge a run again by its report, without running anything: the verdict is the exit code."""
     from edgepress.commands.judge import judge_again
     from edgepress.commands.plan_gates import show_gate_plan
+    from edgepress.commands.publish import Outputs
 
     if plan_only:
         raise typer.Exit(show_gate_plan(run_dir or DEFAULT_CONFIG))
-    raise typer.Exit(judge_again(run_dir or LATEST, undecided, junit, baseline, waivers))
+    raise typer.Exit(judge_again(run_dir or LATEST, undecided, Outputs(junit, github, gitlab, metrics), baseline, waivers))
 
 
 @baselines.command(epilog='Example: edgepress baseline accept runs/latest --reason "release 1.4"')

@@ -119,8 +119,12 @@ def load(path: str | Path) -> Config:
     Raises:
         ConfigError: anything wrong with the file; the message names file, line, value and what to write.
     """
-    path = Path(path)
-    source = read(path)
+    return check(read(Path(path)))
+
+
+def check(source: Source) -> Config:
+    """`load` what was read already."""
+    path = Path(source.file)
     top = build(TopLevel, source.data, source, ())
     steps = read_steps(top.compress, source)
     targets = read_targets(top.targets, source)

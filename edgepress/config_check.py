@@ -9,7 +9,7 @@ from typing import Any, TypeVar
 from pydantic import ValidationError
 
 from edgepress.config_models import PATTERNS, Strict, keys_of, model_of
-from edgepress.config_yaml import Place, Source, nearest
+from edgepress.config_yaml import Place, Source
 from edgepress.quantities import QuantityError
 from edgepress.targets.errors import ConfigError
 
@@ -50,7 +50,7 @@ def build(model: type[M], data: Any, source: Source, place: Place, extra: Mappin
         return model.model_validate(_lists_as_tuples({k: v for k, v in data.items() if k not in (extra or {})}))
     except ValidationError as error:
         problems = error.errors(include_url=False)
-        problems.sort(key=lambda p: source.lines.get(_stands(source, (*place, *p["loc"])), 1))
+        problems.sort(key=lambda p: source.lines.get(source.written(_stands(source, (*place, *p["loc"]))), 1))
         raise _explain(model, problems[0], source, place) from None
 
 
@@ -60,7 +60,7 @@ def _known_keys(model: type[Strict], data: Any, source: Source, place: Place, ex
         raise source.error(place, f"{_shown(data)} is not a mapping", f"Keys here: {', '.join(keys)}.")
     for key, value in data.items():
         if key not in keys:
-            raise source.error((*place, key), f"unknown key {key!r}", nearest(key, keys))
+            raise source.unknown((*place, key), keys)
         if key in extra:
             continue
         inner = model_of(model.model_fields[key].annotation)
@@ -114,7 +114,7 @@ def _literal(value: Any, expected: str) -> tuple[str, str]:
 
 def _stands(source: Source, place: Place) -> Place:
     """The part of a pydantic location that exists in the file (unions add names of their own)."""
-    while place and place not in source.lines:
+    while place and source.written(place) not in source.lines:
         place = place[:-1]
     return place
 

@@ -101,7 +101,7 @@ def _without_off(settings: Any, source: Source, place: Place) -> tuple[dict[str,
     known = keys_of(GatesConfig)
     for name in off:
         if name not in known:
-            raise source.error((*place, "gates", name), f"unknown key {name!r}", nearest(name, known))
+            raise source.unknown((*place, "gates", name), known)
     return {name: value for name, value in gates.items() if name not in off}, off
 
 

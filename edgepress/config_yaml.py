@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+from copy import deepcopy
 from dataclasses import dataclass
 from difflib import get_close_matches
 from pathlib import Path
@@ -32,19 +33,55 @@ class Source:
         file: its path as the user gave it, for messages.
         data: dictionaries, lists, strings, numbers, booleans and None.
         lines: line (from 1) of every place; of a mapping's value, the line of its key.
+        taken: items of lists that `without` took out, as places of the file.
     """
 
     file: str
     data: Any
     lines: dict[Place, int]
+    taken: tuple[Place, ...] = ()
 
-    def error(self, place: Place, what: str, remedy: str = "") -> ConfigError:
+    def error(self, place: Place, what: str, remedy: str = "", kind: str = "invalid") -> ConfigError:
         """`file:line: a.b.c: what. remedy`, at the nearest place that has a line."""
-        known = place
+        known = place = self.written(place)
         while known and known not in self.lines:
             known = known[:-1]
         dotted = dotted_name(place)
-        return ConfigError(f"{self.file}:{self.lines.get(known, 1)}: {dotted + ': ' if dotted else ''}{what}", remedy=remedy)
+        line = self.lines.get(known, 1)
+        return ConfigError(f"{self.file}:{line}: {dotted + ': ' if dotted else ''}{what}", remedy=remedy, kind=kind, line=line, place=place)
+
+    def written(self, place: Place) -> Place:
+        """Where a place of `data` stood in the file, before items of lists were taken out."""
+        found: Place = ()
+        for step in place:
+            if isinstance(step, int):
+                for taken in sorted(int(other[-1]) for other in self.taken if other[:-1] == found):
+                    step += taken <= step
+            found += (step,)
+        return found
+
+    def without(self, place: Place) -> Source | None:
+        """The source less what stood at `place` in the file, whose lines and names it keeps; None where nothing is there any more."""
+        data = inner = deepcopy(self.data)
+        steps = [self._now(place[: i + 1]) for i in range(len(place))]
+        try:
+            for step in steps[:-1]:
+                inner = inner[step]
+            del inner[steps[-1]]
+        except (KeyError, IndexError, TypeError):
+            return None
+        return Source(self.file, data, self.lines, (*self.taken, place) if isinstance(place[-1], int) else self.taken)
+
+    def _now(self, place: Place) -> str | int:
+        """The last step of a place in the file, in `data`."""
+        last = place[-1]
+        if not isinstance(last, int):
+            return last
+        return last - sum(other[:-1] == place[:-1] and int(other[-1]) < last for other in self.taken)
+
+    def unknown(self, place: Place, known: list[str]) -> ConfigError:
+        """The key at the end of `place` is none of those known there; the nearest is named."""
+        return self.error(place, f"unknown key {place[-1]!r}", nearest(str(place[-1]), known), "unknown-key")
 
 
 def dotted_name(place: Place) -> str:
@@ -74,9 +111,9 @@ def read(path: Path) -> Source:
     except yaml.YAMLError as error:
         raise _syntax(path, text, error) from None
     except RecursionError:
-        raise ConfigError(f"{path}: nested too deeply", remedy=f"At most {_DEEPEST} levels.") from None
+        raise ConfigError(f"{path}: nested too deeply", remedy=f"At most {_DEEPEST} levels.", kind="unreadable") from None
     if node is None:
-        raise ConfigError(f"{path} is empty", remedy="Run `edgepress init DIR --example digits` for a complete one.")
+        raise ConfigError(f"{path} is empty", remedy="Run `edgepress init DIR --example digits` for a complete one.", kind="unreadable")
     walk = _Walk(str(path))
     data = walk.plain(node, (), 0)
     return Source(str(path), data, walk.lines)
@@ -89,14 +126,13 @@ def _text(path: Path) -> str:
         here = path.parent if path.parent.is_dir() else Path()
         found = sorted(p.name for p in here.iterdir() if p.suffix in (".yaml", ".yml"))[:5]
         remedy = f"Found there: {', '.join(found)}." if found else "Run `edgepress init DIR --example digits` for a complete one."
-        raise ConfigError(f"{path} does not exist", remedy=remedy) from None
+        raise ConfigError(f"{path} does not exist", remedy=remedy, kind="unreadable") from None
     except (OSError, ValueError) as error:
         if isinstance(error, UnicodeDecodeError):
-            raise ConfigError(
-                f"{path} is not UTF-8", f"byte {error.start} is 0x{error.object[error.start]:02x}", "Save it as UTF-8."
-            ) from None
+            byte = f"byte {error.start} is 0x{error.object[error.start]:02x}"
+            raise ConfigError(f"{path} is not UTF-8", byte, "Save it as UTF-8.", kind="unreadable") from None
         reason = error.strerror if isinstance(error, OSError) else str(error)
-        raise ConfigError(f"{path} cannot be read", reason or "", "Give the path of an edgepress.yaml.") from None
+        raise ConfigError(f"{path} cannot be read", reason or "", "Give the path of an edgepress.yaml.", kind="unreadable") from None
     return text
 
 
@@ -107,11 +143,12 @@ def _syntax(path: Path, text: str, error: yaml.YAMLError) -> ConfigError:
     if mark is None and isinstance(position := getattr(error, "position", None), int):
         line = text.count("\n", 0, position) + 1
     lines = text.splitlines()
-    shown = lines[line - 1] if 0 < line <= len(lines) else ""
+    line = min(line, max(len(lines), 1))  # a file that ends too early is wrong on its last line
+    shown = lines[line - 1] if lines else ""
     if "\t" in shown[: len(shown) - len(shown.lstrip())] or "\\t" in problem:
-        return ConfigError(f"{path}:{line}: not valid YAML: a tab indents this line", remedy="Use spaces.")
+        return ConfigError(f"{path}:{line}: not valid YAML: a tab indents this line", remedy="Use spaces.", kind="unreadable", line=line)
     remedy = f"Look at: {shown.strip()[:80]!r}." if shown.strip() else "Look at the lines before it."
-    return ConfigError(f"{path}:{line}: not valid YAML: {problem}", remedy=remedy)
+    return ConfigError(f"{path}:{line}: not valid YAML: {problem}", remedy=remedy, kind="unreadable", line=line)
 
 
 class _Walk:
@@ -182,4 +219,4 @@ class _Walk:
         return _VARIABLE.sub(value, node.value)
 
     def _error(self, node: yaml.Node, place: Place, what: str, remedy: str = "") -> ConfigError:
-        return Source(self.file, None, {(): node.start_mark.line + 1}).error(place, what, remedy)
+        return Source(self.file, None, {(): node.start_mark.line + 1}).error(place, what, remedy, "unreadable")

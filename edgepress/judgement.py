@@ -9,6 +9,7 @@ from typing import Any
 from edgepress.baseline.evidence import baseline_evidence
 from edgepress.baseline.file import Baseline
 from edgepress.config_waivers import Waiver
+from edgepress.report.present import target_verdict
 from edgepress.targets.errors import EdgepressError
 from edgepress.targets.nouns import Verdict
 from edgepress.validators.gates import Gate, overall
@@ -38,7 +39,7 @@ def conclude(report: Json, waivers: Iterable[Waiver], today: date) -> Json:
     """The report with these waivers, and no others, and the verdict that its gates then amount to."""
     waivers = tuple(waivers)
     targets = [apply_waivers(target, waivers, today) for target in report["targets"]]
-    verdict = overall([gate["verdict"] for target in targets for gate in target["gates"]], [target["status"] for target in targets])
+    verdict = overall([target_verdict(target) for target in targets])
     return {**report, "verdict": verdict, "targets": targets, "waivers": [waiver.to_json() for waiver in waivers]}
 
 

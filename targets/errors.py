@@ -38,7 +38,27 @@ class EdgepressError(Exception):
 
 
 class ConfigError(EdgepressError):
-    """edgepress.yaml is wrong; the message names file, line, value and the nearest valid key."""
+    """edgepress.yaml is wrong; the message names file, line, value and the nearest valid key.
+
+    Args:
+        what, why, remedy: see `EdgepressError`.
+        kind: `unreadable`, `unknown-key` or `invalid`.
+        line: from 1; None where the file has none.
+        place: keys and list positions from the top of the file to what is wrong.
+    """
+
+    def __init__(
+        self,
+        what: str,
+        why: str = "",
+        remedy: str = "",
+        *,
+        kind: str = "invalid",
+        line: int | None = None,
+        place: tuple[str | int, ...] = (),
+    ) -> None:
+        super().__init__(what, why, remedy)
+        self.kind, self.line, self.place = kind, line, place
 
 
 class ProjectError(EdgepressError):

@@ -74,15 +74,6 @@ def labels_out_of_range(project: Path) -> None:
     edit_data(project, "data:Off")
 
 
-def metric_of_nan(project: Path) -> None:
-    (project / "metric.py").write_text("import torch\ndef score(outputs, labels):\n    return torch.full((len(labels),), float('nan'))\n")
-    edit(project, metric="metric:score")
-
-
-def unknown_metric(project: Path) -> None:
-    edit(project, metric="acuracy")
-
-
 def unknown_key(project: Path) -> None:
     edit(project, gate={"size": {"max": "2MB"}})
 
@@ -119,8 +110,6 @@ CASES: list[tuple[Callable[[Path], None], list[str]]] = [
     (empty_validation, ["data:Empty", "no samples"]),
     (text_inputs, ["data:Texts", "str"]),
     (labels_out_of_range, ["label", "10", "classes"]),
-    (metric_of_nan, ["metric:score", "nan"]),
-    (unknown_metric, ["acuracy", "accuracy"]),
     (unknown_key, ["edgepress.yaml", "gate", "gates"]),
     (no_unit, ["gates.size.max", "unit"]),
     (unknown_target, ["onnxruntim", "onnxruntime"]),

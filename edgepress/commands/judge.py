@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from edgepress.baseline.file import read_baseline
+from edgepress.commands.publish import Outputs, publish
 from edgepress.commands.run import run_dir_of
 from edgepress.config_waivers import read_waiver_file
 from edgepress.judgement import against_baseline, compares, conclude
@@ -18,8 +19,8 @@ from edgepress.waivers import recorded_waivers
 _POLICIES = {"fail": 1, "warn": 0, "pass": 0}
 
 
-def judge_again(run_dir: Path, undecided: str | None, junit: Path | None, baseline: Path | None, waivers: Path | None) -> int:
-    """Show the verdict of a report, worked out anew from its gates.
+def judge_again(run_dir: Path, undecided: str | None, outputs: Outputs, baseline: Path | None, waivers: Path | None) -> int:
+    """Show the verdict of a report, worked out anew from its gates, and tell the CI systems asked for.
 
     Args:
         baseline: compare with this accepted release rather than the one the run was compared with.
@@ -32,16 +33,12 @@ def judge_again(run_dir: Path, undecided: str | None, junit: Path | None, baseli
         EdgepressError: no report, an unreadable one, an unknown policy, a file that cannot be used, or nothing that compares.
     """
     from edgepress.report.console import print_run
-    from edgepress.report.junit import render_junit
-    from edgepress.report.write import write_atomically
 
     if undecided is not None and undecided not in _POLICIES:
         raise EdgepressError(f"--undecided {undecided!r} is not a policy", "", f"Use {', '.join(_POLICIES)}.")
     report = judged(read_report(run_dir), baseline, waivers)
-    if junit is not None:
-        junit.parent.mkdir(parents=True, exist_ok=True)
-        write_atomically(junit, render_junit(report, undecided or "fail"))
     print_run(report, run_dir)
+    publish(report, outputs, undecided or "fail")
     if report["verdict"] == "undecided" and undecided is not None:
         return _POLICIES[undecided]
     return exit_code(report["verdict"])
@@ -111,17 +108,23 @@ def read_report(run_dir: Path) -> dict[str, Any]:
     """The report of a run.
 
     Raises:
-        EdgepressError: it is not there, not JSON, or not of a schema this version reads.
+        EdgepressError: it is not there, not JSON, not of a schema this version reads, or does not hold together.
     """
+    from edgepress.report.intact import faults
+
     path = run_dir_of(run_dir) / "report.json"
     try:
-        report = json.loads(path.read_text())
+        report = json.loads(path.read_text("utf-8"), parse_constant=_no_number)
     except ValueError as error:
         raise EdgepressError(f"{str(path)!r} is not JSON", str(error), "Run again.") from error
     if not isinstance(report, dict) or report.get("schema") != "edgepress/report/v1":
         found = report.get("schema") if isinstance(report, dict) else type(report).__name__
         raise EdgepressError(f"{str(path)!r} has the schema {found!r}", "this version reads edgepress/report/v1", "Run again.")
-    missing = [key for key in ("verdict", "project", "targets", "reference", "environment") if key not in report]
-    if missing:
-        raise EdgepressError(f"{str(path)!r} has no {missing[0]!r}", "it was edited or cut", "Run again.")
+    fault = next(faults(report), None)
+    if fault is not None:
+        raise EdgepressError(f"{str(path)!r} is not as a run wrote it", fault, "It was edited or cut; run again.")
     return report
+
+
+def _no_number(text: str) -> float:
+    raise ValueError(f"{text} is not a JSON number")

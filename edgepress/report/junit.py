@@ -13,7 +13,8 @@ from typing import Any
 from xml.etree import ElementTree as xml
 
 from edgepress.report import numbers
-from edgepress.report.present import TargetView, drop_unit, views, waiver_sentence
+from edgepress.report.facts import gate_facts, run_facts
+from edgepress.report.present import TargetView, drop_unit, unjudged, views
 
 _NOT_XML = re.compile("[^\t\n\r -\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")
 
@@ -28,6 +29,8 @@ def render_junit(report: Mapping[str, Any], undecided: str = "fail") -> str:
     root = xml.Element("testsuites", name=_clean(f"edgepress {report['project']}"), time=f"{report['seconds']:.3f}")
     for row in views(report):
         root.append(_suite(row, report, undecided))
+    if not report["targets"]:
+        root.append(_empty_suite(report))
     for total in ("tests", "failures", "errors"):
         root.set(total, str(sum(int(suite.get(total, "0")) for suite in root)))
     xml.indent(root)
@@ -40,17 +43,32 @@ def _suite(row: TargetView, report: Mapping[str, Any], undecided: str) -> xml.El
     properties = xml.SubElement(suite, "properties")
     for name, value in _facts(row, report).items():
         xml.SubElement(properties, "property", name=name, value=_clean(value))
-    cases = [_gate_case(row, gate, undecided) for gate in row.data["gates"]]
-    if row.data["error"] or not cases:
-        cases.insert(0, _execution_case(row))
+    cases = [_gate_case(row, gate, report, undecided) for gate in row.data["gates"]]
+    why = unjudged(row)
+    if why is not None:
+        cases.insert(0, _artifact_case(row, report, why))
+    _fill(suite, cases)
+    return suite
+
+
+def _empty_suite(report: Mapping[str, Any]) -> xml.Element:
+    """A run without targets judged nothing; a file without failures would be read as green."""
+    suite = xml.Element("testsuite", name="run", time="0.000", timestamp=report["started"][:19])
+    case = xml.Element("testcase", classname="edgepress.run", name="targets", time="0.000")
+    found = xml.SubElement(case, "error", message="the run has no target: nothing was judged", type="error")
+    found.text = _clean("\n".join(run_facts(report)))
+    _fill(suite, [case])
+    return suite
+
+
+def _fill(suite: xml.Element, cases: list[xml.Element]) -> None:
     suite.extend(cases)
     suite.set("tests", str(len(cases)))
     for total, tag in (("failures", "failure"), ("errors", "error"), ("skipped", "skipped")):
         suite.set(total, str(sum(case.find(tag) is not None for case in cases)))
-    return suite
 
 
-def _gate_case(row: TargetView, gate: Mapping[str, Any], undecided: str) -> xml.Element:
+def _gate_case(row: TargetView, gate: Mapping[str, Any], report: Mapping[str, Any], undecided: str) -> xml.Element:
     case = xml.Element("testcase", classname=_clean(f"edgepress.{row.name}"), name=_clean(gate["name"]), time="0.000")
     verdict = gate["verdict"]
     tag = {"fail": "failure", "error": "error", "accepted": "skipped", "waived": "skipped"}.get(verdict)
@@ -59,29 +77,16 @@ def _gate_case(row: TargetView, gate: Mapping[str, Any], undecided: str) -> xml.
     if tag is not None:
         message = f"{verdict}: {gate['observed']}, limit {gate['limit']}"
         found = xml.SubElement(case, tag, message=_clean(message), type=verdict)
-        found.text = _clean(_gate_text(row, gate))
+        found.text = _clean("\n".join((*gate_facts(row, gate), *run_facts(report, row))))
     return case
 
 
-def _execution_case(row: TargetView) -> xml.Element:
-    """What a target that failed, or has no gates, is judged by: that it was made and ran."""
+def _artifact_case(row: TargetView, report: Mapping[str, Any], why: str) -> xml.Element:
+    """A target that was not made, did not run, or that nothing judged."""
     case = xml.Element("testcase", classname=_clean(f"edgepress.{row.name}"), name="artifact", time=f"{row.data['seconds']:.3f}")
-    if row.data["error"]:
-        found = xml.SubElement(case, "error", message=_clean(row.data["error"]), type=row.data["status"])
-        found.text = _clean(row.data["error"])
+    found = xml.SubElement(case, "error", message=_clean(why), type=row.data["status"])
+    found.text = _clean("\n".join((why, *run_facts(report, row))))
     return case
-
-
-def _gate_text(row: TargetView, gate: Mapping[str, Any]) -> str:
-    lines = [f"target: {row.name} ({row.data['device']}, {row.scheme})", f"executed by: {row.executed_by}"]
-    lines += [f"gate: {gate['name']}", f"limit: {gate['limit']}", f"observed: {gate['observed']}"]
-    if gate["interval"]:
-        lines.append(f"interval: {numbers.interval(gate['interval'], 4)}")
-    if gate.get("waiver"):
-        lines.append(f"waiver: {waiver_sentence(gate)}")
-    if gate["next_step"]:
-        lines.append(f"next step: {gate['next_step']}")
-    return "\n".join(lines)
 
 
 def _facts(row: TargetView, report: Mapping[str, Any]) -> dict[str, str]:

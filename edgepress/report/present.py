@@ -28,7 +28,7 @@ class TargetView:
 
     Attributes:
         data: the entry of `targets`.
-        verdict: the worst of its gates, `error` where it failed or is unsupported.
+        verdict: the worst of its gates, `error` where it failed, is unsupported or nothing judged it.
         loaded_bytes: what one device loads (of an artifact with a file per kind of device the largest), None without an artifact.
         size_ratio: `loaded_bytes` over the size of the fp32 original.
         integer_share: share (0..1) of multiply-accumulates in integers, None where the runtime does not say.
@@ -70,11 +70,22 @@ def views(report: Json) -> list[TargetView]:
 
 
 def target_verdict(target: Json) -> str:
-    """The worst of a target's gates; `error` where it failed or is unsupported."""
-    if target["status"] in ("failed", "unsupported"):
-        return "error"
+    """The worst of a target's gates; `error` where it failed or is unsupported, and where nothing that is known judged it."""
     verdicts = {gate["verdict"] for gate in target["gates"]}
-    return next((verdict for verdict in RANK if verdict in verdicts), "pass")
+    if target["status"] in ("failed", "unsupported") or not verdicts or not verdicts <= set(RANK):
+        return "error"
+    return next(verdict for verdict in RANK if verdict in verdicts)
+
+
+def unjudged(row: TargetView) -> str | None:
+    """Why a target as a whole could not be judged; None where its gates say what there is to say."""
+    if row.data["error"]:
+        return str(row.data["error"])
+    if row.verdict != "error" or row.gates("error"):
+        return None
+    if not row.gates():
+        return f"{row.name!r} has no gate, so nothing judged it"
+    return f"the status of {row.name!r} is {row.data['status']}, and its gates say {', '.join(sorted({g['verdict'] for g in row.gates()}))}"
 
 
 def drop_unit(report: Json) -> str:
@@ -105,8 +116,8 @@ def problems(report: Json) -> Iterator[tuple[TargetView, str, str, str | None]]:
     rows = views(report)
     for verdict in ("error", "fail", "undecided", "waived", "accepted"):
         for row in rows:
-            if verdict == "error" and row.data["error"]:
-                yield row, "error", str(row.data["error"]), None
+            if verdict == "error" and (why := unjudged(row)):
+                yield row, "error", why, None
             for gate in row.gates(verdict):
                 yield row, verdict, gate_sentence(gate), gate["next_step"]
 
@@ -214,7 +225,7 @@ def _error_sentence(rows: Sequence[TargetView]) -> str:
         return "The run could not be judged."
     first = lost[0]
     gates = first.gates("error")
-    why = first.data["error"] or (gates and gate_sentence(gates[0])) or first.data["status"]
+    why = unjudged(first) or gate_sentence(gates[0])
     more = f" {_count(len(lost) - 1, 'more target')} could not be judged." if len(lost) > 1 else ""
     text = str(why).rstrip(".")
     text = text[:1].upper() + text[1:] if repr(first.name) in text else f"{first.name} could not be judged: {text}"

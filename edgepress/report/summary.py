@@ -7,14 +7,25 @@ from collections.abc import Mapping
 from typing import Any
 
 from edgepress.report import numbers
+from edgepress.report.facts import command
 from edgepress.report.present import TargetView, drop_unit, headline, problems, views
 
 _HEADS = ("Target", "Verdict", "Scheme", "Metric", "Drop", "Latency", "Size", "int8 MACs", "Executed by")
 _SPECIAL = re.compile(r"([\\`*_{}\[\]<>#|~])")
 
 
-def render_summary(report: Mapping[str, Any]) -> str:
-    """The report as GitHub-flavoured Markdown."""
+def render_summary(report: Mapping[str, Any], most_bytes: int | None = None) -> str:
+    """The report as GitHub-flavoured Markdown.
+
+    Args:
+        report: the report dictionary.
+        most_bytes: of the UTF-8 text; whole rows that do not fit are left out, and counted in a last line.
+    """
+    lines = _lines(report)
+    return "\n".join(lines if most_bytes is None else _fitting(lines, most_bytes)) + "\n"
+
+
+def _lines(report: Mapping[str, Any]) -> list[str]:
     reference = report["reference"]
     unit = drop_unit(report)
     lines = [
@@ -37,7 +48,22 @@ def render_summary(report: Mapping[str, Any]) -> str:
         lines += ["", "### To look at", ""]
     for row, verdict, what, step in found:
         lines.append(f"- **{escape(row.name)}** {verdict}: {escape(what)}" + (f". Next: {escape(step)}" if step else ""))
-    return "\n".join(lines) + "\n"
+    return [*lines, "", f"Repeat: `{' '.join(command(report).replace('`', '').split())}`"]
+
+
+def _fitting(lines: list[str], most: int) -> list[str]:
+    """The lines, in order, that fit into `most` bytes beside the note that some do not; none where not even the note does."""
+    note = "\n**{} rows did not fit here and are left out.** The whole report is in report.json."
+    room = most - len(note) - 8
+    kept: list[str] = []
+    for line in lines:
+        size = len(line.encode("utf-8", "replace")) + 1
+        if size <= room:
+            kept.append(line)
+            room -= size
+    if len(kept) == len(lines):
+        return kept
+    return [*kept, note.format(len(lines) - len(kept))] if most > len(note) + 8 else []
 
 
 def escape(text: str) -> str:
