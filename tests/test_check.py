@@ -142,3 +142,31 @@ def test_the_sarif_file_is_valid_and_each_result_has_file_line_rule_and_a_finger
 def test_a_sound_recipe_has_no_finding(tmp_path: Path) -> None:
     done = edgepress("check", digits(tmp_path / "p"))
     assert done.returncode == 0 and "nothing found" in done.stdout
+
+
+def test_a_gate_is_placed_on_the_targets_own_line_else_on_that_for_all(tmp_path: Path) -> None:
+    from edgepress.config import load
+    from edgepress.config_places import gate_line, target_line
+
+    recipe = tmp_path / "edgepress.yaml"
+    recipe.write_text(PLACED)
+    config = load(recipe)
+    assert [target_line(config, name) for name in ("openvino", "tflite")] == [6, 7]
+    assert [gate_line(config, "tflite", name) for name in ("size", "accuracy_drop", "gates")] == [9, 11, 10]
+    assert gate_line(config, "openvino", "size") == 12
+
+
+PLACED = """\
+project: x
+model: {factory: model:digit_net, checkpoint: digits.safetensors}
+data: {train: data:train, validation: data:validation}
+metric: accuracy
+targets:
+  - openvino
+  - tflite:
+      gates:
+        size: {max: 2MB}
+gates:
+  accuracy_drop: {max: 1pp}
+  size: {max: 1MB}
+"""

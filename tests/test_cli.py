@@ -100,6 +100,6 @@ def test_data_goes_to_stdout_as_json_and_has_no_colours() -> None:
 
 
 def test_the_installed_names_are_those_of_the_interface() -> None:
-    names = {"init", "run", "plan", "gate", "bench", "explain", "verify", "sign", "diff", "trend", "targets", "doctor"}
+    names = {"init", "run", "plan", "check", "gate", "bench", "explain", "verify", "sign", "diff", "trend", "targets", "doctor"}
     assert names == set(COMMANDS)
     assert keys_of(TopLevel)[0] == "project"
