@@ -47,8 +47,8 @@ PACKAGES = (
     "nncf",
 )
 
-#: Stands in for the gates of a target that has none: nothing was asked, so nothing passed.
-NO_GATE = Verdict("gates", "at least one", "none", None, "undecided", "Add `gates:` to the recipe, e.g. `accuracy_drop: {max: 1.0pp}`.")
+#: Stands in for the gates of a target that has none: nothing was asked, so nothing passed, whatever undecided gates count as.
+NO_GATE = Verdict("gates", "at least one", "none", None, "error", "Add `gates:` to the recipe, e.g. `accuracy_drop: {max: 1.0pp}`.")
 
 
 def assemble(

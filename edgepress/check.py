@@ -154,7 +154,7 @@ def _gates(config: Config, plans: tuple[TargetPlan, ...], stored: _Stored) -> It
         name = plan.target.name
         if not plan.gates:
             summary = f"target {name!r} has no gate: a run can show nothing about it. Next: add e.g. `accuracy_drop: {{max: 1.0pp}}`."
-            yield _finding("recipe/no-gate", "undecided", summary, path, target_line(config, name), (name,))
+            yield _finding("recipe/no-gate", "error", summary, path, target_line(config, name), (name,))
         for gate in plan.gates:
             why = _undecidable(plan, gate, stored)
             if why is not None:

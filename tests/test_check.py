@@ -90,11 +90,17 @@ def test_gates_that_no_run_decides_are_named_where_they_stand(tmp_path: Path) ->
     assert "latency_p95" in recipe.read_text().splitlines()[(found["numpy", "latency_p95"].line or 0) - 1]
 
 
-def test_a_target_without_a_gate_is_found_and_the_exit_code_is_undecided(tmp_path: Path) -> None:
+def test_a_target_without_a_gate_is_found_and_annotated(tmp_path: Path) -> None:
     recipe = digits(tmp_path / "p", gates={})
     done = edgepress("check", recipe, "--github")
+    assert done.returncode == 2, done.stdout + done.stderr
+    assert "recipe/no-gate" in done.stdout and "\n::error file=" in done.stdout
+
+
+def test_a_gate_that_cannot_be_decided_exits_with_three(tmp_path: Path) -> None:
+    done = edgepress("check", digits(tmp_path / "p", gates={"latency_p95": {"max": "5ms"}}), "--github")
     assert done.returncode == 3, done.stdout + done.stderr
-    assert "recipe/no-gate" in done.stdout and "\n::warning file=" in done.stdout
+    assert "\n::warning file=" in done.stdout and "recipe/undecidable" in done.stdout
 
 
 def test_an_unknown_metric_is_found(tmp_path: Path) -> None:

@@ -15,7 +15,9 @@ from typing import Any
 import pytest
 import yaml
 
+from edgepress.report.write import dump
 from tests.project import digits
+from tests.report_sample import report, target
 
 ROOT = Path(__file__).parent.parent
 ACTION, WORKFLOW, JOB = ROOT / "action.yml", ROOT / "examples/ci/github-workflow.yml", ROOT / "examples/ci/gitlab-ci.yml"
@@ -154,7 +156,8 @@ def test_a_missed_goal_fails_the_job_and_is_shown_where_it_was_asked_for(path: P
 @pytest.mark.parametrize("path", [ACTION, WORKFLOW, JOB], ids=["action", "github", "gitlab"])
 def test_a_run_that_breaks_is_not_judged_by_an_earlier_report(path: Path, project: Path) -> None:
     """The recipe is sound, the checkpoint is not: nothing is written, and the report of the last run must not be found."""
-    assert (project / "runs/ci").is_dir()
+    (project / "runs/ci").mkdir(parents=True, exist_ok=True)
+    (project / "runs/ci/report.json").write_text(dump(report(target("numpy"))))
     checkpoint = project / "digits.safetensors"
     before = checkpoint.read_bytes()
     checkpoint.write_bytes(before[:500])

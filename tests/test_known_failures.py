@@ -72,15 +72,16 @@ def test_an_unknown_metric(project: Path) -> None:
 
 
 def test_no_gate_selected(project: Path) -> None:
-    code, printed, _ = run(project, gates={})
-    assert code == 3 and "Add `gates:`" in printed
+    code, printed, out = run(project, gates={})
+    assert code == 2 and "Add `gates:`" in printed
+    assert edgepress("gate", out, "--undecided", "pass").returncode == 2
 
 
 def test_no_gate_selected_for_one_target(project: Path) -> None:
     off = {"accuracy_drop": False, "latency_ratio": False, "size": False}
     code, _, out = run(project, targets=["numpy", {"numpy:b": {"gates": off}}])
-    assert code == 3
-    assert [t["gates"][0]["verdict"] for t in report_of(out)["targets"]] == ["pass", "undecided"]
+    assert code == 2
+    assert [t["gates"][0]["verdict"] for t in report_of(out)["targets"]] == ["pass", "error"]
 
 
 def test_an_empty_target_list(project: Path) -> None:

@@ -79,7 +79,7 @@ def verdict_findings(report: Json, undecided: str = "fail") -> list[Finding]:
 
 def repository_path(path: str | Path) -> str:
     """A path relative to the root of the repository it lies in, as code hosts name files; as it was given where it lies in none."""
-    whole = Path(path).absolute()
+    whole = Path(os.path.normpath(Path(path).absolute()))
     named = next((os.environ[name] for name in ("GITHUB_WORKSPACE", "CI_PROJECT_DIR") if os.environ.get(name)), None)
     roots = [Path(named)] if named else [parent for parent in whole.parents if (parent / ".git").exists()][:1]
     for root in (*roots, Path.cwd()):
