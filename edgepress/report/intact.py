@@ -19,6 +19,7 @@ Json = Mapping[str, Any]
 #: What a gate that passed was measured as, by its name or the first word of it.
 _MEASURED = {
     "accuracy_drop": "metric",
+    "slice_drop": "slices",
     "latency_ratio": "latency_ratio",
     "latency": "latency_ms",
     "size": "artifact",
@@ -61,7 +62,7 @@ def _contradictions(target: Json, gate: Json) -> Iterator[str]:
         return
     own = gate["name"].removeprefix("baseline.")
     field = _MEASURED.get(own) or _MEASURED.get(own.split("_")[0])
-    if field is not None and target[field] is None:
+    if field is not None and target.get(field) is None:
         yield f"{what} passed, but {field} was not measured"
     limit, seen = _quantity(gate["limit"]), _seen(gate)
     if limit is None:
