@@ -163,6 +163,12 @@ def test_scores_that_are_not_right_or_wrong_are_not_kept() -> None:
 # --- accepting
 
 
+def without_hash() -> dict[str, Any]:
+    made = run()
+    del made["reference"]["dataset_sha256"]
+    return made
+
+
 REFUSED = {
     "a failed gate": (run(measured(gates=[gate("size", "2MB", "3 MB", "fail")])), "verdict is fail"),
     "an undecided gate": (run(measured(gates=[gate("size", "2MB", "?", "undecided", next_step="x")])), "verdict is undecided"),
@@ -176,7 +182,7 @@ REFUSED = {
         run(measured(gates=[gate("baseline.accuracy_drop", "0.3", "0.2", "undecided", interval=[0, 1], next_step="x")])),
         "verdict is undecided",
     ),
-    "no hash of the data": (run(dataset_sha256=None), "hash of the validation data"),
+    "no hash of the data": (without_hash(), "hash of the validation data"),
     "no gate": (run(measured(gates=[])), "verdict is error"),
 }
 

@@ -90,6 +90,16 @@ def test_an_undecided_gate_is_annotated_as_the_policy_says(policy: str, command:
     assert [line.split(" ")[0] for line in lines] == [f"::{command}"]
 
 
+def test_a_waived_gate_is_a_warning_with_who_until_when_and_why() -> None:
+    waiver = {"owner": "jane", "reason": "the new kernel", "expires": "2026-12-31", "verdict": "fail"}
+    data = report(target("tflite", gates=[gate("size", "at most 2.00 MB", "3.00 MB", "waived", waiver=waiver)]))
+    findings = verdict_findings(data)
+    (line,) = annotation_lines(findings)
+    assert line.startswith("::warning ") and "waived by jane until 2026-12-31: the new kernel" in line
+    assert json.loads(render_code_quality(findings))[0]["severity"] == "minor"
+    assert "waiver: fail, waived by jane" in render_junit(data)
+
+
 def test_a_target_that_nothing_judged_and_a_run_without_targets_are_errors_everywhere() -> None:
     for data in (report(target("onnxruntime"), target("tflite", gates=[])), {**report(), "targets": []}):
         assert [finding.level for finding in verdict_findings(data)] == ["error"]

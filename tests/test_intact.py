@@ -23,6 +23,11 @@ from tests.report_sample import failing, gate, not_executable, report, target
 from tests.test_report import reports
 
 SCHEMA = load_schema("report.v1")
+#: The keywords that `follow` checks, and those that say nothing about a value.
+CHECKED = {"$ref", "type", "const", "enum", "allOf", "anyOf", "oneOf", "not", "if", "then", "else", "required", "properties", "pattern"}
+CHECKED |= {"additionalProperties", "minProperties", "maxProperties", "items", "prefixItems", "minItems", "maxItems", "minLength"}
+CHECKED |= {"minimum", "maximum", "exclusiveMinimum"}
+NOTES = {"$schema", "$id", "$defs", "title", "description", "format"}
 
 
 def sound() -> dict[str, Any]:
@@ -133,6 +138,20 @@ def test_no_field_that_is_lost_or_replaced_makes_an_internal_error(data: st.Data
 def test_the_schema_is_followed_exactly_where_the_reference_validator_says_so(original: dict[str, Any], data: st.DataObject) -> None:
     changed = spoil(original, data)
     assert (next(violations(SCHEMA, changed), None) is None) == Draft202012Validator(SCHEMA).is_valid(changed)
+
+
+def keywords(schema: Any, named: bool = False) -> set[str]:
+    """Every keyword of a schema; names of properties and definitions are none."""
+    if isinstance(schema, list):
+        return set().union(*map(keywords, schema)) if schema else set()
+    if not isinstance(schema, dict):
+        return set()
+    found = set() if named else set(schema)
+    return found.union(*(keywords(value, not named and key in ("properties", "$defs")) for key, value in schema.items()))
+
+
+def test_every_keyword_of_the_schema_is_checked() -> None:
+    assert keywords(SCHEMA) <= CHECKED | NOTES
 
 
 def spoil(original: dict[str, Any], data: st.DataObject) -> dict[str, Any]:

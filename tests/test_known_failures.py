@@ -1,7 +1,7 @@
 """Every failure that this field's tools are known to let through, through the command line: none exits 0.
 
 One test each. The first half runs the digits project on the NumPy target; what one run stored, the next ones find. The second half judges
-fabricated reports.
+fabricated reports. A baseline of another machine: `test_baseline.py`; an expired waiver: `test_waivers.py`.
 """
 
 from __future__ import annotations

@@ -33,7 +33,8 @@ CODES = {"pass": 0, "fail": 1, "undecided": 3, "accepted": 0, "error": 2}
 
 def with_gate(verdict: str, **more: Any) -> dict[str, Any]:
     step = "Measure more." if verdict == "undecided" else None
-    return run(measured(gates=[gate("size", "2MB", "3 MB", verdict, next_step=step), gate("accuracy_drop", "1 pp", "0")]), **more)
+    size = gate("size", "2MB", "1 MB" if verdict in ("pass", "accepted") else "3 MB", verdict, next_step=step)
+    return run(measured(gates=[size, gate("accuracy_drop", "1 pp", "0 pp")], unmeasured=["size"]), **more)
 
 
 def gate_code(folder: Path, made: dict[str, Any]) -> int:

@@ -71,9 +71,7 @@ def verdict_findings(report: Json, undecided: str = "fail") -> list[Finding]:
         summary = f"{row.name}: {what}" + (f". Next: {step}" if step else "")
         details = (*(gate_facts(row, gate) if gate else ()), *run_facts(report, row))
         line = (gate or {}).get("line") or row.data.get("line")
-        found.append(
-            Finding(f"gate/{name}", verdict, levels[verdict], title, summary, details, path, line, (row.name, name))
-        )
+        found.append(Finding(f"gate/{name}", verdict, levels[verdict], title, summary, details, path, line, (row.name, name)))
     return found
 
 

@@ -47,8 +47,10 @@ def _check(schema: Json, value: Any, where: str, root: Json) -> Iterator[str]:
             yield f"{where} is empty"
         if "pattern" in schema and not re.search(schema["pattern"], value):
             yield f"{where} is {_shown(value)}"
-    elif isinstance(value, int | float) and not schema.get("minimum", -math.inf) <= value <= schema.get("maximum", math.inf):
-        yield f"{where} is {value}, out of range"
+    elif isinstance(value, int | float):
+        inside = schema.get("minimum", -math.inf) <= value <= schema.get("maximum", math.inf)
+        if not inside or value <= schema.get("exclusiveMinimum", -math.inf):
+            yield f"{where} is {value}, out of range"
 
 
 def _combined(schema: Json, value: Any, where: str, root: Json) -> Iterator[str]:
@@ -61,8 +63,9 @@ def _combined(schema: Json, value: Any, where: str, root: Json) -> Iterator[str]
             yield min((found for found in tries if found), key=len)[0]
     if "not" in schema and not any(_check(schema["not"], value, where, root)):
         yield f"{where} is {_shown(value)}"
-    if "if" in schema and not any(_check(schema["if"], value, where, root)):
-        yield from _check(schema.get("then", {}), value, where, root)
+    if "if" in schema:
+        holds = not any(_check(schema["if"], value, where, root))
+        yield from _check(schema.get("then" if holds else "else", {}), value, where, root)
 
 
 def _object(schema: Json, value: Mapping[str, Any], where: str, root: Json) -> Iterator[str]:
