@@ -6,7 +6,6 @@ import os
 import shlex
 from collections.abc import Mapping, Sequence
 from datetime import datetime
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
@@ -18,34 +17,16 @@ from edgepress.bundle.release import Release
 from edgepress.bundle.write import Shipment, shipped_artifacts
 from edgepress.config import Config
 from edgepress.config_places import gate_line, target_line
+from edgepress.environment import environment
 from edgepress.evidence import gather
 from edgepress.judgement import against_baseline, conclude
-from edgepress.machine import cores, cpu_name, fingerprint
+from edgepress.machine import fingerprint
 from edgepress.peak_distance import peak_distance
 from edgepress.results import Candidate, Prepared, TargetRun
 from edgepress.step import Result
 from edgepress.targets.errors import RuntimeUnavailable
 from edgepress.targets.nouns import Artifact, Scheme, Verdict
 from edgepress.validators.multiplicity import Asked, judge_together
-
-#: Packages whose versions a report states, where they are installed.
-PACKAGES = (
-    "edgepress",
-    "torch",
-    "torchao",
-    "torchmetrics",
-    "numpy",
-    "onnx",
-    "onnxruntime",
-    "onnxscript",
-    "openvino",
-    "tensorrt-rtx-cu13-libs",
-    "coremltools",
-    "litert-torch",
-    "ai-edge-litert",
-    "ai-edge-quantizer",
-    "nncf",
-)
 
 #: Stands in for the gates of a target that has none: nothing was asked, so nothing passed, whatever undecided gates count as.
 NO_GATE = Verdict("gates", "at least one", "none", None, "error", "Add `gates:` to the recipe, e.g. `accuracy_drop: {max: 1.0pp}`.")
@@ -68,7 +49,7 @@ def assemble(
     artifacts = shipped_artifacts(shipments)
     targets = [_target(run, artifacts.get(run.plan.target.name), prepared.model.value["macs"]) for run in runs]
     _judge(config, runs, targets)
-    report = {
+    report: dict[str, Any] = {
         "schema": "edgepress/report/v1",
         "project": config.project,
         "verdict": None,
@@ -108,29 +89,6 @@ def release_of(config: Config, prepared: Prepared) -> Release:
         statistics=prepared.inputs.folder / inputs.NAME,
         layouts=config.bundle.layouts,
     )
-
-
-def environment(config: Config) -> dict[str, Any]:
-    """Where and with what a run was made."""
-    return {
-        "fingerprint": fingerprint(),
-        "cpu": cpu_name(),
-        "threads": cores(),
-        "packages": package_versions(),
-        "checkpoint_sha256": sha256(config.checkpoint),
-        "config_sha256": sha256(config.path),
-    }
-
-
-def package_versions() -> dict[str, str]:
-    """Versions of the packages that matter, of those that are installed."""
-    packages = {}
-    for name in PACKAGES:
-        try:
-            packages[name] = version(name)
-        except PackageNotFoundError:
-            continue
-    return packages
 
 
 def _stages(prepared: Prepared, runs: Sequence[TargetRun]) -> list[dict[str, Any]]:

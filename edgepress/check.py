@@ -12,8 +12,9 @@ from functools import cached_property
 from pathlib import Path
 
 from edgepress import config_yaml
-from edgepress.config import Config, GateLimit, TargetPlan, recipe
+from edgepress.config import Config, TargetPlan, recipe
 from edgepress.config import check as check_source
+from edgepress.config_gates import GateLimit
 from edgepress.config_places import gate_line, target_line
 from edgepress.config_steps import PruneConfig
 from edgepress.config_yaml import Place

@@ -32,7 +32,7 @@ def check_machine(install: str | None, as_json: bool) -> None:
     Raises:
         EdgepressError: the runtime to install is unknown, or its installation failed.
     """
-    from edgepress.assemble import package_versions
+    from edgepress.environment import package_versions
     from edgepress.report.console import print_doctor
 
     if install is not None:
