@@ -460,7 +460,7 @@ def test_what_is_written_is_what_is_loaded(tmp_path: Path, quantize: dict[str, s
     document = {**yaml.safe_load(MINIMAL), "compress": [{"quantize": quantize}], "run": {"threads": threads}, "seed": seed}
     config = loaded(tmp_path, yaml.safe_dump(document))
     assert isinstance(config.quantize, QuantizeConfig)
-    layers = {"fallback": False, "budget": None}
+    layers = {"fallback": False, "budget": None, "int4": None}
     assert config.quantize.model_dump() == {
         **quantize,
         "method": "ptq",
