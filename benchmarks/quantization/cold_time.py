@@ -68,7 +68,9 @@ def spent(part: str, scratch: Path) -> Spent:
     wall_s = time.monotonic() - started
     if status:
         raise SystemExit(f"{part} failed:\n{(scratch / 'log.txt').read_text()[-4000:]}")
-    return Spent(wall_s, usage.ru_utime + usage.ru_stime)
+    took = Spent(wall_s, usage.ru_utime + usage.ru_stime)
+    print(f"{part}: {took.wall_s:.1f} s, CPU {took.cpu_s:.1f} s", file=sys.stderr, flush=True)
+    return took
 
 
 class Making:
