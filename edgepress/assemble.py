@@ -75,8 +75,9 @@ def assemble(
         "multiplicity": config.multiplicity,
         "targets": targets,
     }
-    report = conclude(against_baseline(report, baseline, _shown(config.baseline)), config.waivers, started.date())
-    return {**report, "targets": [_located(config, target) for target in report["targets"]]}, shipments
+    judged: dict[str, Any] = conclude(against_baseline(report, baseline, _shown(config.baseline)), config.waivers, started.date())
+    judged["targets"] = [_located(config, target) for target in judged["targets"]]
+    return judged, shipments
 
 
 def release_of(config: Config, prepared: Prepared) -> Release:
