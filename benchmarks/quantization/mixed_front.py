@@ -6,7 +6,8 @@
 Budgets are shares of the fp16 file of the same runtime. All rows have the same placement of integer activations and the same rounding
 (GPTQ); `8 bits` and `4 bits` give every layer the same weights, `4 bits` being the smallest file there is: what the refusal of an
 impossible budget names. Everything is chosen on training samples; drop and interval are of the whole validation set, run once per file.
-The last column is where the line between the uniform models of a size just below and just above lies. Prints Markdown.
+The columns `line` say where the straight line between the uniform models of a size just below and just above lies, in drop and in SQNR at
+the outputs. The solver minimises the noise that SQNR is made of, so the drop is the judge. Prints Markdown.
 """
 
 from __future__ import annotations
@@ -21,14 +22,17 @@ from pathlib import Path
 from tempfile import mkdtemp
 from typing import Any
 
+import numpy as np
 import yaml
 
 from edgepress.config import load, recipe
 from edgepress.engine import open_store
 from edgepress.live import Live
 from edgepress.pipeline import Pipeline
-from edgepress.results import TargetRun, loaded_bytes
+from edgepress.results import Prepared, TargetRun, loaded_bytes
 from edgepress.step import Runner
+from edgepress.steps.arrays import load_outputs
+from edgepress.targets.nouns import Signature
 
 #: Case -> folder of the case, factory, and the scheme that its integers have.
 CASES = {"resnet56": ("cifar10", "resnet56", "static"), "minilm": ("sst2", "minilm", "static-matmul")}
@@ -37,7 +41,14 @@ SELECTION = 512
 
 @dataclass(frozen=True)
 class Point:
-    """One file: its size in bytes, its drop in percentage points with the interval, and how many layers have which bits."""
+    """One file.
+
+    Attributes:
+        size: in bytes.
+        drop, low, high: in percentage points, with the interval.
+        sqnr: power of the float model's outputs over that of the error, in dB, over the validation set.
+        bits: how many layers have which.
+    """
 
     label: str
     uniform: bool
@@ -45,6 +56,7 @@ class Point:
     drop: float
     low: float
     high: float
+    sqnr: float
     bits: str = ""
 
 
@@ -54,6 +66,7 @@ class Case:
     def __init__(self, name: str, runtime: str, cases: Path, work: Path) -> None:
         self._folder, self._factory, self._scheme = CASES[name]
         self._name, self._runtime, self._cases, self._work = name, runtime, cases, work
+        self._prepared: Prepared
 
     def run(self, **quantize: Any) -> TargetRun:
         """The target of a recipe, compressed and scored on the validation set; nothing is timed."""
@@ -75,7 +88,8 @@ class Case:
         config = load(path)
         plans = recipe(config)
         pipeline = Pipeline(config, plans, Runner(open_store(config), Live(), self._work / "log.txt"))
-        return pipeline.compress(plans[0], pipeline.prepare())
+        self._prepared = pipeline.prepare()
+        return pipeline.compress(plans[0], self._prepared)
 
     def point(self, label: str, run: TargetRun, uniform: bool) -> Point:
         """What a run shipped; its error is raised."""
@@ -84,7 +98,15 @@ class Case:
         assert run.chosen is not None and run.chosen.export is not None and run.score is not None
         score, layers = run.score.value, run.mixed["layers"] if run.mixed else []
         bits = ", ".join(f"{count} in {has}" for has in (32, 8, 4) if (count := sum(layer["bits"] == has for layer in layers)))
-        return Point(label, uniform, loaded_bytes(run.chosen.export), score["drop"], *score["interval"], bits)
+        return Point(label, uniform, loaded_bytes(run.chosen.export), score["drop"], *score["interval"], self._sqnr(run), bits)
+
+    def _sqnr(self, run: TargetRun) -> float:
+        assert run.execution is not None
+        signature = Signature.from_json(self._prepared.model.value["signature"])
+        exact = load_outputs(self._prepared.reference.folder / "validation", signature)
+        found = load_outputs(run.execution.folder, signature)
+        noise = sum(float(np.square(found[name].astype(np.float64) - exact[name]).sum()) for name in exact)
+        return 10 * float(np.log10(sum(float(np.square(exact[name].astype(np.float64)).sum()) for name in exact) / noise))
 
     def integers(self, **quantize: Any) -> TargetRun:
         """Integers with calibrated ranges, rounded by GPTQ."""
@@ -96,11 +118,11 @@ class Case:
         assert run.chosen is not None and run.chosen.export is not None
         return loaded_bytes(run.chosen.export)
 
-    def mixed(self, label: str, ratio: float, uniform: bool = False) -> Point | float:
-        """The solver's file within a share of the float original's bytes; the nearest share there is where none is within it."""
-        run = self.integers(precision="mixed", budget={"size": f"{ratio:.6f}x"})
-        nearest = re.search(r"nearest budget is \{size: ([\d.]+)x\}", str(run.error))
-        return float(nearest[1]) if nearest else self.point(label, run, uniform)
+    def mixed(self, label: str, ratio: float, uniform: bool = False) -> Point | int:
+        """The solver's file within a share of the float original's bytes; where none is, how many the smallest has."""
+        run = self.integers(precision="mixed", budget={"size": f"{ratio:.9f}x"})
+        smallest = re.search(r"its file has ([\d,]+) bytes", str(run.error))
+        return int(smallest[1].replace(",", "")) if smallest else self.point(label, run, uniform)
 
     def points(self, budgets: Sequence[float]) -> list[Point]:
         """The uniform models and the solver's."""
@@ -108,40 +130,43 @@ class Case:
         half = self.point("fp16", self.run(precision="fp16"), True)
         found = [half, self.point("8 bits", self.integers(precision="int8"), True)]
         least = self.mixed("4 bits", 0.001)
-        assert isinstance(least, float), "a thousandth of the file is no budget"
-        found.append(_made(self.mixed("4 bits", least, uniform=True)))
+        assert isinstance(least, int), "a thousandth of the file is no budget"
+        # to the byte: with any room to spare some layer would get more bits
+        found.append(_made(self.mixed("4 bits", (least + 0.5) / whole, uniform=True)))
         for budget in budgets:
             point = self.mixed(f"mixed, {budget:g}x", budget * half.size / whole)
-            if isinstance(point, float):
-                print(f"{self._name}, {self._runtime}: {budget:g}x of fp16 is refused; the nearest is {point * whole / half.size:.3f}x\n")
+            if isinstance(point, int):
+                print(f"{self._name}, {self._runtime}: {budget:g}x of fp16 is refused; the smallest file is {point / half.size:.3f}x\n")
             else:
                 found.append(point)
         return found
 
 
-def _made(point: Point | float) -> Point:
+def _made(point: Point | int) -> Point:
     assert isinstance(point, Point), "the nearest budget can be kept"
     return point
 
 
-def line(points: Sequence[Point], size: int) -> float | None:
-    """The drop of the uniform models at a size, between two of them on the straight line; None where none is as small."""
+def line(points: Sequence[Point], size: int, quantity: str) -> float | None:
+    """The drop or SQNR of the uniform models at a size, between two of them on the straight line; None where none is as small."""
     uniform = sorted((point for point in points if point.uniform), key=lambda point: point.size)
     below = [point for point in uniform if point.size <= size]
     above = [point for point in uniform if point.size > size]
     if not below or not above:
-        return below[-1].drop if below else None
+        return getattr(below[-1], quantity) if below else None
     share = (size - below[-1].size) / (above[0].size - below[-1].size)
-    return below[-1].drop + share * (above[0].drop - below[-1].drop)
+    low, high = (float(getattr(point, quantity)) for point in (below[-1], above[0]))
+    return low + share * (high - low)
 
 
 def table(name: str, runtime: str, points: Sequence[Point]) -> str:
     """Markdown."""
-    lines = [f"**{name}, {runtime}**\n", "| weights | bytes | of fp16 | layers | drop (95 %) | uniform line |", "|---|---|---|---|---|---|"]
+    lines = [f"**{name}, {runtime}**\n", "| weights | bytes | of fp16 | layers | drop (95 %) | line | SQNR | line |", f"|{'---|' * 8}"]
     for point in points:
-        at = None if point.uniform else line(points, point.size)
+        drop, sqnr = (None if point.uniform else line(points, point.size, quantity) for quantity in ("drop", "sqnr"))
         cells = [point.label, f"{point.size:,}", f"{point.size / points[0].size:.3f}", point.bits]
-        cells += [f"{point.drop:+.2f} pp ({point.low:+.2f} to {point.high:+.2f})", "" if at is None else f"{at:+.2f} pp"]
+        cells += [f"{point.drop:+.2f} pp ({point.low:+.2f} to {point.high:+.2f})", "" if drop is None else f"{drop:+.2f} pp"]
+        cells += [f"{point.sqnr:.1f} dB", "" if sqnr is None else f"{sqnr:.1f} dB"]
         lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines) + "\n"
 
