@@ -1,0 +1,195 @@
+"""Every way to int8 of every runtime, edgepress's and its own quantizer's, on one case: accuracy, interleaved latency, time to make.
+
+    EDGEPRESS_CASES=… python benchmarks/quantization/peers.py [--case resnet20|resnet56|minilm] [--runtime onnxruntime]... [--pairs N]
+
+All see the same 512 training samples. Drops are percentage points on the whole validation set, paired with the float model, with their
+95 % interval. `x fp32` is latency over that of the float file in the same runtime, batch 1, 1 thread, in ABBA order with a 95 % bootstrap interval;
+where the runtime cannot be timed here it says so. Seconds are wall time of the quantizer alone on a float file that is there. Prints Markdown.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib.util
+import os
+import sys
+import time
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+import numpy as np
+import torch
+
+from edgepress.compress.quantize import calibrate
+from edgepress.exporters import EXPORTERS
+from edgepress.exporters.base import ExportRequest
+from edgepress.exporters.native import native_quantizers
+from edgepress.exporters.native.base import NativeRequest
+from edgepress.targets.errors import EdgepressError
+from edgepress.targets.nouns import Artifact, Scheme, Signature, Target, TensorSpec
+from edgepress.targets.rules import rules_for
+from edgepress.validators.intervals import newcombe_paired
+from edgepress.validators.latency import LatencyPlan, compare_latency
+from edgepress.validators.runtimes import RUNTIMES
+
+CALIBRATION, BATCH, RUN = 512, 32, 218
+RUNTIMES_COMPARED = ("onnxruntime", "openvino", "tensorrt", "coreml", "litert")
+CASES = {"resnet20": ("cifar10", "input"), "resnet56": ("cifar10", "input"), "minilm": ("sst2", "input_ids", "attention_mask")}
+#: What a target of the catalog must be told.
+OPTIONS: Mapping[str, Mapping[str, object]] = {"tensorrt": {"compute_capability": ["8.6", "8.9"]}, "coreml": {"minimum_os": "iOS18"}}
+#: Where coremltools' reference executor is an interpreter in numpy, the first samples alone.
+JUDGED = {"coreml": 1000}
+
+
+@dataclass(frozen=True)
+class Case:
+    """A model with its data; arrays by input name, dimension 0 is the sample."""
+
+    program: Path
+    statistics: Path
+    signature: Signature
+    calibration: Mapping[str, np.ndarray]
+    validation: Mapping[str, np.ndarray]
+    labels: np.ndarray
+    seconds: float
+
+    def target(self, runtime: str, precision: str) -> Target:
+        return Target(runtime, runtime, "x86-64 CPU", precision, OPTIONS.get(runtime, {}))
+
+    def request(self, runtime: str, scheme: Scheme) -> ExportRequest:
+        samples = tuple(value[:4] for value in self.calibration.values())
+        return ExportRequest(self.program, self.signature, self.statistics, self.target(runtime, scheme.precision), scheme, samples)
+
+
+def _module(folder: Path, name: str) -> object:
+    spec = importlib.util.spec_from_file_location(f"case_{name}", folder / f"{name}.py")
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def load_case(root: Path, name: str, scratch: Path) -> Case:
+    """Model, data and calibration of a case; `seconds` is what calibration took."""
+    from safetensors.torch import load_file
+    from torch.utils.data import DataLoader
+
+    folder, inputs = root / CASES[name][0], CASES[name][1:]
+    model = getattr(_module(folder, "model"), name)()
+    model.load_state_dict(load_file(folder / f"{name}.safetensors"))
+    data = _module(folder, "data")
+
+    def arrays(dataset: object) -> tuple[dict[str, np.ndarray], np.ndarray]:
+        pieces = [(x if isinstance(x, (list, tuple)) else [x], y) for x, y in DataLoader(dataset, batch_size=250)]  # type: ignore[arg-type]
+        columns = {key: np.concatenate([x[place].numpy() for x, _ in pieces]) for place, key in enumerate(inputs)}
+        return columns, np.concatenate([y.numpy() for _, y in pieces])
+
+    train = data.train()  # type: ignore[attr-defined]
+    chosen = np.random.default_rng(0).permutation(len(train))[:CALIBRATION]
+    calibration, _ = arrays(torch.utils.data.Subset(train, chosen.tolist()))
+    validation, labels = arrays(data.validation())  # type: ignore[attr-defined]
+    example = tuple(torch.from_numpy(value[:2]) for value in calibration.values())
+    program = torch.export.export(model.eval(), example, dynamic_shapes=tuple({0: torch.export.Dim.DYNAMIC} for _ in example))
+    torch.export.save(program, scratch / "model.pt2")
+    batches = [tuple(value[i : i + BATCH] for value in calibration.values()) for i in range(0, CALIBRATION, BATCH)]
+    began = time.perf_counter()
+    calibrate(program, batches).save(scratch / "statistics")
+    seconds = time.perf_counter() - began
+    specs = tuple(TensorSpec(key, str(value.dtype), (None, *value.shape[1:])) for key, value in calibration.items())
+    classes = model(*example).shape[1]
+    signature = Signature(specs, (TensorSpec("logits", "float32", (None, classes)),))
+    return Case(scratch / "model.pt2", scratch / "statistics", signature, calibration, validation, labels, seconds)
+
+
+def candidates(runtime: str, case: Case, base: Path) -> Iterator[tuple[str, str, Path, Artifact | EdgepressError, float]]:
+    """Every int8 file of a runtime: who made it, how, its folder, what came of it, seconds. Float files are written to `base` when needed."""
+    exporter = EXPORTERS.get(runtime)()
+    for kind in rules_for(runtime).ladder:
+        folder, began = base / f"edgepress-{kind}", time.perf_counter()
+        try:
+            made: Artifact | EdgepressError = exporter.export(case.request(runtime, Scheme("int8", kind)), folder)
+        except EdgepressError as error:
+            made = error
+        yield "edgepress", kind, folder, made, time.perf_counter() - began
+    for name, quantizer in native_quantizers(runtime).items():
+        source, where = _float_file(runtime, case, base, quantizer.base_precision)
+        for kind in quantizer.kinds:
+            folder, scheme, began = base / f"{name}-{kind}", Scheme("int8", kind, tool=name), time.perf_counter()
+            try:
+                made = quantizer.quantize(NativeRequest(source, where, case.target(runtime, "int8"), scheme, case.calibration), folder)
+            except EdgepressError as error:
+                made = error
+            yield name, kind, folder, made, time.perf_counter() - began
+
+
+def _float_file(runtime: str, case: Case, base: Path, precision: str) -> tuple[Artifact, Path]:
+    folder = base / precision
+    return EXPORTERS.get(runtime)().export(case.request(runtime, Scheme(precision, "float")), folder), folder
+
+
+def right(runtime: str, artifact: Artifact, folder: Path, case: Case) -> np.ndarray:
+    """Which validation samples an artifact classifies as labelled, bool (n,)."""
+    total, found = JUDGED.get(runtime, len(case.labels)), []
+    with RUNTIMES.get(runtime)().open(artifact, folder) as session:
+        for start in range(0, total, RUN):
+            piece = {key: value[start : min(start + RUN, total)] for key, value in case.validation.items()}
+            found.append(next(iter(session.run(piece).values())).argmax(1))
+    return np.concatenate(found) == case.labels[:total]
+
+
+def drop(before: np.ndarray, after: np.ndarray) -> str:
+    counts = (int((before & after).sum()), int((before & ~after).sum()), int((~before & after).sum()), int((~before & ~after).sum()))
+    low, high = newcombe_paired(*counts, confidence=0.95)
+    return f"{100 * (before.mean() - after.mean()):+.2f} pp ({100 * low:+.2f} to {100 * high:+.2f})"
+
+
+def ratio(runtime: str, pair: tuple[tuple[Artifact, Path], tuple[Artifact, Path]], case: Case, pairs: int) -> str:
+    """Latency of the first over the second."""
+    if RUNTIMES.get(runtime)().timing_unavailable() is not None:
+        return "not timed here"
+    sample = {key: value[:1] for key, value in case.validation.items()}
+    opener = RUNTIMES.get(runtime)()
+    with opener.open(*pair[0]) as one, opener.open(*pair[1]) as other:
+        result = compare_latency(one.bind(sample), other.bind(sample), plan=LatencyPlan(min_pairs=pairs, max_pairs=pairs, seconds=240))
+    return f"{result.ratio:.3f} ({result.interval[0]:.3f} to {result.interval[1]:.3f})"
+
+
+def size(artifact: Artifact, folder: Path) -> int:
+    path = folder / artifact.path
+    files = path.rglob("*") if path.is_dir() else [path, *(folder / name for name in artifact.extra)]
+    return sum(file.stat().st_size for file in files if file.is_file())
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--case", choices=sorted(CASES), default="resnet20")
+    parser.add_argument("--runtime", action="append", choices=RUNTIMES_COMPARED, help="default: all")
+    parser.add_argument("--pairs", type=int, default=200, help="interleaved pairs per ratio")
+    arguments = parser.parse_args()
+    root = Path(os.environ.get("EDGEPRESS_CASES", "../shared/cases"))
+    if not (root / CASES[arguments.case][0]).is_dir():
+        print(f"no folder {root / CASES[arguments.case][0]}: set EDGEPRESS_CASES to the folder of the real cases", file=sys.stderr)
+        return 2
+    with TemporaryDirectory() as temporary:
+        case = load_case(root, arguments.case, Path(temporary))
+        print(f"calibration of edgepress, once for all runtimes: {case.seconds:.1f} s\n")
+        print("| runtime | quantizer | drop (95 %) | x fp32 | MB | s |\n|---|---|---|---|---|---|", flush=True)
+        for runtime in arguments.runtime or RUNTIMES_COMPARED:
+            base = Path(temporary) / runtime
+            original = _float_file(runtime, case, base, "fp32")
+            before = right(runtime, *original, case)
+            for tool, kind, folder, made, seconds in candidates(runtime, case, base):
+                cells = f"| {runtime} | {tool}, {kind} |"
+                if isinstance(made, EdgepressError):
+                    print(f"{cells} failed: {made} | | | {seconds:.1f} |", flush=True)
+                    continue
+                after = right(runtime, made, folder, case)
+                timed = ratio(runtime, ((made, folder), original), case, arguments.pairs)
+                print(f"{cells} {drop(before, after)} | {timed} | {size(made, folder) / 1e6:.2f} | {seconds:.1f} |", flush=True)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
