@@ -3,8 +3,9 @@
     EDGEPRESS_CASES=… python benchmarks/quantization/peers.py [--case resnet20|resnet56|minilm] [--runtime onnxruntime]... [--pairs N]
 
 All see the same 512 training samples. Drops are percentage points on the whole validation set, paired with the float model, with their
-95 % interval. `x fp32` is latency over that of the float file in the same runtime, batch 1, 1 thread, in ABBA order with a 95 % bootstrap interval;
-where the runtime cannot be timed here it says so. Seconds are wall time of the quantizer alone on a float file that is there. Prints Markdown.
+95 % interval. `x fp32` is latency over that of the float file in the same runtime, batch 1, 1 thread, in ABBA order with a 95 % bootstrap
+interval; where the runtime cannot be timed here it says so. Seconds are wall time of the quantizer alone on a float file that is there.
+Prints Markdown.
 """
 
 from __future__ import annotations
@@ -104,7 +105,7 @@ def load_case(root: Path, name: str, scratch: Path) -> Case:
 
 
 def candidates(runtime: str, case: Case, base: Path) -> Iterator[tuple[str, str, Path, Artifact | EdgepressError, float]]:
-    """Every int8 file of a runtime: who made it, how, its folder, what came of it, seconds. Float files are written to `base` when needed."""
+    """Every int8 file of a runtime: who made it, how, its folder, what came of it, seconds."""
     exporter = EXPORTERS.get(runtime)()
     for kind in rules_for(runtime).ladder:
         folder, began = base / f"edgepress-{kind}", time.perf_counter()
