@@ -1,6 +1,7 @@
 """Latency gates on a noisy machine: false alarms of the same artifact twice, and how often a slower one is caught.
 
     python benchmarks/verdicts/latency.py [--same N] [--slower N] [--limit 1.02] [--quiet]
+    python benchmarks/verdicts/latency.py --openings 10     # the same artifact twice, by which of the two was opened first
 
 An ONNX chain of 60 equal linear layers runs in ONNX Runtime against itself and against chains of 63 and 66 layers: 5 and 10 % more of
 the same work. Every run opens both files anew, takes the windows that `edgepress run` takes and is judged by the gate. Meanwhile
@@ -25,7 +26,7 @@ from edgepress.machine import cores, cpu_name
 from edgepress.steps.measure import FIRST, MORE
 from edgepress.targets.nouns import Artifact, Scheme, Signature, TensorSpec
 from edgepress.validators.gates import Gate, judge
-from edgepress.validators.latency import compare_latency
+from edgepress.validators.latency import LatencyPlan, compare_latency
 from edgepress.validators.runtimes import RUNTIMES
 
 WIDTH, LAYERS = 128, 60
@@ -68,13 +69,37 @@ def run(candidate: Artifact, reference: Artifact, folder: Path, limit: float) ->
     return judge([gate], [found.evidence("the other")])[0].verdict
 
 
+def openings(times: int) -> None:
+    """Print what 400 pairs say of an artifact against itself, where the candidate is opened first and where it is opened second."""
+    runtime, sample = RUNTIMES.get("onnxruntime")(), {"x": np.ones((1, WIDTH), np.float32)}
+    plan = LatencyPlan(min_pairs=400, max_pairs=400)
+    found: dict[str, list[float]] = {"first": [], "second": []}
+    with TemporaryDirectory() as temporary:
+        folder = Path(temporary)
+        files = [chain(LAYERS, folder / f"{name}.onnx") for name in ("candidate", "reference")]
+        for _ in range(times):
+            for order in found:
+                opened = [runtime.open(file, folder) for file in (files if order == "first" else files[::-1])]
+                new, old = opened if order == "first" else opened[::-1]
+                found[order].append(compare_latency(new.bind(sample), old.bind(sample), plan=plan).ratio)
+                for session in opened:
+                    session.close()
+    print("| candidate opened | ratios of the same artifact to itself, sorted |\n|---|---|")
+    for order, ratios in found.items():
+        print(f"| {order} | {', '.join(f'{ratio:.3f}' for ratio in sorted(ratios))} |")
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--same", type=int, default=400, help="runs of an artifact against itself")
     parser.add_argument("--slower", type=int, default=200, help="runs against each slower artifact")
     parser.add_argument("--limit", type=float, default=1.02, help="of the gate `latency_ratio`")
     parser.add_argument("--quiet", action="store_true", help="without the process that loads a core in bursts")
+    parser.add_argument("--openings", type=int, help="only compare orders of opening, that many times")
     arguments = parser.parse_args()
+    if arguments.openings:
+        openings(arguments.openings)
+        return 0
     counts = {LAYERS: arguments.same, LAYERS + LAYERS // 20: arguments.slower, LAYERS + LAYERS // 10: arguments.slower}
     order = np.random.default_rng(0).permutation([layers for layers, times in counts.items() for _ in range(times)])
     beside = None if arguments.quiet else subprocess.Popen([sys.executable, "-c", BURSTS])
