@@ -10,7 +10,8 @@ from __future__ import annotations
 
 import gc
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any
 
@@ -23,11 +24,15 @@ from edgepress.validators.intervals import Interval, expanded_z
 
 Floats = NDArray[np.float64]
 Clock = Callable[[], int]
+#: One inference of the candidate and one of the reference.
+Sides = tuple[Callable[[], object], Callable[[], object]]
 
 #: Confidence a look before the last one must reach to stop (Haybittle 1971; Peto et al. 1976: interim looks at 0.001 leave
 #: the error rate of the final look as it is, up to 0.001 per look).
 INTERIM = 0.999
 RESAMPLES = 600
+#: How often both sides are opened anew in a window, and in one that goes on until a limit is decided; even, so that orders balance.
+OPENINGS, MOST_OPENINGS = 4, 16
 
 
 @dataclass(frozen=True)
@@ -62,6 +67,7 @@ class LatencyComparison:
         pairs: number of pairs, also the number of times of each side.
         candidate_ms, reference_ms: every time taken after warm-up, in order, float64.
         warmup_calls: calls of each side thrown away.
+        openings: how often both sides were opened anew.
         stopped: why it ended: `decided`, `pairs` (the cap), `seconds` (out of time), `planned` (there was no limit).
     """
 
@@ -73,10 +79,14 @@ class LatencyComparison:
     reference_ms: Floats
     warmup_calls: int
     stopped: str
+    openings: int = 1
 
     def evidence(self, reference: str) -> Evidence:
         """As the evidence of the gate `latency_ratio`; `reference` says what it was compared with."""
-        how = f"{self.pairs} interleaved pairs (ABBA) against {reference}, {self.confidence:.0%} bootstrap interval, ended: {self.stopped}"
+        how = f"{self.pairs} interleaved pairs (ABBA) against {reference}"
+        if self.openings > 1:
+            how += f", opened {self.openings} times in turns"
+        how += f", {self.confidence:.0%} bootstrap interval, ended: {self.stopped}"
         return Evidence("latency_ratio", self.ratio, "ratio", self.interval, self.pairs, how)
 
     def to_json(self, reference: str) -> dict[str, Any]:
@@ -119,6 +129,55 @@ def compare_latency(
     ratio, interval = ratio_interval(blocks, confidence)
     first, second = blocks[:, :, 0].ravel() / 1e6, blocks[:, :, 1].ravel() / 1e6
     return LatencyComparison(ratio, interval, confidence, len(first), first, second, warm, stopped)
+
+
+def compare_opened(
+    opened: Callable[[bool], AbstractContextManager[Sides]],
+    *,
+    limit: float | None = None,
+    confidence: float = 0.95,
+    plan: LatencyPlan | None = None,
+    clock: Clock = time.perf_counter_ns,
+) -> LatencyComparison:
+    """`compare_latency` over several openings of both sides, in turns which of them is opened first.
+
+    Where a runtime puts weights and buffers depends on what was allocated before, and a process keeps that place: of two equal artifacts
+    the one opened first was 2 % slower in every window (benchmarks/verdicts.md; Mytkowicz et al. 2009, "Producing wrong data without
+    doing anything obviously wrong!", ASPLOS, section 4, on layout; Curtsinger and Berger 2013, "STABILIZER", ASPLOS, on randomizing it).
+
+    Args:
+        opened: opens the reference first where its argument is True, gives (candidate, reference) as for `compare_latency`, closes both.
+        limit, confidence, clock: as in `compare_latency`; the limit is looked at after every two openings.
+        plan: caps of all openings together; opening itself does not count.
+
+    Raises:
+        MeasurementError: as `compare_latency`.
+    """
+    plan = plan or LatencyPlan()
+    openings = OPENINGS if limit is None else MOST_OPENINGS
+    pairs = max(4, 2 * -(-plan.max_pairs // (2 * openings)))
+    part = LatencyPlan(pairs, pairs, plan.seconds / openings, plan.warmup_calls)
+    parts: list[LatencyComparison] = []
+    stopped = "planned" if limit is None else "pairs"
+    for turn in range(openings):
+        with opened(turn % 2 == 1) as (candidate, reference):
+            parts.append(compare_latency(candidate, reference, confidence=confidence, plan=part, clock=clock))
+        if limit is not None and turn % 2 == 1:
+            low, high = ratio_interval(_blocks(parts), max(INTERIM, confidence))[1]
+            if (high < limit or low > limit) and sum(found.pairs for found in parts) >= plan.min_pairs:
+                stopped = "decided"
+                break
+    if any(found.stopped == "seconds" for found in parts) and stopped != "decided":
+        stopped = "seconds"
+    ratio, interval = ratio_interval(_blocks(parts), confidence)
+    times = [np.concatenate([getattr(found, side) for found in parts]) for side in ("candidate_ms", "reference_ms")]
+    warm = sum(found.warmup_calls for found in parts)
+    return LatencyComparison(ratio, interval, confidence, len(times[0]), times[0], times[1], warm, stopped, len(parts))
+
+
+def _blocks(parts: Sequence[LatencyComparison]) -> Floats:
+    """Times of shape (blocks, 2 pairs, 2 sides)."""
+    return np.concatenate([np.stack([found.candidate_ms, found.reference_ms], axis=1).reshape(-1, 2, 2) for found in parts])
 
 
 def ratio_interval(blocks: Floats, confidence: float, seed: int = 0) -> tuple[float, Interval]:

@@ -23,10 +23,10 @@ import onnx
 from onnx import TensorProto, helper, numpy_helper
 
 from edgepress.machine import cores, cpu_name
-from edgepress.steps.measure import FIRST, MORE
+from edgepress.steps.measure import FIRST, MORE, InTurns, Side
 from edgepress.targets.nouns import Artifact, Scheme, Signature, TensorSpec
 from edgepress.validators.gates import Gate, judge
-from edgepress.validators.latency import LatencyPlan, compare_latency
+from edgepress.validators.latency import LatencyPlan, compare_latency, compare_opened
 from edgepress.validators.runtimes import RUNTIMES
 
 WIDTH, LAYERS = 128, 60
@@ -61,11 +61,10 @@ def run(candidate: Artifact, reference: Artifact, folder: Path, limit: float) ->
     """The verdict of one run: a window, and a longer one where that leaves the limit undecided, as `edgepress run` does."""
     runtime, sample = RUNTIMES.get("onnxruntime")(), {"x": np.ones((1, WIDTH), np.float32)}
     gate = Gate("latency_ratio", limit, "ratio")
-    with runtime.open(candidate, folder) as new, runtime.open(reference, folder) as old:
-        found = compare_latency(new.bind(sample), old.bind(sample), plan=FIRST)
+    opened = InTurns(runtime, Side(candidate, folder, sample), Side(reference, folder, sample), threads=1)
+    found = compare_opened(opened, plan=FIRST)
     if found.interval[0] <= limit <= found.interval[1]:
-        with runtime.open(candidate, folder) as new, runtime.open(reference, folder) as old:
-            found = compare_latency(new.bind(sample), old.bind(sample), limit=limit, plan=MORE)
+        found = compare_opened(opened, limit=limit, plan=MORE)
     return judge([gate], [found.evidence("the other")])[0].verdict
 
 

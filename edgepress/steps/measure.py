@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from edgepress.targets.errors import MeasurementError
 from edgepress.targets.nouns import Artifact, Signature
 from edgepress.targets.progress import progress
-from edgepress.validators.latency import LatencyPlan
+from edgepress.validators.latency import LatencyPlan, Sides
+
+if TYPE_CHECKING:
+    from edgepress.validators.runtimes.base import Runtime, Session
 
 _SAMPLES = 8
 #: Enough pairs for a p99 (662) where the model is fast enough; a slow model gets what fits into the time.
@@ -30,7 +36,7 @@ def latency(params: dict[str, Any], folder: Path) -> dict[str, Any]:
         folder: receives `times_ms.npy` of shape (2, pairs): candidate, reference.
     """
     from edgepress.validators.conditions import Watch
-    from edgepress.validators.latency import compare_latency
+    from edgepress.validators.latency import compare_opened
     from edgepress.validators.percentiles import latency_summary, percentile_interval, percentile_ms
     from edgepress.validators.runtimes import RUNTIMES
 
@@ -42,14 +48,13 @@ def latency(params: dict[str, Any], folder: Path) -> dict[str, Any]:
     limit = params.get("limit")
     plan = FIRST if limit is None else MORE
     progress(f"timing against {reference.scheme.label}")
-    with (
-        runtime.open(candidate, inputs["export"] / "artifact", params["threads"]) as new,
-        runtime.open(reference, inputs["float_export"] / "artifact", params["threads"]) as old,
-    ):
-        watch = Watch()
-        found = compare_latency(new.bind(samples), old.bind(samples), limit=limit, confidence=params["confidence"], plan=plan)
-        conditions = watch.end().to_json()
-        name = f"{reference.scheme.label} in {old.executed_by}"
+    new = Side(candidate, inputs["export"] / "artifact", samples)
+    old = Side(reference, inputs["float_export"] / "artifact", samples)
+    opened = InTurns(runtime, new, old, params["threads"])
+    watch = Watch()
+    found = compare_opened(opened, limit=limit, confidence=params["confidence"], plan=plan)
+    conditions = watch.end().to_json()
+    name = f"{reference.scheme.label} in {opened.executed_by}"
     times = found.candidate_ms
     np.save(folder / "times_ms.npy", np.stack([times, found.reference_ms]))
     percentiles = {}
@@ -93,7 +98,7 @@ def pair(params: dict[str, Any], folder: Path) -> dict[str, Any]:
     Args:
         params: `candidate` and `reference`, each `{"runtime", "artifact", "folder"}`, and `threads`.
     """
-    from edgepress.validators.latency import compare_latency
+    from edgepress.validators.latency import compare_opened
     from edgepress.validators.percentiles import percentile_ms
     from edgepress.validators.runtimes import RUNTIMES
 
@@ -101,20 +106,51 @@ def pair(params: dict[str, Any], folder: Path) -> dict[str, Any]:
     runtime = RUNTIMES.get(sides[0]["runtime"])()
     if reason := runtime.timing_unavailable():
         raise MeasurementError(f"latency in {sides[0]['runtime']} cannot be taken here", reason)
-    sessions = [runtime.open(Artifact.from_json(side["artifact"]), Path(side["folder"]), params["threads"]) for side in sides]
-    calls = []
-    for side, session in zip(sides, sessions, strict=True):
-        with np.load(Path(side["folder"]) / "golden_inputs.npz") as golden:
-            calls.append(session.bind({name: golden[name][:1] for name in golden.files}))
-    found = compare_latency(*calls, plan=FIRST)
+    new, old = (Side(Artifact.from_json(side["artifact"]), Path(side["folder"]), _golden(Path(side["folder"]))) for side in sides)
+    opened = InTurns(runtime, new, old, params["threads"])
+    found = compare_opened(opened, plan=FIRST)
     return {
         "ratio": found.ratio,
         "interval": list(found.interval),
         "pairs": found.pairs,
         "candidate_p50_ms": percentile_ms(found.candidate_ms, 0.5),
         "reference_p50_ms": percentile_ms(found.reference_ms, 0.5),
-        "executed_by": sessions[0].executed_by,
+        "executed_by": opened.executed_by,
     }
+
+
+@dataclass(frozen=True)
+class Side:
+    """One artifact of a comparison, and the inputs it is timed on."""
+
+    artifact: Artifact
+    folder: Path
+    inputs: Mapping[str, np.ndarray]
+
+
+class InTurns:
+    """Opens two artifacts of one runtime, in the order asked for (`compare_opened`); `executed_by` is the reference's, once opened."""
+
+    def __init__(self, runtime: Runtime, candidate: Side, reference: Side, threads: int) -> None:
+        self._runtime, self._sides, self._threads = runtime, (candidate, reference), threads
+        self.executed_by = ""
+
+    @contextmanager
+    def __call__(self, reference_first: bool) -> Iterator[Sides]:
+        """Both opened, as calls of one inference each: (candidate, reference)."""
+        with ExitStack() as stack:
+            sessions: dict[int, Session] = {}
+            for place in (1, 0) if reference_first else (0, 1):
+                side = self._sides[place]
+                sessions[place] = stack.enter_context(self._runtime.open(side.artifact, side.folder, self._threads))
+            self.executed_by = sessions[1].executed_by
+            yield sessions[0].bind(self._sides[0].inputs), sessions[1].bind(self._sides[1].inputs)
+
+
+def _golden(folder: Path) -> dict[str, np.ndarray]:
+    """The first golden sample of a shipped artifact."""
+    with np.load(folder / "golden_inputs.npz") as golden:
+        return {name: golden[name][:1] for name in golden.files}
 
 
 def _batch(data: Path, params: dict[str, Any]) -> dict[str, np.ndarray]:

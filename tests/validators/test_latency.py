@@ -1,11 +1,15 @@
 import gc
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import partial
+from typing import Any
 
 import numpy as np
 import pytest
 
 from edgepress.targets.errors import ExecutionError, MeasurementError
 from edgepress.validators.gates import Gate, judge
-from edgepress.validators.latency import LatencyPlan, compare_latency, ratio_interval
+from edgepress.validators.latency import LatencyPlan, compare_latency, compare_opened, ratio_interval
 from edgepress.validators.percentiles import fewest_samples, latency_summary, percentile_evidence, percentile_interval, percentile_ms
 
 
@@ -53,6 +57,48 @@ def measure(seed, ratio, limit, plan=None, **machine):
 def verdicts(ratio, limit, runs):
     gate = Gate("latency_ratio", limit, "ratio")
     return [judge([gate], [measure(seed, ratio, limit).evidence("fp32")])[0].verdict for seed in range(runs)]
+
+
+@contextmanager
+def opened_by(slow_first: float, calls: list[bool], times: tuple[int, int], clock: Any, reference_first: bool) -> Iterator[Any]:
+    """Two calls on a fake clock; whichever is opened first is slower by a share."""
+    calls.append(reference_first)
+    first = 1 if reference_first else 0
+    durations = [round(base * (1 + slow_first * (place == first))) for place, base in enumerate(times)]
+    yield tuple(partial(clock.advance, duration) for duration in durations)
+
+
+class FakeClock:
+    """Nanoseconds that only calls move."""
+
+    def __init__(self) -> None:
+        self.now = 0
+
+    def __call__(self) -> int:
+        return self.now
+
+    def advance(self, duration: int) -> None:
+        self.now += duration
+
+
+def test_the_order_of_opening_does_not_decide() -> None:
+    clock, calls = FakeClock(), []
+    opened = partial(opened_by, 0.03, calls, (1_000_000, 1_000_000), clock)
+    found = compare_opened(opened, plan=LatencyPlan(min_pairs=64, max_pairs=64), clock=clock)
+    assert found.ratio == pytest.approx(1.0, abs=1e-3) and found.interval[0] <= 1 <= found.interval[1]
+    assert calls == [False, True, False, True] and found.openings == 4 and found.pairs >= 64
+    assert "opened 4 times in turns" in found.evidence("it").how
+    alone, _ = FakeClock(), calls.clear()
+    with opened_by(0.03, calls, (1_000_000, 1_000_000), alone, False) as sides:
+        assert compare_latency(*sides, plan=LatencyPlan(min_pairs=64, max_pairs=64), clock=alone).ratio == pytest.approx(1.03, abs=1e-3)
+
+
+@pytest.mark.parametrize(("candidate", "stopped"), [(1_100_000, "decided"), (1_020_000, "pairs")])
+def test_openings_go_on_until_the_limit_is_decided(candidate: int, stopped: str) -> None:
+    clock, calls = FakeClock(), []
+    opened = partial(opened_by, 0.03, calls, (candidate, 1_000_000), clock)
+    found = compare_opened(opened, limit=1.02, plan=LatencyPlan(min_pairs=8, max_pairs=160), clock=clock)
+    assert found.stopped == stopped and len(calls) % 2 == 0 and (len(calls) < 16) == (stopped == "decided")
 
 
 def test_the_same_artifact_twice_is_no_false_alarm_on_a_busy_machine():
