@@ -98,16 +98,14 @@ def compare_latency(
     candidate: Callable[[], object],
     reference: Callable[[], object],
     *,
-    limit: float | None = None,
     confidence: float = 0.95,
     plan: LatencyPlan | None = None,
     clock: Clock = time.perf_counter_ns,
 ) -> LatencyComparison:
-    """Time two calls against each other until the ratio is decided against `limit`, or a cap is reached.
+    """Time two calls against each other, `plan.min_pairs` times or until time is up.
 
     Args:
         candidate, reference: one inference each, inputs in place (`Session.bind`).
-        limit: the gate's largest ratio; None takes `plan.min_pairs`.
         confidence: of the printed interval.
         plan: caps.
         clock: nanoseconds; a test hands in its own.
@@ -122,7 +120,7 @@ def compare_latency(
     gc.disable()  # a collection would land on either side at random
     try:
         warm = _warm_up(calls, plan, clock, deadline)
-        blocks, stopped = _collect(calls, limit, confidence, plan, clock, deadline)
+        blocks, stopped = _collect(calls, plan, clock, deadline)
     finally:
         if collecting:
             gc.enable()
@@ -147,7 +145,8 @@ def compare_opened(
 
     Args:
         opened: opens the reference first where its argument is True, gives (candidate, reference) as for `compare_latency`, closes both.
-        limit, confidence, clock: as in `compare_latency`; the limit is looked at after every two openings.
+        limit: the gate's largest ratio: pairs are added until it is decided or a cap is reached; it is looked at after every two openings.
+        confidence, clock: as in `compare_latency`.
         plan: caps of all openings together; opening itself does not count.
 
     Raises:
@@ -155,20 +154,25 @@ def compare_opened(
     """
     plan = plan or LatencyPlan()
     openings = OPENINGS if limit is None else MOST_OPENINGS
-    pairs = max(4, 2 * -(-plan.max_pairs // (2 * openings)))
+    pairs = max(4, 2 * (plan.max_pairs // (2 * openings)))
     part = LatencyPlan(pairs, pairs, plan.seconds / openings, plan.warmup_calls)
     parts: list[LatencyComparison] = []
-    stopped = "planned" if limit is None else "pairs"
+    stopped, timed = "planned" if limit is None else "pairs", 0
     for turn in range(openings):
         with opened(turn % 2 == 1) as (candidate, reference):
+            start = clock()
             parts.append(compare_latency(candidate, reference, confidence=confidence, plan=part, clock=clock))
-        if limit is not None and turn % 2 == 1:
+            timed += clock() - start
+        if turn % 2 == 0:
+            continue
+        if limit is not None and sum(found.pairs for found in parts) >= plan.min_pairs:
             low, high = ratio_interval(_blocks(parts), max(INTERIM, confidence))[1]
-            if (high < limit or low > limit) and sum(found.pairs for found in parts) >= plan.min_pairs:
+            if high < limit or low > limit:
                 stopped = "decided"
                 break
-    if any(found.stopped == "seconds" for found in parts) and stopped != "decided":
-        stopped = "seconds"
+        if timed >= plan.seconds * 1e9:
+            stopped = "seconds"
+            break
     ratio, interval = ratio_interval(_blocks(parts), confidence)
     times = [np.concatenate([getattr(found, side) for found in parts]) for side in ("candidate_ms", "reference_ms")]
     warm = sum(found.warmup_calls for found in parts)
@@ -251,23 +255,10 @@ def _warm_up(calls: Calls, plan: LatencyPlan, clock: Clock, deadline: int, windo
     return len(times)
 
 
-def _collect(calls: Calls, limit: float | None, confidence: float, plan: LatencyPlan, clock: Clock, deadline: int) -> tuple[Floats, str]:
+def _collect(calls: Calls, plan: LatencyPlan, clock: Clock, deadline: int) -> tuple[Floats, str]:
     blocks: list[list[list[int]]] = []
-    look = -(-plan.min_pairs // 2)
-    cap = max(plan.max_pairs // 2, look)
-    while True:
+    while len(blocks) < -(-plan.min_pairs // 2):
         blocks.append(_block(calls))
-        late = len(blocks) >= 2 and clock() >= deadline
-        if len(blocks) < look and not late:
-            continue
-        taken = np.asarray(blocks, dtype=np.float64)
-        if late:
-            return taken, "seconds"
-        if limit is None:
-            return taken, "planned"
-        low, high = ratio_interval(taken, max(INTERIM, confidence))[1]
-        if high < limit or low > limit:
-            return taken, "decided"
-        if len(blocks) >= cap:
-            return taken, "pairs"
-        look = min(-(-look * 3 // 2), cap)
+        if len(blocks) >= 2 and clock() >= deadline:
+            return np.asarray(blocks, dtype=np.float64), "seconds"
+    return np.asarray(blocks, dtype=np.float64), "planned"

@@ -15,7 +15,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edgepress.targets.errors import MeasurementError
-from edgepress.targets.nouns import Evidence
 from edgepress.validators.intervals import Interval, z_score
 
 CONFIDENCE = 0.99
@@ -63,16 +62,6 @@ def percentile_interval(times_ms: NDArray[np.float64], percentile: float, confid
     high = min(math.ceil(total * percentile + spread), total - 1)
     point = float(np.quantile(times, percentile))
     return min(float(times[low]), point), max(float(times[high]), point)
-
-
-def percentile_evidence(times_ms: NDArray[np.float64], percentile: float, how: str, confidence: float = 0.95) -> Evidence:
-    """As the evidence of the gate `latency_p50`, `latency_p90`, `latency_p95`, `latency_p99`; too few latencies are no evidence."""
-    name, total = f"latency_p{percentile * 100:g}", len(times_ms)
-    value = percentile_ms(times_ms, percentile)
-    if value is None:
-        needed = fewest_samples(percentile)
-        return Evidence(name, None, "ms", None, total, how, unmeasurable=f"{total} latencies do not support it", needed=needed)
-    return Evidence(name, value, "ms", percentile_interval(times_ms, percentile, confidence), total, how)
 
 
 def latency_summary(times_ms: NDArray[np.float64], threads: int, batch: int) -> dict[str, Any]:

@@ -28,11 +28,12 @@ from edgepress.exporters import EXPORTERS
 from edgepress.exporters.base import ExportRequest
 from edgepress.exporters.native import native_quantizers
 from edgepress.exporters.native.base import NativeRequest
+from edgepress.steps.measure import InTurns, Side
 from edgepress.targets.errors import EdgepressError
 from edgepress.targets.nouns import Artifact, Scheme, Signature, Target, TensorSpec
 from edgepress.targets.rules import rules_for
 from edgepress.validators.intervals import newcombe_paired
-from edgepress.validators.latency import LatencyPlan, compare_latency
+from edgepress.validators.latency import LatencyPlan, compare_opened
 from edgepress.validators.runtimes import RUNTIMES
 
 CALIBRATION, BATCH, RUN = 512, 32, 218
@@ -152,8 +153,8 @@ def ratio(runtime: str, pair: tuple[tuple[Artifact, Path], tuple[Artifact, Path]
         return "not timed here"
     sample = {key: value[:1] for key, value in case.validation.items()}
     opener = RUNTIMES.get(runtime)()
-    with opener.open(*pair[0]) as one, opener.open(*pair[1]) as other:
-        result = compare_latency(one.bind(sample), other.bind(sample), plan=LatencyPlan(min_pairs=pairs, max_pairs=pairs, seconds=240))
+    new, old = (Side(artifact, folder, sample) for artifact, folder in pair)
+    result = compare_opened(InTurns(opener, new, old, threads=1), plan=LatencyPlan(min_pairs=pairs, max_pairs=pairs, seconds=240))
     return f"{result.ratio:.3f} ({result.interval[0]:.3f} to {result.interval[1]:.3f})"
 
 

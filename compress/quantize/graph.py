@@ -122,15 +122,6 @@ def is_float(node: Any) -> bool:
     return isinstance(value, torch.Tensor) and value.is_floating_point()
 
 
-def tensor_inputs(node: Node) -> list[Node]:
-    """The floating-point tensors a node reads, in order, without repetition (a list argument is opened)."""
-    found: dict[Node, None] = {}
-    for argument in node.all_input_nodes:
-        if is_float(argument) or (argument.op == "call_function" and op_name(argument) in PIECES):
-            found[argument] = None
-    return list(found)
-
-
 def attribute(module: GraphModule, name: str) -> torch.Tensor:
     """The parameter or buffer that a `get_attr` node names."""
     owner: Any = module
