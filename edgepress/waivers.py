@@ -1,8 +1,11 @@
 """Waivers: a gate that did not pass may be let through by someone, for a reason, until a day. Shown as `waived`, never as a pass.
 
+In report.json its verdict is `accepted`, as that of a measurement the recipe does without: both are no pass, and no obstacle to one. The
+`waiver` beside it tells them apart, and holds what the gate amounts to without it.
+
 | gate | valid waiver | expired waiver |
 |---|---|---|
-| fail, undecided | waived: counts as pass in the exit code | stays as it is |
+| fail, undecided | accepted, with the waiver: counts as pass in the exit code | stays as it is |
 | pass, accepted | stays as it is | stays as it is |
 | error | stays an error: there is nothing to let through | stays an error |
 
@@ -18,7 +21,7 @@ from typing import Any
 
 from edgepress.config_waivers import Waiver
 from edgepress.targets.errors import EdgepressError
-from edgepress.validators.gates import FAIL, UNDECIDED, WAIVED
+from edgepress.validators.gates import ACCEPTED, FAIL, UNDECIDED
 
 Json = dict[str, Any]
 
@@ -50,7 +53,7 @@ def apply_waivers(target: Json, waivers: Iterable[Waiver], today: date) -> Json:
             gates.append(_expired(waiver, gates[place]["verdict"], today))
         elif gates[place]["verdict"] in (FAIL, UNDECIDED):
             waived = {key: value for key, value in waiver.to_json().items() if key not in ("target", "gate")}
-            gates[place] = {**gates[place], "verdict": WAIVED, "waiver": {**waived, "verdict": gates[place]["verdict"]}}
+            gates[place] = {**gates[place], "verdict": ACCEPTED, "waiver": {**waived, "verdict": gates[place]["verdict"]}}
     return {**target, "gates": gates}
 
 

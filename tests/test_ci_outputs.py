@@ -92,7 +92,7 @@ def test_an_undecided_gate_is_annotated_as_the_policy_says(policy: str, command:
 
 def test_a_waived_gate_is_a_warning_with_who_until_when_and_why() -> None:
     waiver = {"owner": "jane", "reason": "the new kernel", "expires": "2026-12-31", "verdict": "fail"}
-    data = report(target("tflite", gates=[gate("size", "at most 2.00 MB", "3.00 MB", "waived", waiver=waiver)]))
+    data = report(target("tflite", gates=[gate("size", "at most 2.00 MB", "3.00 MB", "accepted", waiver=waiver)]))
     findings = verdict_findings(data)
     (line,) = annotation_lines(findings)
     assert line.startswith("::warning ") and "waived by jane until 2026-12-31: the new kernel" in line

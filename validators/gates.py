@@ -9,8 +9,8 @@
 | interval wholly outside | fail |
 | interval across the limit, or none where there should be one | undecided, with what would decide |
 
-A run is as bad as its worst gate: error (exit 2), fail (1), undecided (3), pass (0); accepted, and waived (`edgepress.waivers`),
-count as pass in the exit code and are never shown as one.
+A run is as bad as its worst gate: error (exit 2), fail (1), undecided (3), pass (0); accepted, which waived gates are too
+(`edgepress.waivers`), counts as pass in the exit code and is never shown as one.
 """
 
 from __future__ import annotations
@@ -32,11 +32,11 @@ from edgepress.validators.gate_text import (
 )
 from edgepress.validators.planning import samples_to_decide
 
-PASS, FAIL, UNDECIDED, ERROR, ACCEPTED, WAIVED = "pass", "fail", "undecided", "error", "accepted", "waived"
+PASS, FAIL, UNDECIDED, ERROR, ACCEPTED = "pass", "fail", "undecided", "error", "accepted"
 
 EXIT_CODES: Mapping[str, int] = {PASS: 0, FAIL: 1, ERROR: 2, UNDECIDED: 3}
 
-#: From worst to best; `accepted`, `waived` and `pass` rank alike.
+#: From worst to best; `accepted` and `pass` rank alike.
 ORDER = (ERROR, FAIL, UNDECIDED)
 
 #: Statuses of a target that make its run an error.
@@ -147,7 +147,7 @@ def overall(verdicts: Iterable[Verdict | str], statuses: Iterable[str] = ()) -> 
     found = [verdict if isinstance(verdict, str) else verdict.verdict for verdict in verdicts]
     if not found or any(status in BROKEN for status in statuses):
         return ERROR
-    unknown = set(found) - {*ORDER, PASS, ACCEPTED, WAIVED}
+    unknown = set(found) - {*ORDER, PASS, ACCEPTED}
     if unknown:
         return ERROR
     return next((verdict for verdict in ORDER if verdict in found), PASS)

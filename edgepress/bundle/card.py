@@ -9,7 +9,7 @@ from edgepress.bundle.front_matter import front_matter
 from edgepress.bundle.license import sentence
 from edgepress.bundle.release import Release
 from edgepress.report import numbers
-from edgepress.report.present import drop_unit
+from edgepress.report.present import drop_unit, shown_verdict
 from edgepress.report.summary import escape
 
 Json = Mapping[str, Any]
@@ -101,7 +101,7 @@ def _section(item: Json) -> list[str]:
     lines.append(f"- Preprocessing: {escape(_text(preprocessing))}")
     for gate in item["verdicts"]:
         step = f" Next: {gate['next_step']}" if gate["next_step"] else ""
-        lines.append(escape(f"- Gate {gate['name']}: {gate['verdict']}, {gate['observed']}, limit {gate['limit']}.{step}"))
+        lines.append(escape(f"- Gate {gate['name']}: {shown_verdict(gate)}, {gate['observed']}, limit {gate['limit']}.{step}"))
     return [*lines, ""]
 
 

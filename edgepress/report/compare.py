@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from edgepress.report import numbers
-from edgepress.report.present import Json, drop_unit, scheme_label, target_verdict
+from edgepress.report.present import Json, drop_unit, scheme_label, shown_target_verdict
 
 COLUMNS = ("verdict", "drop", "latency", "size", "scheme")
 
@@ -57,7 +57,7 @@ def _facts(target: Json | None, unit: str) -> list[str]:
         return ["absent", *[numbers.NONE] * 4]
     metric, ratio, artifact = target["metric"], target["latency_ratio"], target["artifact"]
     return [
-        target_verdict(target),
+        shown_target_verdict(target),
         numbers.drop(metric["drop"], unit) if metric else numbers.NONE,
         numbers.ratio(ratio["value"]) if ratio else numbers.NONE,
         numbers.size(artifact["size_bytes"]) if artifact else numbers.NONE,

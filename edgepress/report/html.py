@@ -20,7 +20,8 @@ from edgepress.report.present import (
     headline,
     pruned_sentences,
     scheme_label,
-    target_verdict,
+    shown_target_verdict,
+    shown_verdict,
     unmeasured,
     views,
     waiver_sentence,
@@ -60,7 +61,7 @@ def render_diff(before: Mapping[str, Any], after: Mapping[str, Any]) -> str:
 
 def render_trend(runs: Sequence[Mapping[str, Any]]) -> str:
     """Many runs, the oldest first, as one HTML page (UTF-8)."""
-    return str(_environment().get_template("trend.html").render(runs=runs, panels=trend.trends(runs), verdict=target_verdict))
+    return str(_environment().get_template("trend.html").render(runs=runs, panels=trend.trends(runs), verdict=shown_target_verdict))
 
 
 def _of_targets(report: Mapping[str, Any]) -> Iterator[pictures.Picture]:
@@ -91,6 +92,7 @@ def _environment() -> Environment:
         scheme_label=scheme_label,
         attribution=attribution,
         unmeasured=unmeasured,
+        shown=shown_verdict,
         waiver=waiver_sentence,
         baseline=baseline_sentence,
         distance_text=distance_text,

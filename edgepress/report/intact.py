@@ -9,7 +9,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from edgepress.quantities import SIZE
-from edgepress.report.present import RANK, target_verdict
+from edgepress.report.present import RANK, shown_verdict, target_verdict
 from edgepress.report.schema import load_schema
 from edgepress.report.schema.follow import violations
 from edgepress.validators.gates import accepts, overall
@@ -56,7 +56,7 @@ def faults(report: Any) -> Iterator[str]:
 def _contradictions(target: Json, gate: Json) -> Iterator[str]:
     """What a gate says against the measurements beside it."""
     what = f"{gate['name']} of {target['name']!r}"
-    if gate["verdict"] == "accepted" and not accepts(tuple(target.get("unmeasured") or ()), gate["name"]):
+    if shown_verdict(gate) == "accepted" and not accepts(tuple(target.get("unmeasured") or ()), gate["name"]):
         yield f"{what} is accepted, but the recipe accepts nothing of it"
     if gate["verdict"] != "pass":
         return

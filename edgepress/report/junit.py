@@ -14,7 +14,7 @@ from xml.etree import ElementTree as xml
 
 from edgepress.report import numbers
 from edgepress.report.facts import gate_facts, run_facts
-from edgepress.report.present import TargetView, drop_unit, unjudged, views
+from edgepress.report.present import TargetView, drop_unit, shown_verdict, unjudged, views
 
 _NOT_XML = re.compile("[^\t\n\r -\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")
 
@@ -70,7 +70,7 @@ def _fill(suite: xml.Element, cases: list[xml.Element]) -> None:
 
 def _gate_case(row: TargetView, gate: Mapping[str, Any], report: Mapping[str, Any], undecided: str) -> xml.Element:
     case = xml.Element("testcase", classname=_clean(f"edgepress.{row.name}"), name=_clean(gate["name"]), time="0.000")
-    verdict = gate["verdict"]
+    verdict = shown_verdict(gate)
     tag = {"fail": "failure", "error": "error", "accepted": "skipped", "waived": "skipped"}.get(verdict)
     if verdict == "undecided":
         tag = "failure" if undecided == "fail" else "skipped"

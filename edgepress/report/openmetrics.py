@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from edgepress.report.present import TargetView, drop_unit, views
+from edgepress.report.present import TargetView, drop_unit, shown_verdict, views
 
 Json = Mapping[str, Any]
 Sample = tuple[dict[str, str], float]
@@ -32,7 +32,7 @@ def render_metrics(report: Json) -> str:
     counts = (
         ({**_labels(row), "verdict": verdict}, float(count))
         for row in rows
-        for verdict, count in sorted(Counter(str(gate["verdict"]) for gate in row.gates()).items())
+        for verdict, count in sorted(Counter(shown_verdict(gate) for gate in row.gates()).items())
     )
     return text + _family("edgepress_gates", "Gates by verdict.", counts) + "# EOF\n"
 

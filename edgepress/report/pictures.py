@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from edgepress.report import numbers
-from edgepress.report.present import Json, TargetView, drop_unit
+from edgepress.report.present import Json, TargetView, drop_unit, shown_verdict
 
 #: Geometry in SVG user units.
 WIDTH, LEFT, RIGHT, TOP, ROW = 420.0, 104.0, 330.0, 22.0, 28.0
@@ -114,7 +114,7 @@ def pictures(report: Json, rows: Sequence[TargetView]) -> list[Picture]:
 
 def _judged(gate: Json | None) -> tuple[str, float | None]:
     """Verdict and limit of the gate that a row shows."""
-    return (gate["verdict"], numbers.limit(gate["limit"])) if gate else ("plain", None)
+    return (shown_verdict(gate), numbers.limit(gate["limit"])) if gate else ("plain", None)
 
 
 def _drops(row: TargetView, unit: str) -> Fact:

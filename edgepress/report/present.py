@@ -28,7 +28,7 @@ class TargetView:
 
     Attributes:
         data: the entry of `targets`.
-        verdict: the worst of its gates, `error` where it failed, is unsupported or nothing judged it.
+        verdict: the worst of its gates as people see them (`shown_verdict`), `error` where it failed, is unsupported or nothing judged it.
         loaded_bytes: what one device loads (of an artifact with a file per kind of device the largest), None without an artifact.
         size_ratio: `loaded_bytes` over the size of the fp32 original.
         integer_share: share (0..1) of multiply-accumulates in integers, None where the runtime does not say.
@@ -56,8 +56,8 @@ class TargetView:
         return str(self.data["executed_by"] or "not executed")
 
     def gates(self, *verdicts: str) -> list[Json]:
-        """Its gates, those with one of `verdicts` if any are given."""
-        return [gate for gate in self.data["gates"] if not verdicts or gate["verdict"] in verdicts]
+        """Its gates, those that are shown as one of `verdicts` if any are given."""
+        return [gate for gate in self.data["gates"] if not verdicts or shown_verdict(gate) in verdicts]
 
     def gate(self, *names: str) -> Json | None:
         """The first of its gates that has one of these names."""
@@ -69,9 +69,22 @@ def views(report: Json) -> list[TargetView]:
     return [_view(target, report["reference"]["size_bytes"]) for target in report["targets"]]
 
 
+def shown_verdict(gate: Json) -> str:
+    """The verdict of a gate in the word people see: a report carries what was waived as `accepted`, with the waiver beside it."""
+    return "waived" if gate.get("waiver") else str(gate["verdict"])
+
+
 def target_verdict(target: Json) -> str:
     """The worst of a target's gates; `error` where it failed or is unsupported, and where nothing that is known judged it."""
-    verdicts = {gate["verdict"] for gate in target["gates"]}
+    return _worst(target, {str(gate["verdict"]) for gate in target["gates"]})
+
+
+def shown_target_verdict(target: Json) -> str:
+    """The same in the word people see."""
+    return _worst(target, {shown_verdict(gate) for gate in target["gates"]})
+
+
+def _worst(target: Json, verdicts: set[str]) -> str:
     if target["status"] in ("failed", "unsupported") or not verdicts or not verdicts <= set(RANK):
         return "error"
     return next(verdict for verdict in RANK if verdict in verdicts)
@@ -204,7 +217,7 @@ def unmeasured(target: Json) -> list[tuple[str, str]]:
     found = target.get("unmeasured") or {}
     if isinstance(found, Mapping):
         return [(str(name), str(why)) for name, why in found.items()]
-    accepted = {gate["name"] for gate in target["gates"] if gate["verdict"] == "accepted"}
+    accepted = {gate["name"] for gate in target["gates"] if shown_verdict(gate) == "accepted"}
     return [(str(name), "accepted by the recipe") for name in found] if accepted else []
 
 
@@ -216,7 +229,7 @@ def _view(target: Json, reference_bytes: int) -> TargetView:
         share = 1 - kernels["float_share_of_macs"]
     loaded = ((target.get("facts") or {}).get("device_bytes") or artifact["size_bytes"]) if artifact else None
     ratio = loaded / reference_bytes if loaded is not None and reference_bytes else None
-    return TargetView(target, target_verdict(target), loaded, ratio, share)
+    return TargetView(target, shown_target_verdict(target), loaded, ratio, share)
 
 
 def _error_sentence(rows: Sequence[TargetView]) -> str:

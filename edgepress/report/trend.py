@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from edgepress.report import numbers
 from edgepress.report.pictures import round_steps
-from edgepress.report.present import Json, drop_unit, target_verdict
+from edgepress.report.present import Json, drop_unit, shown_target_verdict
 
 #: Geometry in SVG user units.
 WIDTH, LEFT, RIGHT, TOP, BOTTOM, HEIGHT = 420.0, 62.0, 408.0, 14.0, 128.0, 150.0
@@ -89,8 +89,8 @@ def _trend(runs: Sequence[Json], name: str, fact: _Fact) -> Trend | None:
     for place, target, value, interval in found:
         x = round(LEFT + (RIGHT - LEFT) * (place / (len(runs) - 1) if len(runs) > 1 else 0.5), 1)
         band = (above(interval[1]), above(interval[0])) if interval else None
-        words = f"{runs[place]['started'][:16].replace('T', ' ')}: {fact.text(value)}, {target_verdict(target)}"
-        dots.append(Dot(x, above(value), target_verdict(target), words, band))
+        words = f"{runs[place]['started'][:16].replace('T', ' ')}: {fact.text(value)}, {shown_target_verdict(target)}"
+        dots.append(Dot(x, above(value), shown_target_verdict(target), words, band))
         if before is None or before != place - 1 or (fact.of_machine and _machine(runs[before]) != _machine(runs[place])):
             lines.append([])
         lines[-1].append(f"{x},{above(value)}")
