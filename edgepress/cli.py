@@ -166,11 +166,11 @@ def bench(
 
 
 @app.command(epilog="Example: edgepress explain runs/latest tflite")
-def explain(run_dir: RunArgument, target: Annotated[str, typer.Argument(help="A target of the run.")]) -> None:
-    """Show where the accuracy went: float model, compressed PyTorch model, artifact; and what stayed in float."""
+def explain(run_dir: RunArgument, target: Annotated[str, typer.Argument(help="A target of the run.")], as_json: JsonOption = False) -> None:
+    """Show where the accuracy went: stage by stage, slice by slice, layer by layer; and what stayed in float."""
     from edgepress.commands.judge import show_explanation
 
-    show_explanation(run_dir, target)
+    show_explanation(run_dir, target, as_json)
 
 
 @app.command(epilog="Example: edgepress verify runs/latest/bundle --key release.pub --inputs live.npz")

@@ -5,9 +5,9 @@ from __future__ import annotations
 import os
 import shutil
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -138,10 +138,16 @@ def score_original(config: Config, listener: Listener) -> Mapping[str, Any]:
     Raises:
         EdgepressError: the user's model, checkpoint, data or metric cannot be used.
     """
-    store = open_store(config)
+    with single_steps(config, open_store(config), listener) as runner:
+        return Pipeline(config, (), runner).original()[1].value
+
+
+@contextmanager
+def single_steps(config: Config, store: Store, listener: Listener) -> Iterator[Runner]:
+    """A runner for steps that make no run; their log is kept beside the store, and children end with it."""
     log = _new_log(store, config, datetime.now(UTC))
     try:
-        return Pipeline(config, (), Runner(store, listener, log, config.run.jobs)).original()[1].value
+        yield Runner(store, listener, log, config.run.jobs)
     except KeyboardInterrupt:
         isolate.kill_all()
         raise

@@ -1,4 +1,4 @@
-"""A step, its result, and the two ways of doing it: run what is missing, or only say what would run."""
+"""A step, its result, and the ways of doing it: run what is missing, only say what would run, or take what a run left."""
 
 from __future__ import annotations
 
@@ -16,6 +16,7 @@ from edgepress.isolate import Call, Limits
 from edgepress.machine import cores
 from edgepress.machine import fingerprint as machine_fingerprint
 from edgepress.store import Record, Store, fingerprint
+from edgepress.targets.errors import EdgepressError
 
 
 @dataclass(frozen=True)
@@ -85,7 +86,7 @@ class Step:
 
 
 class Executor(Protocol):
-    """Does steps, or plans them."""
+    """Does steps, plans them, or looks their results up."""
 
     def do(self, step: Step) -> Result:
         """The step's result."""
@@ -201,6 +202,30 @@ class Planner:
             self.steps.append(Planned(step.name, record is not None, why, record.seconds if record else 0.0))
         if record is None:
             return Result({}, Path(), "", False, 0.0, pending=True)
+        return _result(record, True)
+
+
+class Lookup:
+    """Finds the results of a run again and makes none: what is not stored fails like a step that failed in the run.
+
+    Attributes:
+        steps: digest of a result -> the step it came from.
+    """
+
+    def __init__(self, store: Store) -> None:
+        self._store = store
+        self.steps: dict[str, Step] = {}
+
+    def do(self, step: Step) -> Result:
+        """The stored result.
+
+        Raises:
+            EdgepressError: there is none.
+        """
+        record, why = self._store.find(step.key())
+        if record is None:
+            raise EdgepressError(f"the store has no result of the step {step.name!r}", why, "Run the recipe again.")
+        self.steps[record.digest] = step
         return _result(record, True)
 
 

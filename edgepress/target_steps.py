@@ -13,7 +13,7 @@ from edgepress.results import Prepared, TargetRun
 from edgepress.step import Result, Step
 from edgepress.step_kinds import StepKinds
 from edgepress.targets.catalog import CATALOG
-from edgepress.targets.errors import ConfigError, EdgepressError
+from edgepress.targets.errors import ConfigError, EdgepressError, QuantizationError
 from edgepress.targets.nouns import Scheme
 from edgepress.targets.rules import rules_for
 from edgepress.validators.runtimes import RUNTIMES
@@ -78,6 +78,22 @@ class TargetSteps(StepKinds):
         inputs = {"model": prepared.model, "data": prepared.data, "calibration": prepared.calibration}
         name = f"sensitivity {plan.target.runtime} {scheme.kind}" + (" and 4 bits" if int4 else "")
         return self.shared(name, "edgepress.steps.sensitivity:sensitivity", params, inputs)
+
+    def layers(self, plan: TargetPlan, prepared: Prepared, export: Step) -> Result:
+        """How far every layer of an export is from the float one; with 4-bit weights the export reads a model that has them.
+
+        Raises:
+            QuantizationError: the two answer different numbers on purpose.
+        """
+        if plan.target.precision == INT4 and self.config.quantize and self.config.quantize.rounding == "awq":
+            raise QuantizationError(
+                "awq scales what layers read", "its tensors are not the float model's, and cannot be compared one by one"
+            )
+        params = {"runtime": plan.target.runtime, "scheme": export.params["scheme"], "signature": export.params["signature"]}
+        made = {name: export.inputs[name] for name in ("data", "model", "calibration") if name in export.inputs}
+        if plan.target.precision == INT4:
+            made |= {"model": prepared.model, "rounded": export.inputs["model"]}
+        return self.shared(f"layers of {plan.target.name}", "edgepress.steps.blame:layers", params, made)
 
     def assigned(self, plan: TargetPlan, layers: Result, room: float | None) -> Result:
         """A precision for every layer within `room` bytes beyond 8 bits for all; every assignment worth trying where it is None."""

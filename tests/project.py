@@ -10,10 +10,13 @@ from pathlib import Path
 from typing import Any
 
 import yaml
+from safetensors.numpy import load_file, save_file
 
 from edgepress.starter import write_starter
 
 NUMPY_TARGET = ["numpy"]
+#: The layer of the digits project that `spoil` ruins.
+SPOILT = "residual.second.0"
 
 
 def digits(folder: Path, targets: list[Any] | None = None, **changes: Any) -> Path:
@@ -28,6 +31,17 @@ def digits(folder: Path, targets: list[Any] | None = None, **changes: Any) -> Pa
     recipe |= {"targets": targets or NUMPY_TARGET} | changes
     path.write_text(yaml.safe_dump(recipe, sort_keys=False))
     return path
+
+
+def spoil(recipe: Path) -> Path:
+    """Give the digits project a channel that is always zero, read with weights a thousand times as large as all others."""
+    checkpoint = recipe.with_name("digits.safetensors")
+    weights = load_file(checkpoint)
+    weights["residual.first.1.weight"][0] = 0
+    weights["residual.first.1.bias"][0] = 0
+    weights[f"{SPOILT}.weight"][:, 0] = 1000 * abs(weights[f"{SPOILT}.weight"]).max()
+    save_file(weights, checkpoint)
+    return recipe
 
 
 def edgepress(

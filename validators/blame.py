@@ -1,4 +1,4 @@
-"""Where the accuracy went: stage by stage from the float model to the artifact, and layer by layer. Material of `edgepress explain`."""
+"""Where in a net the damage of quantization starts, layer by layer. Material of `edgepress explain`."""
 
 from __future__ import annotations
 
@@ -10,43 +10,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from edgepress.targets.errors import MeasurementError
-from edgepress.validators.accuracy import Comparison, compare
-from edgepress.validators.metrics import BoundMetric, Metric, Outputs, as_arrays
-from edgepress.validators.parity import argmax_agreement, decibels, sqnr_db
+from edgepress.validators.parity import decibels
 
 Array = NDArray[Any]
 
 #: Noise this low is no damage: `LayerError.lost_db` counts from here.
 CLEAN_DB = 60.0
-
-
-@dataclass(frozen=True)
-class StageCost:
-    """What one stage cost, paired with the stage before it on the same samples.
-
-    Attributes:
-        stage: e.g. `quantized in PyTorch`.
-        before: the stage it is compared with.
-        value: the metric after it.
-        drop, interval, unit: against the stage before; drop > 0 is worse.
-        total_drop: against the first stage; the drops of all stages add up to it.
-        sqnr_db, argmax_agreement: of the first output, against the stage before.
-    """
-
-    stage: str
-    before: str
-    value: float
-    drop: float
-    interval: tuple[float, float]
-    unit: str
-    total_drop: float
-    sqnr_db: float
-    argmax_agreement: float
-
-    def to_json(self) -> dict[str, Any]:
-        """Plain numbers."""
-        return dataclasses.asdict(self)
 
 
 @dataclass(frozen=True)
@@ -72,38 +41,6 @@ class LayerError:
     def to_json(self) -> dict[str, Any]:
         """Plain numbers."""
         return dataclasses.asdict(self)
-
-
-def attribute_stages(
-    metric: Metric | BoundMetric, stages: Mapping[str, Outputs], labels: Array, confidence: float = 0.95
-) -> tuple[StageCost, ...]:
-    """What each stage cost, e.g. float -> quantized in PyTorch -> artifact in its runtime.
-
-    Args:
-        metric: bound to the first stage, or not yet.
-        stages: name -> outputs on the same samples, in order; the first is the reference. At least two.
-        labels: the batch in dimension 0.
-        confidence: two-sided.
-
-    Raises:
-        MeasurementError: fewer than two stages, NaN, or numbers of samples that differ.
-    """
-    if len(stages) < 2:
-        raise MeasurementError(f"{len(stages)} stages cannot be compared", "", "Give the original and what came of it.")
-    names, outputs = list(stages), list(stages.values())
-    bound = metric if isinstance(metric, BoundMetric) else metric.bind(outputs[0], labels)
-    costs, total = [], 0.0
-    for index in range(1, len(names)):
-        found = compare(bound, outputs[index - 1], outputs[index], labels, confidence)
-        total += found.drop
-        costs.append(_cost(names[index - 1], names[index], found, total, outputs[index - 1], outputs[index]))
-    return tuple(costs)
-
-
-def _cost(before: str, stage: str, found: Comparison, total: float, first: Outputs, second: Outputs) -> StageCost:
-    one, two = as_arrays(first)[0], as_arrays(second)[0]
-    noise, agreement = sqnr_db(one, two), argmax_agreement(one, two)
-    return StageCost(stage, before, found.value, found.drop, found.interval, found.unit, total, noise, agreement)
 
 
 def compare_layers(reference: Mapping[str, Array], candidate: Mapping[str, Array]) -> tuple[LayerError, ...]:

@@ -7,6 +7,8 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+import typer
+
 from edgepress.baseline.file import read_baseline
 from edgepress.commands.publish import Outputs, publish
 from edgepress.commands.run import run_dir_of
@@ -60,16 +62,28 @@ def judged(report: dict[str, Any], baseline: Path | None, waivers: Path | None) 
     return conclude(report, found, datetime.now(UTC).date())
 
 
-def show_explanation(run_dir: Path, name: str) -> None:
-    """Show where a target's accuracy went."""
+def show_explanation(run_dir: Path, name: str, as_json: bool) -> None:
+    """Show where a target's accuracy went.
+
+    Raises:
+        EdgepressError: no report, an unreadable one, or a target it does not have.
+    """
+    from edgepress.explain import layers_of
+    from edgepress.live import Live
     from edgepress.report.console import print_explanation
+    from edgepress.report.explanation import explanation
 
     report = read_report(run_dir)
     target = next((t for t in report["targets"] if t["name"] == name), None)
     if target is None:
         names = ", ".join(t["name"] for t in report["targets"])
         raise EdgepressError(f"{name!r} is not a target of {run_dir}", "", f"It has {names}.")
-    print_explanation(report, target)
+    with Live() as live:
+        layers = layers_of(report, target, live)
+    if as_json:
+        typer.echo(json.dumps(explanation(report, target, layers), indent=2, ensure_ascii=False))
+    else:
+        print_explanation(report, target, layers)
 
 
 def show_diff(run_a: Path, run_b: Path, html: Path | None) -> None:

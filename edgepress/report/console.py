@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
+from edgepress.report.explanation import print_explanation
 from edgepress.report.outcome import print_run
 from edgepress.report.tables import (
     print_diff,
     print_doctor,
-    print_explanation,
     print_gate_plan,
     print_plan,
     print_targets,

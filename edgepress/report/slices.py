@@ -18,7 +18,7 @@ def slice_sentences(report: Json) -> list[str]:
         if judged:
             worst = max(judged, key=lambda part: part["drop"])
             lost, average = numbers.drop(worst["drop"], unit), numbers.drop(target["metric"]["drop"], unit)
-            name, bounds = _name(worst), numbers.interval(worst["interval"])
+            name, bounds = slice_name(worst), numbers.interval(worst["interval"])
             where = f"{worst['samples']:,} samples"
             found.append(f"{target['name']}: worst of {len(judged)} slices {name} loses {lost} ({bounds}) on {where}; all {average}")
     return found
@@ -32,14 +32,16 @@ def slice_picture(target: Json, unit: str) -> Picture | None:
     gate = next((gate for gate in target["gates"] if gate["name"] == "slice_drop"), None)
     limit = numbers.limit(gate["limit"]) if gate else None
     facts = [
-        Fact(_name(part), part["drop"], part["interval"], numbers.drop(part["drop"], unit), _verdict(part, limit), limit) for part in slices
+        Fact(slice_name(part), part["drop"], part["interval"], numbers.drop(part["drop"], unit), _verdict(part, limit), limit)
+        for part in slices
     ]
     more = f" The {len(slices) - _SHOWN} others lost less." if len(slices) > _SHOWN else ""
     caption = f"{unit} against the fp32 original, with its interval. Left is better; grey has too few samples to be judged.{more}"
     return draw(Panel(f"Slices, {target['name']}", caption, False, lambda value: f"{value:g}", 0.0, "no drop"), facts[:_SHOWN])
 
 
-def _name(part: Json) -> str:
+def slice_name(part: Json) -> str:
+    """`class=cat`."""
     return f"{part['by']}={part['group']}"
 
 

@@ -1,4 +1,4 @@
-"""The tables of the other commands: plan, targets, doctor, verify, explain, diff."""
+"""The tables of the other commands: plan, targets, doctor, verify, diff."""
 
 from __future__ import annotations
 
@@ -11,10 +11,8 @@ from rich.text import Text
 
 from edgepress.gate_plan import EXPECTED, PlannedGate
 from edgepress.report import numbers
-from edgepress.report.candidates import candidate_table
 from edgepress.report.compare import COLUMNS, Change, compare_runs
-from edgepress.report.present import drop_unit, problems, scheme_label, views
-from edgepress.report.terminal import STYLES, bullet, plain, stdout, table, tidy, verdict_text
+from edgepress.report.terminal import STYLES, bullet, plain, stdout, table, tidy
 
 Json = Mapping[str, Any]
 _OUTCOMES = {"match": "pass", "mismatch": "fail", "failed": "error", "damaged": "fail", "not here": "undecided"}
@@ -125,28 +123,6 @@ def print_verification(found: Json, console: Console | None = None) -> None:
     out.print(_verification_line(found))
 
 
-def print_explanation(report: Json, target: Json, console: Console | None = None) -> None:
-    """Where one target's accuracy and time went, as far as its report tells."""
-    out, unit = console or stdout(), drop_unit(report)
-    row = next(view for view in views(report) if view.name == target["name"])
-    out.print(plain(f"{row.name}  ", "bold").append_text(verdict_text(row.verdict)).append(tidy(f"  {row.scheme} for {target['device']}")))
-    stages = table(stage="left", metric="right", drop="right")
-    original = report["reference"]["metric"]["value"]
-    scale = 100 if unit == "pp" else 1
-    for stage in report["stages"]:
-        lost = numbers.drop((original - stage["metric"]) * scale, unit)
-        stages.add_row(plain(stage["name"]), plain(numbers.metric(stage["metric"], unit)), plain(lost))
-    if target["metric"]:
-        value, lost = target["metric"]["value"], target["metric"]["drop"]
-        stages.add_row(plain(f"artifact in {row.executed_by}"), plain(numbers.metric(value, unit)), plain(numbers.drop(lost, unit)))
-    out.print(stages)
-    _parity(out, target)
-    _lists(out, target, unit)
-    for view, verdict, what, step in problems(report):
-        if view.name == row.name:
-            out.print(bullet(verdict, what, step))
-
-
 def print_diff(before: Json, after: Json, console: Console | None = None) -> None:
     """Two runs, target by target; `before -> after` where a number changed."""
     out, found = console or stdout(), compare_runs(before, after)
@@ -167,39 +143,6 @@ def _arrow(change: Change, styles: Mapping[str, str]) -> Text:
     if not change.changed:
         return plain(change.after, style or "dim")
     return plain(f"{change.before} -> ").append(tidy(change.after), style or "bold")
-
-
-def _parity(out: Console, target: Json) -> None:
-    if parity := target["parity"]:
-        out.print(
-            plain(
-                f"against the compressed PyTorch model: largest error {parity['max_abs_error']:.3g}, SQNR {parity['sqnr_db']:.1f} dB, "
-                f"same argmax on {numbers.percent(parity['argmax_agreement'], 2)}"
-            )
-        )
-    if kernels := target["kernels"]:
-        out.print(plain(f"kernels: {kernels['int8']} int8, {kernels['fp16']} fp16, {kernels['fp32']} fp32, {kernels['unknown']} unknown"))
-
-
-def _lists(out: Console, target: Json, unit: str) -> None:
-    if target.get("best"):
-        out.print(candidate_table(target, unit))
-    elif target.get("tried"):
-        tried = table(scheme="left", drop="right", held="left", why="left")
-        for item in target["tried"]:
-            cells = [
-                scheme_label(item["scheme"]),
-                numbers.drop(item["drop_on_selection"], unit),
-                "yes" if item["held"] else "no",
-                item["why"] or "",
-            ]
-            tried.add_row(*map(plain, cells))
-        out.print(tried)
-    if target.get("float_ops"):
-        left = table(left_in_float="left", count="right", reason="left")
-        for op in target["float_ops"]:
-            left.add_row(*map(plain, (op["op"], op["count"], op["reason"])))
-        out.print(left)
 
 
 def _yes(usable: bool) -> Text:

@@ -1,32 +1,10 @@
 import json
 
 import numpy as np
-import pytest
 
-from edgepress.targets.errors import MeasurementError
-from edgepress.validators.blame import attribute_stages, compare_layers, worst_layers
-from edgepress.validators.metrics import metric_of
+from edgepress.validators.blame import compare_layers, worst_layers
 
 RNG = np.random.default_rng(0)
-
-
-def test_stage_costs_add_up_to_the_whole_drop():
-    labels = RNG.integers(0, 4, 300)
-    original = np.eye(4)[labels] * 3 + RNG.normal(size=(300, 4))
-    quantized = original + RNG.normal(size=(300, 4)) * 0.1
-    artifact = quantized + RNG.normal(size=(300, 4)) * 2.0
-    costs = attribute_stages(metric_of("accuracy"), {"original": original, "quantized": quantized, "artifact": artifact}, labels)
-    assert [(c.before, c.stage) for c in costs] == [("original", "quantized"), ("quantized", "artifact")]
-    whole = 100 * (metric_of("accuracy").value(original, labels) - metric_of("accuracy").value(artifact, labels))
-    assert costs[-1].total_drop == pytest.approx(whole) == pytest.approx(sum(c.drop for c in costs))
-    assert costs[1].drop > 5 > abs(costs[0].drop) and costs[1].sqnr_db < costs[0].sqnr_db
-    assert costs[1].argmax_agreement < costs[0].argmax_agreement
-    json.dumps([c.to_json() for c in costs], allow_nan=False)
-
-
-def test_one_stage_cannot_be_compared():
-    with pytest.raises(MeasurementError, match="1 stages"):
-        attribute_stages(metric_of("accuracy"), {"original": np.zeros((2, 3))}, np.zeros(2, np.int64))
 
 
 def layers(**noise):
