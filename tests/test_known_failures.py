@@ -114,6 +114,36 @@ def train():
 """
 
 
+@pytest.mark.slow
+def test_a_fallback_that_gives_up(project: Path) -> None:
+    """Some calibration images are far too bright: every range is ruined, so that no layer may be in integers and one has to be."""
+    project.with_name("outliers.py").write_text(OUTLIERS)
+    data = {"train": "outliers:train", "validation": "data:validation", "calibration": {"samples": 64, "selection": 64}}
+    quantize = {"precision": "int8", "scheme": "static", "observer": "minmax", "fallback": True, "max_drop": "1pp"}
+    code, printed, out = run(project, data=data, compress=[{"quantize": quantize}], gates={"accuracy_drop": {"max": "1.5pp"}})
+    (target,) = report_of(out)["targets"]
+    fallback = target["fallback"]
+    assert code == 1 and "accuracy_drop is" in printed and "fallback did not meet max_drop; its best has" in printed, printed
+    best = min(fallback["tried"], key=lambda item: item["drop"])
+    assert not fallback["met"] and len(fallback["tried"]) > 2
+    assert fallback["drop"] == best["drop"] > 1 and len(fallback["layers"]) == best["layers"]
+    assert target["scheme"]["label"].startswith("int8 static") and (out / target["artifact"]["path"]).exists()
+
+
+OUTLIERS = """
+from torch.utils.data import TensorDataset
+
+from data import train as clean
+
+
+def train():
+    images, labels = clean().tensors
+    images = images.clone()
+    images[::20] *= 600
+    return TensorDataset(images, labels)
+"""
+
+
 def judged(folder: Path, data: Json, *arguments: str) -> int:
     """Exit code of `edgepress gate` on a fabricated report."""
     (folder / "report.json").write_text(json.dumps(data))

@@ -81,11 +81,41 @@ def test_diff_shows_both_values_where_they_differ() -> None:
         assert change in text
 
 
+NO_LAYERS = {"layers": [], "samples": 0, "why": "the store was emptied."}
+
+
 def test_explain_follows_the_metric_from_stage_to_stage() -> None:
     data = report(failing("tflite"))
-    text = printed(print_explanation, data, data["targets"][0])
+    text = printed(print_explanation, data, data["targets"][0], NO_LAYERS)
     for part in ("91.60 %", "+0.09 pp", "89.91 %", "+1.69 pp", "aten.layer_norm", "drop 11.6 pp", "SQNR 38.4 dB"):
         assert part in text
+    assert "no layers: the store was emptied." in text and "no slices: the recipe names none: see data.slices" in text
+
+
+def test_explain_leaves_the_worst_target_of_the_run_to_that_target() -> None:
+    data = report(target("tflite"))
+    data["stages"].append({**data["stages"][0], "name": "quantize (worst target: other)", "drop": 9.0, "interval": [8.0, 10.0]})
+    assert "worst target" not in printed(print_explanation, data, data["targets"][0], NO_LAYERS)
+
+
+def test_explain_shows_the_slices_that_lost_most_and_the_layers_where_the_damage_starts() -> None:
+    part = {"by": "digit", "samples": 90, "reference": 0.98, "interval": [-1.0, 5.0], "judged": True}
+    slices = [{**part, "group": str(i), "value": 0.98 - i / 100, "drop": float(i)} for i in range(12)]
+    layer = {"matched": "", "shape": [2], "max_abs_error": 0.1, "op": "linear"}
+    found = [
+        {**layer, "name": "mul", "layer": "head.attention", "sqnr_db": 7.25, "lost_db": 30.5},
+        {**layer, "name": "linear_3", "layer": "head.mlp", "sqnr_db": 6.0, "lost_db": 2.0},
+        {**layer, "name": "linear_4", "layer": "head.mlp", "sqnr_db": 5.0, "lost_db": 1.0},
+        {**layer, "name": "relu", "layer": "tail", "sqnr_db": 9.0, "lost_db": 0.0},
+    ]
+    data = report(target("tflite", slices=slices))
+    text = printed(print_explanation, data, data["targets"][0], {"layers": found, "samples": 32, "why": None}, width=100)
+    lines = [" ".join(line.split()) for line in text.splitlines()]
+    first = lines.index("digit=11 90 98.00 % 87.00 % +11.00 pp -1.00 to 5.00")
+    assert lines[first + 9].startswith("digit=2 ") and lines[first + 10] == "2 more lost less"
+    worst = lines.index("head.attention linear 7.2 dB 30.5 dB")
+    assert lines[worst + 1 : worst + 3] == ["head.mlp (linear_3) linear 6.0 dB 2.0 dB", "head.mlp (linear_4) linear 5.0 dB 1.0 dB"]
+    assert "tail" not in text and "the 3 worst of 4 layers" in text and "on 32 validation samples" in text
 
 
 def test_plan_counts_what_would_run() -> None:
