@@ -195,8 +195,13 @@ def _write(path: Path, what: str, why: str, remedy: str) -> None:
 
 
 def _end_with_parent() -> None:
-    """Standard input ends when nobody is left to hold it."""
-    sys.stdin.buffer.read()
+    """Standard input ends when nobody is left to hold it.
+
+    Past `sys.stdin`, whose lock this thread would hold for ever: a process that is forked meanwhile, as the workers of a `DataLoader` are,
+    closes it first and would wait for the lock.
+    """
+    while os.read(0, 1):
+        pass
     os._exit(1)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import multiprocessing
 import os
 import time
 from pathlib import Path
@@ -30,3 +31,12 @@ def stay(params: dict[str, Any], _: Path) -> None:
     new.replace(params["pid"])
     launch.meet()
     time.sleep(60)
+
+
+def fork(params: dict[str, Any], _: Path) -> None:
+    """Has a process of its own, as a `DataLoader` has, write a file."""
+    time.sleep(0.5)  # until what watches for the parent's end does
+    child = multiprocessing.get_context("fork").Process(target=Path(params["file"]).touch, daemon=True)
+    child.start()
+    child.join(20)
+    launch.meet()

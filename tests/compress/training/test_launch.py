@@ -88,6 +88,13 @@ def test_a_process_that_does_not_come_to_train_is_named(function: str, message: 
     assert message in str(caught.value) and "WORLD_SIZE" not in os.environ
 
 
+def test_the_other_process_can_be_forked(tmp_path: Path) -> None:
+    """Where samples are slow to read, a `DataLoader` forks; such a process waited for ever for the lock of `sys.stdin`."""
+    with together(TWO, f"{QUICK}:fork", {"file": str(tmp_path / "file")}):
+        launch.meet()
+    assert (tmp_path / "file").exists()
+
+
 def test_a_process_that_dies_in_training_is_named(tmp_path: Path) -> None:
     params = {"folder": str(tmp_path)}
     with (
