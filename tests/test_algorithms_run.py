@@ -9,9 +9,10 @@ import pytest
 from tests.project import digits, edgepress, report_of
 
 pytest.importorskip("onnxruntime")
+SLOW = pytest.mark.slow
 
 
-@pytest.mark.parametrize("rounding", ["adaround", "gptq", "brecq", "lsq"])
+@pytest.mark.parametrize("rounding", ["gptq", *(pytest.param(name, marks=SLOW) for name in ("adaround", "brecq", "lsq"))])
 def test_a_recipe_line_equalizes_and_refines_what_is_shipped(tmp_path: Path, rounding: str) -> None:
     quantize = {"precision": "int8", "algorithms": ["equalize", rounding, "bias-correction"]}
     recipe = digits(tmp_path / "project", ["onnxruntime"], compress=[{"quantize": quantize}], gates={"accuracy_drop": {"max": "5pp"}})

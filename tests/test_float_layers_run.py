@@ -38,11 +38,13 @@ def test_fallback_keeps_the_one_spoilt_layer_in_float_and_meets_the_goal(recipe:
     assert sentence in printed and sentence in (tmp_path / "run" / "report.html").read_text()
 
 
+@pytest.mark.slow
 def test_without_fallback_the_same_recipe_leaves_integer_activations(recipe: Path, tmp_path: Path) -> None:
     _, _, target = run(recipe, tmp_path / "run", precision="int8", max_drop="1pp")
     assert target["fallback"] is None and target["scheme"]["kind"] not in ("static", "static-matmul")
 
 
+@pytest.mark.slow
 def test_integers_are_refined_before_all_arithmetic_goes_back_to_float(recipe: Path, tmp_path: Path) -> None:
     pytest.importorskip("openvino")
     other = recipe.with_name("openvino.yaml")
@@ -65,6 +67,7 @@ def test_a_budget_of_drop_and_one_of_bytes_choose_a_precision_for_every_layer(re
     assert f"{len(kept)} of 6 layers in float" in printed
 
 
+@pytest.mark.slow
 def test_a_budget_of_bytes_that_no_assignment_reaches_ends_with_2_and_names_the_nearest(recipe: Path, tmp_path: Path) -> None:
     code, printed, target = run(recipe, tmp_path / "run", precision="mixed", scheme="static", budget={"size": "0.1x"})
     assert code == 2 and target["status"] == "failed"

@@ -90,6 +90,7 @@ def test_an_unchanged_run_trains_nothing_again(pruned: Path) -> None:
     assert "what was done" in page and "samples kept apart" in page
 
 
+@pytest.mark.slow
 def test_a_training_killed_with_9_goes_on_to_the_same_weights(folder: Path, tmp_path: Path) -> None:
     recipe = recipe_of(folder, "killed", {"distill": {"epochs": 60, "lr": 0.01}})
     store = folder / ".edgepress" / "store"
@@ -122,6 +123,7 @@ def test_quantization_aware_training_is_kept_where_it_is_better_and_said_where_n
     assert word in trained["why"]
 
 
+@pytest.mark.slow
 def test_masks_keep_their_zeros_through_fine_tuning(folder: Path, tmp_path: Path) -> None:
     recipe = recipe_of(folder, "masks", {"prune": {"mask": "50%", "finetune": TRAIN}})
     store = folder / ".edgepress" / "store"
@@ -168,6 +170,7 @@ def test_a_teacher_with_other_outputs_is_named_with_its_shape(folder: Path, tmp_
     assert done.returncode == 2 and "11" in done.stderr and "10" in done.stderr, done.stderr
 
 
+@pytest.mark.slow
 def test_two_processes_train_one_model(folder: Path, tmp_path: Path) -> None:
     recipe = recipe_of(folder, "two", {"distill": {**TRAIN, "devices": 2, "strategy": "ddp"}})
     done = edgepress("run", recipe, "--out", tmp_path / "run")
