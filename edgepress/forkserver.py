@@ -11,6 +11,7 @@ from __future__ import annotations
 import contextlib
 import gc
 import importlib
+import io
 import os
 import select
 import signal
@@ -36,6 +37,8 @@ _PRELOADED = (
     "torchao.quantization.pt2e.quantize_pt2e",
 )
 _MESSAGE_BYTES = 4096
+#: What a step's tensors free stays with its process: fresh pages for every large tensor take longer than many an operator.
+_KEPT_MEMORY = {"MALLOC_MMAP_THRESHOLD_": str(32 << 20), "MALLOC_TRIM_THRESHOLD_": str(256 << 20)}
 #: Set before Python starts, or not at all.
 _FIXED = ("PYTHONPATH", "PYTHONHASHSEED", "PYTHONHOME", "LD_LIBRARY_PATH", "LD_PRELOAD")
 #: A look at the GPUs through CUDA itself, while PyTorch loads, would keep every child from using them (notes on torch.cuda.is_available).
@@ -108,7 +111,7 @@ class ForkServer:
             stdin=subprocess.DEVNULL,
             stdout=subprocess.DEVNULL,
             stderr=subprocess.DEVNULL,
-            env={**environment, **_UNPOISONED},
+            env={**_KEPT_MEMORY, **environment, **_UNPOISONED},
             pass_fds=(theirs.fileno(),),
             start_new_session=True,
         )
@@ -190,8 +193,14 @@ def main() -> None:
     signal.signal(signal.SIGCHLD, lambda *_: None)
     signal.set_wakeup_fd(wake)
     children: dict[int, int] = {}
+    warm = False
     while True:
-        ready, _, _ = select.select([connection.fileno(), ended], [], [])
+        ready, _, _ = select.select([connection.fileno(), ended], [], [], None if warm or not children else 0)
+        if not ready:  # the first child runs: later ones will start faster
+            with contextlib.suppress(Exception):
+                _warm()
+            gc.freeze()
+            warm = True
         if ended in ready:
             os.read(ended, _MESSAGE_BYTES)
         _reap(children)
@@ -211,6 +220,18 @@ def main() -> None:
             children[pid] = status
             os.close(output)
             os.close(events)
+
+
+def _warm() -> None:
+    """Trace, save and load a program of one operator: what PyTorch imports and caches on the way, children need not do again."""
+    import torch
+
+    rows = torch.export.Dim.DYNAMIC
+    program = torch.export.export(torch.nn.ReLU().eval(), (torch.zeros(2, 3),), dynamic_shapes=({0: rows},))
+    file = io.BytesIO()
+    torch.export.save(program, file)
+    file.seek(0)
+    torch.export.load(file).module(check_guards=False)
 
 
 def _reap(children: dict[int, int]) -> None:

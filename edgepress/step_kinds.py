@@ -29,9 +29,11 @@ class StepKinds:
         """A step that runs the user's code."""
         return self._do(Step(name, function, params, inputs, self.config.root, files, threads=cores(), limits=self._limits, warm=True))
 
-    def shared(self, name: str, function: str, params: Mapping[str, Any], inputs: Mapping[str, Result]) -> Result:
-        """A step whose result holds on every machine."""
-        return self._do(Step(name, function, params, inputs, threads=cores(), limits=self._limits, warm=True))
+    def shared(
+        self, name: str, function: str, params: Mapping[str, Any], inputs: Mapping[str, Result], threads: int | None = None
+    ) -> Result:
+        """A step whose result holds on every machine; it takes all cores unless it is given a number of threads."""
+        return self._do(Step(name, function, params, inputs, threads=threads or cores(), limits=self._limits, warm=True))
 
     def machine(self, name: str, function: str, params: Mapping[str, Any], inputs: Mapping[str, Result], threads: int) -> Result:
         """A measurement: for this machine, with nothing else running."""

@@ -41,6 +41,7 @@ class TargetSteps(StepKinds):
             "edgepress.steps.export:export",
             params,
             inputs,
+            threads=max(1, cores() // len(self.config.targets)),  # they run side by side
         )
 
     def equalized(self, model: Result, data: Result) -> Result:

@@ -84,9 +84,12 @@ class Exporter(ABC):
                 "its runtime has 8 bits and float for the layers of a static scheme",
                 "Leave int4_layers empty.",
             )
+        from edgepress.exporters.decompositions import idle_decompositions_skipped
+
         folder.mkdir(parents=True, exist_ok=True)
         try:
-            artifact = self._export_impl(request, folder)
+            with idle_decompositions_skipped():
+                artifact = self._export_impl(request, folder)
         except EdgepressError:
             raise
         except Exception as error:  # a foreign converter may raise anything; the target is lost, named, and nothing else

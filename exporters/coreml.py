@@ -18,6 +18,7 @@ from torch.export import ExportedProgram
 
 from edgepress.exporters import coreml_ops, coreml_package
 from edgepress.exporters.base import Exporter, ExportRequest
+from edgepress.exporters.coreml_import import coremltools
 from edgepress.targets.errors import ExportError
 from edgepress.targets.nouns import Artifact, Scheme, Signature, Support, TensorSpec
 
@@ -71,6 +72,7 @@ class CoreMlExporter(Exporter):
         examples = tuple(torch.from_numpy(np.resize(sample, (batch, *sample.shape[1:]))) for sample in request.samples)
         signature = _signature(request.signature, examples, batch)
         with quiet():
+            coremltools()
             coreml_ops.register()
             program = coreml_ops.fixed_batch(module, examples)
             model = _convert(program, signature, minimum_os, request.scheme)
@@ -135,8 +137,7 @@ def _signature(wanted: Signature, examples: tuple[torch.Tensor, ...], batch: int
 
 
 def _convert(program: ExportedProgram, signature: Signature, minimum_os: str, scheme: Scheme) -> Any:
-    import coremltools as ct
-
+    ct = coremltools()
     precision = ct.precision.FLOAT32 if _compute(scheme) == "float32" else ct.precision.FLOAT16
     return ct.convert(
         program,

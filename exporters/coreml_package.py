@@ -8,6 +8,8 @@ import uuid
 from pathlib import Path
 from typing import Any
 
+from edgepress.exporters.coreml_import import coremltools
+
 #: Metadata that coremltools writes about the machine and the moment rather than the model.
 _VOLATILE = ("com.github.apple.coremltools.conversion_date",)
 _NAMESPACE = uuid.UUID("8d1f6f0e-6f35-5a7c-9c4d-3b7a51c40f2b")
@@ -28,8 +30,7 @@ def normalise(path: Path) -> None:
     would make two exports of one model differ. Keys are sorted and identifiers derived from the item's path. The manifest is
     indented as coremltools writes it: it rewrites the file whenever it opens a package, which must not change a shipped byte.
     """
-    import coremltools as ct
-
+    ct = coremltools()
     manifest_path = path / "Manifest.json"
     manifest = json.loads(manifest_path.read_text())
     entries: dict[str, dict[str, Any]] = manifest["itemInfoEntries"]

@@ -58,8 +58,9 @@ def lower_to_onnx(
         ExportError: an input's batch cannot be dynamic.
     """
     from edgepress.exporters import onnx_int4
+    from edgepress.exporters.onnx_library import library_unparsed
 
-    with _quiet():
+    with _quiet(), library_unparsed():
         program = _exported(module_or_program, samples)
         lowered = torch.onnx.export(
             program,

@@ -6,6 +6,7 @@ from pathlib import Path
 
 from edgepress.exporters import coreml_package
 from edgepress.exporters.coreml import PACKAGE, quiet
+from edgepress.exporters.coreml_import import coremltools
 from edgepress.exporters.native.base import NativeQuantizer, NativeRequest
 
 
@@ -20,7 +21,7 @@ class CoreMlQuantizer(NativeQuantizer):
 
     def _quantize_impl(self, request: NativeRequest, folder: Path) -> tuple[str, ...]:
         with quiet():
-            import coremltools as ct
+            ct = coremltools()
             from coremltools.optimize import coreml
 
             model = ct.models.MLModel(str(request.path), skip_model_load=True)

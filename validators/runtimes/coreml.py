@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from edgepress.exporters.coreml_import import coremltools
 from edgepress.targets.nouns import Artifact, KernelReport, Signature, Support
 from edgepress.validators.runtimes.base import Arrays, Runtime, Session
 
@@ -91,8 +92,7 @@ class DeviceSession(_PackageSession):
     """
 
     def __init__(self, package: Path, signature: Signature, compute_units: str = "ALL") -> None:
-        import coremltools as ct
-
+        ct = coremltools()
         self.package, self.signature = package, signature
         self._model = ct.models.MLModel(str(package), compute_units=ct.ComputeUnit[compute_units])
         self.executed_by = f"Core ML ({compute_units}), coremltools {version('coremltools')}"

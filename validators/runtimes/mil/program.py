@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from edgepress.exporters.coreml_import import coremltools
 from edgepress.targets.errors import ExecutionError
 from edgepress.validators.runtimes.mil.registry import MilOp, operations
 from edgepress.validators.runtimes.mil.tensors import HELD, constant, hold
@@ -90,7 +91,7 @@ class MilProgram:
     @staticmethod
     def load(package: Path) -> MilProgram:
         """The `main` function of a saved .mlpackage."""
-        import coremltools as ct
+        ct = coremltools()
         from coremltools.converters.mil.frontend.milproto.load import load
 
         model = ct.models.MLModel(str(package), skip_model_load=True)
