@@ -84,11 +84,11 @@ class Exporter(ABC):
                 "its runtime has 8 bits and float for the layers of a static scheme",
                 "Leave int4_layers empty.",
             )
-        from edgepress.exporters.decompositions import idle_decompositions_skipped
+        from edgepress.exporters.decompositions import nodes_kept
 
         folder.mkdir(parents=True, exist_ok=True)
         try:
-            with idle_decompositions_skipped():
+            with nodes_kept():
                 artifact = self._export_impl(request, folder)
         except EdgepressError:
             raise

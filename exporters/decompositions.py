@@ -1,31 +1,40 @@
-"""Converters decompose a program before they write it, which traces it again; here that is skipped where it would change nothing."""
+"""Converters decompose a program before they write it, which traces it again, node by node; here nodes that stay as they are are kept.
+
+`torch.export` runs every node of a program through its dispatcher twice to rewrite a few of them. A node that the table does not name,
+that writes nowhere and that is no composite torch always takes apart comes out of this as it went in.
+"""
 
 from __future__ import annotations
 
 import contextlib
+import copy
 from collections.abc import Callable, Collection, Iterator, Mapping
 from functools import wraps
 from typing import Any
 
 import torch
 from torch.export import ExportedProgram
+from torch.export.exported_program import _override_composite_implicit_decomp, _split_decomp_table_to_cia_and_python_decomp
 from torch.export.graph_signature import OutputKind
-from torch.fx import Node
+from torch.func import functionalize
+from torch.fx import Graph, Node
+from torch.fx.experimental.proxy_tensor import make_fx
+from torch.fx.node import map_arg
+from torch.fx.passes.shape_prop import _extract_tensor_metadata
 
-#: Nodes that pass values on, in every program alike.
-_PLUMBING = frozenset(["placeholder", "output"])
+Table = Mapping[Any, Callable[..., Any]]
+_ENDS = ("placeholder", "output")
 
 
 @contextlib.contextmanager
-def idle_decompositions_skipped() -> Iterator[None]:
-    """While this lasts, `ExportedProgram.run_decompositions` does not trace programs that it would leave as they are."""
+def nodes_kept() -> Iterator[None]:
+    """While this lasts, `ExportedProgram.run_decompositions` traces again only what it changes, where that can be told."""
     original = ExportedProgram.run_decompositions
 
     @wraps(original)
-    def run(program: ExportedProgram, decomp_table: Mapping[Any, Callable[..., Any]] | None = None, *args: Any, **kwargs: Any) -> Any:
-        if decomp_table is None or args or kwargs or not is_decomposed(program, decomp_table):
-            return original(program, decomp_table, *args, **kwargs)
-        return _decomposed(program)
+    def run(program: ExportedProgram, decomp_table: Table | None = None, *args: Any, **kwargs: Any) -> Any:
+        found = None if decomp_table is None or args or kwargs else decomposed(program, decomp_table)
+        return original(program, decomp_table, *args, **kwargs) if found is None else found
 
     ExportedProgram.run_decompositions = run
     try:
@@ -34,32 +43,25 @@ def idle_decompositions_skipped() -> Iterator[None]:
         ExportedProgram.run_decompositions = original
 
 
-def is_decomposed(program: ExportedProgram, table: Collection[Any]) -> bool:
-    """Would decomposing by `table` keep every node of a program?
+def decomposed(program: ExportedProgram, table: Table) -> ExportedProgram | None:
+    """What `program.run_decompositions(table)` gives, up to the names of nodes.
 
-    True only where that is certain: all nodes call operators outside the table that give one tensor and write to none, each result is
-    used, and nothing is written but the outputs.
+    Returns:
+        None where that cannot be told without tracing the whole program: it writes to its inputs or buffers, or a node is rewritten
+        while sizes are not all numbers.
     """
-    outputs = program.graph_signature.output_specs
-    return all(spec.kind == OutputKind.USER_OUTPUT for spec in outputs) and all(_kept(node, table) for node in program.graph.nodes)
-
-
-def _kept(node: Node, table: Collection[Any]) -> bool:
-    if node.op in _PLUMBING:
-        return True
-    op = node.target
-    if node.op != "call_function" or not node.users or not isinstance(op, torch._ops.OpOverload) or op in table:
-        return False
-    return (
-        not op._schema.is_mutable and torch.Tag.maybe_aliasing_or_mutating not in op.tags and isinstance(node.meta.get("val"), torch.Tensor)
-    )
-
-
-def _decomposed(program: ExportedProgram) -> ExportedProgram:
-    """A copy that counts as decomposed."""
+    calls = [node for node in program.graph.nodes if node.op not in _ENDS]
+    changed = {node.name for node in calls if not _kept(node, table)}
+    written = any(spec.kind != OutputKind.USER_OUTPUT for spec in program.graph_signature.output_specs)
+    if written or not all(node.op == "call_function" and not _writes(node) for node in calls):
+        return None
+    graph = copy.deepcopy(program.graph)
+    if changed and not (all(map(_fixed, graph.nodes)) and _rewrite(graph, changed, table)):
+        return None
+    graph.eliminate_dead_code()
     return ExportedProgram(
         root=program.graph_module,
-        graph=program.graph,
+        graph=graph,
         graph_signature=program.graph_signature,
         state_dict=program.state_dict,
         range_constraints=program.range_constraints,
@@ -67,3 +69,86 @@ def _decomposed(program: ExportedProgram) -> ExportedProgram:
         example_inputs=program.example_inputs,
         constants=program.constants,
     )
+
+
+def _kept(node: Node, table: Table) -> bool:
+    """Decomposing leaves this call as it is."""
+    op = node.target
+    if not isinstance(op, torch._ops.OpOverload) or op in table or not isinstance(node.meta.get("val"), torch.Tensor):
+        return False
+    return torch.Tag.maybe_aliasing_or_mutating not in op.tags
+
+
+def _writes(node: Node) -> bool:
+    return isinstance(node.target, torch._ops.OpOverload) and node.target._schema.is_mutable
+
+
+def _fixed(node: Node) -> bool:
+    """All sizes are numbers; a converter's pass leaves nodes without a value behind."""
+    value = node.meta.get("val") if node.op != "output" else None
+    return value is None or (isinstance(value, torch.Tensor) and all(isinstance(size, int) for size in value.shape))
+
+
+def _rewrite(graph: Graph, changed: Collection[str], table: Table) -> bool:
+    """Put in place of the named nodes what their decompositions compute; False where one is no function of tensors to one tensor."""
+    composites, others = _split_decomp_table_to_cia_and_python_decomp(dict(table))
+    stale = any("val" not in node.meta for node in graph.nodes if node.op == "call_function")
+    with torch.no_grad(), _override_composite_implicit_decomp(composites):
+        for node in list(graph.nodes):
+            if node.name in changed:
+                pieces = _pieces(node, table, others)
+                if pieces is None:
+                    return False
+                _replace(node, pieces)
+            elif stale and node.op == "call_function":
+                node.meta.update(_described(_call(node, node.target, _value)))
+    return True
+
+
+def _described(value: torch.Tensor) -> dict[str, Any]:
+    """What tracing writes on a node of this value."""
+    return {"val": value, "tensor_meta": _extract_tensor_metadata(value)}
+
+
+def _value(node: Node) -> Any:
+    return node.meta["val"]
+
+
+def _call(node: Node, function: Callable[..., Any], value: Callable[[Node], Any]) -> Any:
+    return function(*map_arg(node.args, value), **map_arg(node.kwargs, value))
+
+
+def _pieces(node: Node, table: Table, others: Table) -> Graph | None:
+    """The graph of a node's decomposition: one placeholder for each of its input nodes, and one tensor as its output."""
+    sources = node.all_input_nodes
+
+    def call(*tensors: torch.Tensor) -> Any:
+        return _call(node, table.get(node.target, node.target), dict(zip(sources, tensors, strict=True)).__getitem__)
+
+    try:
+        values = [_value(source) for source in sources]
+        graph: Graph = make_fx(call, decomposition_table=others)(*values).graph
+        if any(map(_writes, graph.nodes)):
+            graph = make_fx(functionalize(call), decomposition_table=others)(*values).graph
+    except Exception:  # it needs more than its inputs: whoever traces the whole program says what
+        return None
+    plain = all(piece.op in _ENDS or (_kept(piece, {}) and not _writes(piece)) for piece in graph.nodes)
+    return graph if plain and isinstance(graph.output_node().args[0], Node) else None
+
+
+def _replace(node: Node, pieces: Graph) -> None:
+    placeholders = [piece for piece in pieces.nodes if piece.op == "placeholder"]
+    at: dict[Node, Node] = dict(zip(placeholders, node.all_input_nodes, strict=True))
+    about = dict(node.meta)
+    with node.graph.inserting_before(node):
+        for piece in pieces.nodes:
+            if piece.op == "call_function":
+                at[piece] = node.graph.node_copy(piece, at.__getitem__)
+                at[piece].meta = about | _described(piece.meta["val"])
+    result = pieces.output_node().args[0]
+    assert isinstance(result, Node)
+    made = at[result] if result.op == "call_function" else None
+    node.replace_all_uses_with(at[result])
+    node.graph.erase_node(node)
+    if made is not None:
+        made.name = node.name  # the program's signature names its outputs
