@@ -1,7 +1,7 @@
 """Converters decompose a program before they write it, which traces it again, node by node; here nodes that stay as they are are kept.
 
 `torch.export` runs every node of a program through its dispatcher twice to rewrite a few of them. A node that the table does not name,
-that writes nowhere and that is no composite torch always takes apart comes out of this as it went in.
+that writes nowhere and that is no composite which torch always takes apart comes out of this as it went in.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from functools import wraps
 from typing import Any
 
 import torch
+from torch._export.utils import _check_valid_to_preserve, _is_cia_op
 from torch.export import ExportedProgram
 from torch.export.exported_program import _override_composite_implicit_decomp, _split_decomp_table_to_cia_and_python_decomp
 from torch.export.graph_signature import OutputKind
@@ -56,6 +57,8 @@ def decomposed(program: ExportedProgram, table: Table) -> ExportedProgram | None
     if written or not all(node.op == "call_function" and not _writes(node) for node in calls):
         return None
     graph = copy.deepcopy(program.graph)
+    for node, source in zip(graph.nodes, program.graph.nodes, strict=True):
+        node.name = source.name  # copying renames what is called like a builtin; the signature knows inputs and outputs by name
     if changed and not (all(map(_fixed, graph.nodes)) and _rewrite(graph, changed, table)):
         return None
     graph.eliminate_dead_code()
@@ -76,7 +79,7 @@ def _kept(node: Node, table: Table) -> bool:
     op = node.target
     if not isinstance(op, torch._ops.OpOverload) or op in table or not isinstance(node.meta.get("val"), torch.Tensor):
         return False
-    return torch.Tag.maybe_aliasing_or_mutating not in op.tags
+    return not _is_cia_op(op) or _check_valid_to_preserve(op)
 
 
 def _writes(node: Node) -> bool:

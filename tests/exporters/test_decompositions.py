@@ -1,0 +1,131 @@
+"""Decomposing node by node: what `run_decompositions` gives, and nothing where that is not certain."""
+
+from __future__ import annotations
+
+from collections import Counter
+
+import pytest
+import torch
+from hypothesis import Phase, given, settings
+from hypothesis import strategies as st
+from torch import nn
+from torch.export import ExportedProgram, export
+from torch.fx import GraphModule
+
+from edgepress.exporters.decompositions import decomposed, nodes_kept
+
+aten = torch.ops.aten
+#: Layers of 4 channels on 8 x 8 that keep their shape.
+LAYERS = {
+    "conv": lambda: nn.Conv2d(4, 4, 3, padding=1),
+    "gelu": nn.GELU,
+    "hardswish": nn.Hardswish,
+    "softmax": lambda: nn.Softmax(dim=1),
+    "pool": lambda: nn.AvgPool2d(3, 1, 1),
+}
+TABLES = {
+    "nothing": dict[object, object],
+    "core": torch.export.default_decompositions,
+    "convolutions": lambda: (
+        torch._decomp.get_decompositions([aten.gelu.default])
+        | {aten.conv2d.default: lambda x, w, b, *rest: aten.convolution.default(x, w, b, [1, 1], [1, 1], [1, 1], False, [0, 0], 1)}
+    ),
+}
+
+
+class Head(nn.Module):
+    """Layers in a row, a residual, and a linear layer."""
+
+    def __init__(self, kinds: list[str]) -> None:
+        super().__init__()
+        self.body = nn.Sequential(*(LAYERS[kind]() for kind in kinds))
+        self.head = nn.Linear(4, 3)
+
+    def forward(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        y = self.body(x) + x
+        return self.head(y.mean((2, 3))), y[:, :2].flatten(1)
+
+
+def operators(program: ExportedProgram) -> Counter[str]:
+    return Counter(str(node.target) for node in program.graph.nodes if node.op == "call_function")
+
+
+@settings(max_examples=12, deadline=None, phases=[Phase.generate])  # shrinking takes minutes
+@given(
+    kinds=st.lists(st.sampled_from(sorted(LAYERS)), min_size=1, max_size=3), table=st.sampled_from(sorted(TABLES)), seed=st.integers(0, 99)
+)
+def test_gives_the_operators_and_outputs_of_a_whole_decomposition(kinds: list[str], table: str, seed: int) -> None:
+    torch.manual_seed(seed)
+    x = torch.randn(2, 4, 8, 8)
+    program = export(Head(kinds).eval(), (x,))
+    rules = dict(TABLES[table]())
+    whole = program.run_decompositions(rules)
+    found = decomposed(program, rules)
+    assert found is not None
+    assert operators(found) == operators(whole)
+    assert found.dialect == whole.dialect
+    for one, other in zip(found.module()(x), whole.module()(x), strict=True):
+        torch.testing.assert_close(one, other, rtol=0, atol=0)
+    for node in found.graph.nodes:
+        if node.op == "call_function":
+            assert node.meta["tensor_meta"].shape == node.meta["val"].shape
+
+
+def test_leaves_the_program_alone() -> None:
+    program = export(Head(["conv", "gelu"]).eval(), (torch.randn(2, 4, 8, 8),))
+    before = str(program.graph)
+    assert decomposed(program, torch.export.default_decompositions()) is not None
+    assert str(program.graph) == before
+
+
+def test_values_after_a_python_function_are_computed_again() -> None:
+    """A converter's pass changes a layout and leaves the values of what follows as they were."""
+    program = export(nn.Sequential(nn.ReLU(), nn.Sigmoid()), (torch.randn(2, 3, 5),))
+    (relu,) = (node for node in program.graph.nodes if node.target is aten.relu.default)
+    with program.graph.inserting_before(relu):
+        turned = program.graph.call_function(lambda x: x.clone().add_(1).transpose(1, 2), (relu.args[0],))
+    relu.replace_input_with(relu.args[0], turned)
+    found = decomposed(program, {torch._ops.OperatorBase(): lambda: None})
+    assert found is not None
+    shapes = {str(node.target): tuple(node.meta["val"].shape) for node in found.graph.nodes if node.op == "call_function"}
+    assert shapes["aten.relu.default"] == shapes["aten.sigmoid.default"] == (2, 5, 3)
+    assert not any("add_" in name for name in shapes)
+    x = torch.randn(2, 3, 5)
+    torch.testing.assert_close(found.module()(x), torch.sigmoid(torch.relu((x + 1).transpose(1, 2))))
+
+
+class Counting(nn.Module):
+    """Writes a buffer."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("seen", torch.zeros(()))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        self.seen.add_(1)
+        return x * self.seen
+
+
+class Reshaped(nn.Module):
+    """Takes a size from its input."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return x.reshape(x.shape[0], -1)
+
+
+@pytest.mark.parametrize("module, sizes", [(Counting(), None), (Reshaped(), ({0: torch.export.Dim.DYNAMIC},))], ids=["writes", "sizes"])
+def test_leaves_to_torch_what_is_not_certain(module: nn.Module, sizes: object) -> None:
+    x = torch.randn(3, 2, 2)
+    program = export(module.eval(), (x,), dynamic_shapes=sizes)
+    assert decomposed(program, {}) is None
+    with nodes_kept():
+        again: GraphModule = program.run_decompositions({}).module()
+    torch.testing.assert_close(again(x), module(x) if sizes else x)
+
+
+def test_torch_is_itself_again_afterwards() -> None:
+    before = ExportedProgram.run_decompositions
+    with pytest.raises(KeyError), nodes_kept():
+        assert ExportedProgram.run_decompositions is not before
+        raise KeyError
+    assert ExportedProgram.run_decompositions is before
