@@ -132,6 +132,23 @@ def test_steps_go_on_where_what_they_are_forked_from_was_killed(tmp_path: Path) 
     assert call("prints_garbage", tmp_path / "out", warm=True).value == {"made": True}
 
 
+WARMS = """
+import psutil, torch
+from edgepress import forkserver
+torch.set_num_threads(1)
+before = torch.get_rng_state()
+threads = psutil.Process().num_threads()
+forkserver._warm()
+assert psutil.Process().num_threads() == threads, "a fork would lose a thread, and what it holds"
+assert torch.equal(torch.get_rng_state(), before), "children would draw other numbers"
+"""
+
+
+def test_warming_leaves_no_thread_and_draws_no_number() -> None:
+    done = subprocess.run([sys.executable, "-c", WARMS], capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr[-2000:]
+
+
 class Silent:
     """A listener that only counts."""
 
