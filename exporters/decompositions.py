@@ -14,6 +14,7 @@ from typing import Any
 
 import torch
 from torch._export.utils import _check_valid_to_preserve, _is_cia_op
+from torch._subclasses.fake_tensor import FakeTensor
 from torch.export import ExportedProgram
 from torch.export.exported_program import _override_composite_implicit_decomp, _split_decomp_table_to_cia_and_python_decomp
 from torch.export.graph_signature import OutputKind
@@ -34,7 +35,10 @@ def nodes_kept() -> Iterator[None]:
 
     @wraps(original)
     def run(program: ExportedProgram, decomp_table: Table | None = None, *args: Any, **kwargs: Any) -> Any:
-        found = None if decomp_table is None or args or kwargs else decomposed(program, decomp_table)
+        found = None
+        if decomp_table is not None and not args and not kwargs:
+            with contextlib.suppress(Exception):  # whatever goes wrong here, torch knows what to do
+                found = decomposed(program, decomp_table)
         return original(program, decomp_table, *args, **kwargs) if found is None else found
 
     ExportedProgram.run_decompositions = run
@@ -48,8 +52,8 @@ def decomposed(program: ExportedProgram, table: Table) -> ExportedProgram | None
     """What `program.run_decompositions(table)` gives, up to the names of nodes.
 
     Returns:
-        None where that cannot be told without tracing the whole program: it writes to its inputs or buffers, or a node is rewritten
-        while sizes are not all numbers.
+        None where that cannot be told without tracing the whole program: it writes to its inputs or buffers, an operator that reads no
+        tensor is rewritten, or a node is rewritten while sizes are not all numbers.
     """
     calls = [node for node in program.graph.nodes if node.op not in _ENDS]
     changed = {node.name for node in calls if not _kept(node, table)}
@@ -60,6 +64,8 @@ def decomposed(program: ExportedProgram, table: Table) -> ExportedProgram | None
     for node, source in zip(graph.nodes, program.graph.nodes, strict=True):
         node.name = source.name  # copying renames what is called like a builtin; the signature knows inputs and outputs by name
     if changed and not (all(map(_fixed, graph.nodes)) and _rewrite(graph, changed, table)):
+        return None
+    if _tracings(graph) > 1:
         return None
     graph.eliminate_dead_code()
     return ExportedProgram(
@@ -84,6 +90,11 @@ def _kept(node: Node, table: Table) -> bool:
 
 def _writes(node: Node) -> bool:
     return isinstance(node.target, torch._ops.OpOverload) and node.target._schema.is_mutable
+
+
+def _tracings(graph: Graph) -> int:
+    values = (node.meta.get("val") for node in graph.nodes)
+    return len({id(value.fake_mode) for value in values if isinstance(value, FakeTensor)})
 
 
 def _fixed(node: Node) -> bool:
