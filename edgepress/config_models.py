@@ -194,6 +194,7 @@ class RunConfig(Strict):
     batch: Whole = 1
     timeout: Seconds = 1800.0
     memory: Bytes = 8.0 * 1024**3
+    timing: Seconds = 10.0
     jobs: Whole | None = None
 
 

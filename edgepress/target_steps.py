@@ -233,6 +233,7 @@ class TargetSteps(StepKinds):
             **self._measured(plan, prepared, export),
             "reference": reference.value.get("artifact"),
             "confidence": gate.confidence if gate else _CONFIDENCE,
+            "seconds": self.config.run.timing,
             **({} if limit is None else {"limit": limit}),
         }
         return self.machine(name, "edgepress.steps.measure:latency", params, inputs, plan.target.threads)

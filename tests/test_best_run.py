@@ -31,6 +31,7 @@ def candidates(run: Run) -> dict[str, dict[str, Any]]:
     return {item["scheme"]: item for item in run[1]["targets"][0]["tried"]}
 
 
+@pytest.mark.slow
 def test_the_winner_ships_under_the_name_of_its_tool_and_verifies(finished: Run) -> None:
     done, report, run_dir = finished
     assert done.returncode == 0, done.stdout + done.stderr
@@ -41,6 +42,7 @@ def test_the_winner_ships_under_the_name_of_its_tool_and_verifies(finished: Run)
     assert verified.returncode == 0 and "1 of 1 replays match" in verified.stdout
 
 
+@pytest.mark.slow
 def test_every_loser_is_listed_with_its_figures(finished: Run) -> None:
     winner, others = candidates(finished)[PEER], [candidates(finished)[name] for name in ("int8 static", "int8 weights")]
     for item in others:
@@ -52,6 +54,7 @@ def test_every_loser_is_listed_with_its_figures(finished: Run) -> None:
     jsonschema.validate(finished[1], load_schema("report.v1"))
 
 
+@pytest.mark.slow
 def test_a_peer_that_raises_dies_or_writes_garbage_is_listed_with_its_reason_and_the_run_goes_on(finished: Run) -> None:
     found = candidates(finished)
     for name, reason in (
@@ -63,10 +66,12 @@ def test_a_peer_that_raises_dies_or_writes_garbage_is_listed_with_its_reason_and
         assert reason in item["why"] and not item["held"] and item["latency_ratio"] is None and item["size_bytes"] is None
 
 
+@pytest.mark.slow
 def test_a_peer_that_is_absent_is_named_with_how_to_install_it(finished: Run) -> None:
     assert candidates(finished)["int8 static (absentee)"]["why"] == "not installed: pip install 'edgepress[native]'"
 
 
+@pytest.mark.slow
 def test_terminal_and_page_list_every_candidate(finished: Run) -> None:
     done, report, run_dir = finished
     page = (run_dir / "report.html").read_text()

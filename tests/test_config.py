@@ -128,7 +128,8 @@ def test_without_a_quantize_step_targets_stay_fp32(tmp_path: Path) -> None:
 def test_defaults_are_those_of_the_documentation(tmp_path: Path) -> None:
     config = loaded(tmp_path, MINIMAL)
     assert config.root == tmp_path.resolve() and config.checkpoint == tmp_path.resolve() / "net.safetensors"
-    assert (config.run.threads, config.run.batch, config.run.timeout, config.run.memory) == (1, 1, 1800.0, 8 * 1024**3)
+    assert (config.run.threads, config.run.batch) == (1, 1)
+    assert (config.run.timeout, config.run.memory, config.run.timing) == (1800.0, 8 * 1024**3, 10.0)
     assert config.collect_params()["calibration"] == {"samples": 512, "selection": 512, "seed": 0}
     assert config.collect_params()["exact"] == []
 

@@ -14,6 +14,8 @@ from tests.project import SPOILT, digits, edgepress, spoil
 
 Json = dict[str, Any]
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:

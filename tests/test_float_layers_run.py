@@ -54,6 +54,7 @@ def test_integers_are_refined_before_all_arithmetic_goes_back_to_float(recipe: P
     assert tried == [("int8 static", False), ("int8 static-matmul", False), ("int8 static", True), ("int8 weights", False)], printed
 
 
+@pytest.mark.slow
 def test_a_budget_of_drop_and_one_of_bytes_choose_a_precision_for_every_layer(recipe: Path, tmp_path: Path) -> None:
     code, printed, target = run(recipe, tmp_path / "drop", precision="mixed", budget={"accuracy_drop": "1pp"}, int4=False)
     assert code == 0, printed

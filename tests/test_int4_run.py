@@ -11,6 +11,7 @@ from tests.project import digits, edgepress, report_of
 pytest.importorskip("onnxruntime")
 
 
+@pytest.mark.slow
 def test_a_recipe_line_ships_4_bit_weights_and_says_which_layers_have_another_group(tmp_path: Path) -> None:
     quantize = {"precision": "int4-weights", "method": "gptq", "group": 128}
     recipe = digits(tmp_path / "project", ["onnxruntime"], compress=[{"quantize": quantize}], gates={"accuracy_drop": {"max": "5pp"}})

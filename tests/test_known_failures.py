@@ -77,6 +77,7 @@ def test_no_gate_selected(project: Path) -> None:
     assert edgepress("gate", out, "--undecided", "pass").returncode == 2
 
 
+@pytest.mark.slow
 def test_no_gate_selected_for_one_target(project: Path) -> None:
     off = {"accuracy_drop": False, "latency_ratio": False, "size": False}
     code, _, out = run(project, targets=["numpy", {"numpy:b": {"gates": off}}])

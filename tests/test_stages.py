@@ -113,6 +113,7 @@ def test_a_training_killed_with_9_goes_on_to_the_same_weights(folder: Path, tmp_
     assert one["stages"][1]["report"] == other["stages"][1]["report"]
 
 
+@pytest.mark.slow
 def test_quantization_aware_training_is_kept_where_it_is_better_and_said_where_not(folder: Path, tmp_path: Path) -> None:
     recipe = recipe_of(folder, "qat", {"quantize": {"method": "qat", "qat": {"epochs": 1}}})
     done = edgepress("run", recipe, "--out", tmp_path / "run")

@@ -62,7 +62,8 @@ class Case:
 
     def request(self, runtime: str, scheme: Scheme) -> ExportRequest:
         samples = tuple(value[:4] for value in self.calibration.values())
-        return ExportRequest(self.program, self.signature, self.statistics, self.target(runtime, scheme.precision), scheme, samples)
+        statistics = self.statistics if scheme.kind.startswith("static") else None
+        return ExportRequest(self.program, self.signature, statistics, self.target(runtime, scheme.precision), scheme, samples)
 
 
 def _module(folder: Path, name: str) -> object:

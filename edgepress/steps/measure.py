@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -21,7 +21,9 @@ if TYPE_CHECKING:
 _SAMPLES = 8
 #: Enough pairs for a p99 (662) where the model is fast enough; a slow model gets what fits into the time.
 FIRST = LatencyPlan(min_pairs=664, max_pairs=664, seconds=10.0)
+#: Goes on until a limit is decided; of the first window's time at most so many times as much.
 MORE = LatencyPlan(min_pairs=64, max_pairs=4000, seconds=45.0)
+_LONGER = MORE.seconds / FIRST.seconds
 _SPREAD = (0.05, 0.5, 0.95)
 _PERCENTILES = (50, 90, 95, 99)
 
@@ -30,9 +32,9 @@ def latency(params: dict[str, Any], folder: Path) -> dict[str, Any]:
     """Time an artifact against another one in the same runtime, mostly the float model, in interleaved pairs.
 
     Args:
-        params: `runtime`, `artifact`, `reference` (the other artifact), `signature`, `threads`, `batch`, `confidence`; `limit` where
-            the first window left the gate undecided: pairs are then added until it is decided or time is up. `inputs`
-            names the folders of `export`, `float_export` and `data`.
+        params: `runtime`, `artifact`, `reference` (the other artifact), `signature`, `threads`, `batch`, `confidence`, `seconds` of a
+            first window; `limit` where that left the gate undecided: pairs are then added until it is decided or 4.5 times the time
+            is up. `inputs` names the folders of `export`, `float_export` and `data`.
         folder: receives `times_ms.npy` of shape (2, pairs): candidate, reference.
     """
     from edgepress.validators.conditions import Watch
@@ -46,7 +48,8 @@ def latency(params: dict[str, Any], folder: Path) -> dict[str, Any]:
     candidate = Artifact.from_json(params["artifact"])
     reference = Artifact.from_json(params["reference"])
     limit = params.get("limit")
-    plan = FIRST if limit is None else MORE
+    seconds = params["seconds"]
+    plan = replace(FIRST, seconds=seconds) if limit is None else replace(MORE, seconds=_LONGER * seconds)
     progress(f"timing against {reference.scheme.label}")
     new = Side(candidate, inputs["export"] / "artifact", samples)
     old = Side(reference, inputs["float_export"] / "artifact", samples)

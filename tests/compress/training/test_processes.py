@@ -91,6 +91,7 @@ def test_what_cannot_be_cut_into_shards_is_told(by_two: dict[str, Any]) -> None:
     assert "'scale' is a scalar" in scalar
 
 
+@pytest.mark.slow
 def test_processes_started_from_outside_train_together(tmp_path: Path) -> None:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))

@@ -64,6 +64,7 @@ def test_a_training_that_was_cut_ends_with_the_weights_of_one_that_was_not(cuts:
     assert (wanted.best, wanted.best_epoch, wanted.steps) == (result.best, result.best_epoch, result.steps)
 
 
+@pytest.mark.slow
 def test_a_process_killed_with_signal_9_goes_on_to_the_same_weights(tmp_path: Path) -> None:
     code = (
         "import sys, time, torch; from pathlib import Path\n"
