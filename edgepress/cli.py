@@ -196,11 +196,12 @@ def sign(
     keyless: Annotated[
         bool, typer.Option("--keyless", help="Sign with this CI job's identity through sigstore. Uses the network.")
     ] = False,
+    trust_config: Annotated[Path | None, typer.Option(help="With --keyless, a sigstore of your own (ClientTrustConfig JSON).")] = None,
 ) -> None:
     """Sign every file of a bundle in the OpenSSF model-signing format: model.sig beside them."""
     from edgepress.commands.bundle import sign_bundle
 
-    sign_bundle(bundle, key, keyless)
+    sign_bundle(bundle, key, keyless, trust_config)
 
 
 @app.command(epilog="Example: edgepress diff runs/yesterday runs/latest")

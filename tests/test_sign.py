@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
-import shutil
-import subprocess
 from pathlib import Path
 from typing import Any
 
@@ -21,8 +18,6 @@ from edgepress.targets.errors import EdgepressError, IntegrityError, RuntimeUnav
 from tests.bundle_sample import report_of, shipments
 from tests.signing_keys import keys
 from tests.test_verify import matching
-
-MODEL_SIGNING = os.environ.get(PROGRAM) or shutil.which("model_signing")
 
 
 @pytest.fixture
@@ -110,18 +105,6 @@ def test_without_cryptography_the_way_to_get_it_is_named(bundle: Path, tmp_path:
         sign.sign(bundle, private)
 
 
-@pytest.mark.skipif(MODEL_SIGNING is None, reason="the program model_signing is not here")
-@pytest.mark.parametrize("curve", ["SECP256R1", "SECP521R1"])
-def test_model_signing_reads_our_signatures_and_we_read_its(bundle: Path, tmp_path: Path, curve: str) -> None:
-    private, public = keys(tmp_path, curve=curve)
-    path = sign.sign(bundle, private)
-    place = [str(bundle), "--signature", str(path)]
-    subprocess.run([str(MODEL_SIGNING), "verify", "key", *place, "--public_key", str(public)], check=True)
-    path.unlink()
-    subprocess.run([str(MODEL_SIGNING), "sign", "key", *place, "--private_key", str(private)], check=True)
-    assert verify(bundle, matching, Asked(key=public)).signature == "valid"
-
-
 def program(folder: Path, script: str) -> str:
     """A stand-in for model_signing that writes its arguments down."""
     path = folder / "model_signing"
@@ -148,6 +131,22 @@ def test_keyless_verification_asks_model_signing_with_a_trust_root_on_disk(
     assert (found.signature, found.exit_code) == (state, code)
     arguments = (tmp_path / "arguments").read_text().split()
     assert arguments[:2] == ["verify", "sigstore"] and arguments[arguments.index("--trust_config") + 1] == str(tmp_path / "trust.json")
+
+
+def test_keyless_signing_hands_a_sigstore_of_ones_own_on(bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    trust = tmp_path / "trust.json"
+    trust.write_text("{}")
+    monkeypatch.setenv(PROGRAM, program(tmp_path, "exit 1"))
+    with pytest.raises(EdgepressError, match="did not sign"):
+        sign_bundle(bundle, None, keyless=True, trust_config=trust)
+    arguments = (tmp_path / "arguments").read_text().split()
+    assert arguments[arguments.index("--trust_config") + 1] == str(trust)
+
+
+@pytest.mark.parametrize(("key", "why"), [(Path("key.pem"), "a key needs no trust root"), (None, "its file is not there")])
+def test_a_trust_root_that_cannot_be_used_is_named(bundle: Path, key: Path | None, why: str) -> None:
+    with pytest.raises(EdgepressError, match=why):
+        sign_bundle(bundle, key, keyless=key is None, trust_config=Path("absent.json"))
 
 
 def test_keyless_signing_refuses_without_its_program_and_writes_nothing(bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -37,8 +37,12 @@ class Signer:
     trust_config: Path
 
 
-def sign_keyless(bundle: Path) -> Path:
+def sign_keyless(bundle: Path, trust_config: Path | None = None) -> Path:
     """Write model.sig with the identity of this CI job, or of the person who logs in. Uses the network.
+
+    Args:
+        bundle: its folder.
+        trust_config: a sigstore other than the public one (`ClientTrustConfig` JSON).
 
     Raises:
         RuntimeUnavailable: model-signing is not installed.
@@ -47,7 +51,9 @@ def sign_keyless(bundle: Path) -> Path:
     path = bundle / NAME
     with tempfile.TemporaryDirectory(prefix="edgepress-") as scratch:
         made = Path(scratch) / NAME
-        done = _call(["sign", "sigstore", str(bundle), "--use_ambient_credentials", "--signature", str(made), "--ignore-paths", str(path)])
+        place = ["--signature", str(made), "--ignore-paths", str(path)]
+        where = [] if trust_config is None else ["--trust_config", str(trust_config)]
+        done = _call(["sign", "sigstore", str(bundle), "--use_ambient_credentials", *place, *where])
         if done.returncode or not made.is_file():
             raise EdgepressError("model_signing did not sign", _last_words(done), "Sign where the CI gives an identity, or use --key.")
         path.write_bytes(made.read_bytes())

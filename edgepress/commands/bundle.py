@@ -53,12 +53,12 @@ def asked_of(key: Path | None, identity: str | None, issuer: str | None, trust_c
     return Asked(signer=Signer(identity, issuer, trust_config), inputs=live)
 
 
-def sign_bundle(path: Path, key: Path | None, keyless: bool) -> None:
+def sign_bundle(path: Path, key: Path | None, keyless: bool, trust_config: Path | None = None) -> None:
     """Sign an intact bundle.
 
     Raises:
         IntegrityError: the bundle is not as it was made; nothing is signed then.
-        EdgepressError: neither or both ways of signing were asked for, or the key cannot be used.
+        EdgepressError: neither or both ways of signing were asked for, or the key or the trust root cannot be used.
     """
     from edgepress.bundle import sign
     from edgepress.bundle.integrity import find_bundle, inspect
@@ -66,10 +66,15 @@ def sign_bundle(path: Path, key: Path | None, keyless: bool) -> None:
 
     if (key is None) is not keyless:
         raise EdgepressError("a bundle is signed with a key or with an identity", "", "Give --key FILE, or --keyless (uses the network).")
+    if trust_config is not None and not (keyless and trust_config.is_file()):
+        why = "its file is not there" if keyless else "a key needs no trust root"
+        raise EdgepressError(
+            f"--trust-config {str(trust_config)!r} cannot be used", why, "It goes with --keyless and names a ClientTrustConfig."
+        )
     bundle = find_bundle(path)
     if damage := [item for item in inspect(bundle) if item.path != sign.NAME and not item.what.endswith(sign.NAME)]:
         raise IntegrityError(f"{str(bundle)!r} is not signed", f"{damage[0].path}: {damage[0].what}", "Make the bundle again.")
-    typer.echo(sign.sign(bundle, key) if key is not None else sign_keyless(bundle))
+    typer.echo(sign.sign(bundle, key) if key is not None else sign_keyless(bundle, trust_config))
 
 
 def time_pair(artifact: Path, against: Path, threads: int, as_json: bool) -> None:
