@@ -108,11 +108,10 @@ def load_case(root: Path, name: str, scratch: Path) -> Case:
 
 def candidates(runtime: str, case: Case, base: Path) -> Iterator[tuple[str, str, Path, Artifact | EdgepressError, float]]:
     """Every int8 file of a runtime: who made it, how, its folder, what came of it, seconds."""
-    exporter = EXPORTERS.get(runtime)()
     for kind in rules_for(runtime).ladder:
         folder, began = base / f"edgepress-{kind}", time.perf_counter()
         try:
-            made: Artifact | EdgepressError = exporter.export(case.request(runtime, Scheme("int8", kind)), folder)
+            made: Artifact | EdgepressError = EXPORTERS.get(runtime)().export(case.request(runtime, Scheme("int8", kind)), folder)
         except EdgepressError as error:
             made = error
         yield "edgepress", kind, folder, made, time.perf_counter() - began
