@@ -10,9 +10,8 @@ from edgepress.bundle.digest import digest
 from edgepress.config import Config, TargetPlan, load, recipe
 from edgepress.engine import open_store, single_steps
 from edgepress.pipeline import Pipeline
-from edgepress.results import Prepared, TargetRun
+from edgepress.results import Prepared
 from edgepress.step import Listener, Lookup, Result, Step
-from edgepress.store import Store
 from edgepress.target_steps import TargetSteps
 from edgepress.targets.errors import EdgepressError
 
@@ -52,7 +51,7 @@ def _measured(report: Json, target: Json, listener: Listener) -> Result:
     if plan is None:
         raise EdgepressError(f"the recipe has no target {target['name']!r} any more", "it changed since the run", "Run it again.")
     store = open_store(config)
-    export, prepared = _made(config, plan, target, store)
+    export, prepared = _made(config, plan, target, Lookup(store, report["environment"]["fingerprint"]))
     with single_steps(config, store, listener) as runner:
         return TargetSteps(config, runner.do).layers(plan, prepared, export)
 
@@ -72,22 +71,17 @@ def _check_rendered(target: Json) -> None:
         raise EdgepressError(f"the runtime's own tool made {label} of the float model", "PyTorch has no model with its integers")
 
 
-def _made(config: Config, plan: TargetPlan, target: Json, store: Store) -> tuple[Step, Prepared]:
+def _made(config: Config, plan: TargetPlan, target: Json, lookup: Lookup) -> tuple[Step, Prepared]:
     """The step that exported a target's artifact, and what it was made of.
 
     Raises:
         EdgepressError: the store does not have it, or has another one by now.
     """
-    lookup = Lookup(store)
     pipeline = Pipeline(config, [plan], lookup)
     prepared = pipeline.prepare()
     run = pipeline.compress(plan, prepared)
     export = run.chosen.export if run.chosen else None
     if export is None or digest(export.folder / "artifact" / export.value["artifact"]["path"]) != target["artifact"]["sha256"]:
-        raise run.error or EdgepressError("the store does not have this run's artifact any more", _missing(run), "Run the recipe again.")
+        why = lookup.lost() or "the recipe, the project or the results changed since"
+        raise EdgepressError("the store does not have this run's artifact any more", why, "Run the recipe again.")
     return lookup.steps[export.digest], prepared
-
-
-def _missing(run: TargetRun) -> str:
-    lost = next((candidate.why for candidate in run.tried if candidate.export is None), "")
-    return lost or "the recipe, the project or the results changed since"

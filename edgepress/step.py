@@ -15,7 +15,7 @@ from edgepress import isolate
 from edgepress.isolate import Call, Limits
 from edgepress.machine import cores
 from edgepress.machine import fingerprint as machine_fingerprint
-from edgepress.store import Record, Store, fingerprint
+from edgepress.store import NEVER_RUN, Record, Store, fingerprint
 from edgepress.targets.errors import EdgepressError
 
 
@@ -72,15 +72,15 @@ class Step:
     warm: bool = False
     resumes: bool = False
 
-    def key(self) -> str:
-        """Everything known before it runs that its result depends on."""
+    def key(self, machine: str | None = None) -> str:
+        """Everything known before it runs that its result depends on; a measurement on `machine` (a fingerprint), by default this one."""
         return fingerprint(
             {
                 "function": self.function,
                 "params": dict(self.params),
                 "inputs": {name: result.digest for name, result in self.inputs.items()},
                 "root": str(self.root),
-                "machine": machine_fingerprint() if self.machine else "",
+                "machine": (machine or machine_fingerprint()) if self.machine else "",
             }
         )
 
@@ -210,11 +210,14 @@ class Lookup:
 
     Attributes:
         steps: digest of a result -> the step it came from.
+        misses: name of a step that has no result, in order -> why not.
     """
 
-    def __init__(self, store: Store) -> None:
-        self._store = store
+    def __init__(self, store: Store, machine: str) -> None:
+        """Look into `store` for what was made on `machine` (the fingerprint in the run's report)."""
+        self._store, self._machine = store, machine
         self.steps: dict[str, Step] = {}
+        self.misses: dict[str, str] = {}
 
     def do(self, step: Step) -> Result:
         """The stored result.
@@ -222,11 +225,20 @@ class Lookup:
         Raises:
             EdgepressError: there is none.
         """
-        record, why = self._store.find(step.key())
+        record, why = self._store.find(step.key(self._machine))
         if record is None:
+            self.misses[step.name] = why
             raise EdgepressError(f"the store has no result of the step {step.name!r}", why, "Run the recipe again.")
         self.steps[record.digest] = step
         return _result(record, True)
+
+    def lost(self) -> str:
+        """Which result is missing, and why: the first that is another one by now, else the first; empty where none is.
+
+        Of the others, those before it may have failed in the run, and those after it were looked for in its place.
+        """
+        changed = [(name, why) for name, why in self.misses.items() if why != NEVER_RUN] or list(self.misses.items())
+        return f"step {changed[0][0]!r}: {changed[0][1]}" if changed else ""
 
 
 def _result(record: Record, cached: bool) -> Result:

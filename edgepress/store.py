@@ -31,6 +31,9 @@ from edgepress.targets.errors import IntegrityError
 #: The key of a value that says how long its parts took: two results that differ in it alone are the same result.
 TIMING = "timing"
 
+#: Why a step without any result has none.
+NEVER_RUN = "never run"
+
 
 @dataclass(frozen=True)
 class Record:
@@ -69,7 +72,7 @@ class Store:
 
         A result whose bytes changed on disk is dropped, to be made again.
         """
-        reason = "never run"
+        reason = NEVER_RUN
         folder = self.root / "steps" / static_key
         if not folder.is_dir():
             return None, reason

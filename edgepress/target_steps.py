@@ -134,7 +134,6 @@ class TargetSteps(StepKinds):
             "artifact": export.value.get("artifact"),
             "signature": prepared.model.value.get("signature"),
             "share": share,
-            "threads": cores(),
         }
         title = f"run {name} {label}".rstrip() + (" (selection)" if share == "selection" else "")
         step = Step(

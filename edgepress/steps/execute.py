@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from edgepress.machine import cores
 from edgepress.targets.nouns import Artifact, Signature
 from edgepress.targets.progress import track
 
@@ -18,8 +19,8 @@ def execute(params: dict[str, Any], folder: Path) -> dict[str, Any]:
     """Run an artifact.
 
     Args:
-        params: `runtime`, `artifact`, `signature` (the model's), `share` (`selection` or `validation`), `threads`; `inputs` names the
-            folders of `export` and `data`.
+        params: `runtime`, `artifact`, `signature` (the model's), `share` (`selection` or `validation`); `inputs` names the folders
+            of `export` and `data`. All cores are used: how many there are is part of the machine that the result is for.
         folder: receives `output_*.npy`; on the validation share also `golden_inputs.npz` and `golden_outputs.npz`.
 
     Returns:
@@ -38,7 +39,7 @@ def execute(params: dict[str, Any], folder: Path) -> dict[str, Any]:
     artifact = Artifact.from_json(params["artifact"])
     samples = load_inputs(inputs["data"] / params["share"], signature)
     runtime = RUNTIMES.get(params["runtime"])()
-    with runtime.open(artifact, inputs["export"] / "artifact", params["threads"]) as session:
+    with runtime.open(artifact, inputs["export"] / "artifact", cores()) as session:
         pieces = [session.run(piece) for piece in track(batches(samples, _BATCH), f"running the {params['share']} samples")]
         kernels = session.kernels()
         outputs = {spec.name: np.concatenate([piece[spec.name] for piece in pieces]) for spec in signature.outputs}
