@@ -132,9 +132,9 @@ class _Stored:
 
 
 def _layers(program: Path) -> list[str]:
-    import torch
+    from edgepress.compress.program import load_program
 
-    return sorted({name.rpartition(".")[0] for name in torch.export.load(program).state_dict} - {""})
+    return sorted({name.rpartition(".")[0] for name in load_program(program).state_dict} - {""})
 
 
 def _metric(config: Config) -> Iterator[Finding]:

@@ -12,6 +12,7 @@ import contextlib
 import gc
 import importlib
 import io
+import json
 import os
 import select
 import signal
@@ -20,7 +21,8 @@ import subprocess
 import sys
 import threading
 import weakref
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import NoReturn
 
@@ -193,14 +195,14 @@ def main() -> None:
     signal.signal(signal.SIGCHLD, lambda *_: None)
     signal.set_wakeup_fd(wake)
     children: dict[int, int] = {}
-    warm = False
+    chores: dict[str, Callable[[], None]] = {"torch": _warm}
+    held: Path | None = None
     while True:
-        ready, _, _ = select.select([connection.fileno(), ended], [], [], None if warm or not children else 0)
-        if not ready:  # the first child runs: later ones will start faster
+        ready, _, _ = select.select([connection.fileno(), ended], [], [], 0 if chores and children else None)
+        if not ready:  # a child runs: later ones will start faster
             with contextlib.suppress(Exception):
-                _warm()
+                chores.pop(next(iter(chores)))()
             gc.freeze()
-            warm = True
         if ended in ready:
             os.read(ended, _MESSAGE_BYTES)
         _reap(children)
@@ -220,18 +222,39 @@ def main() -> None:
             children[pid] = status
             os.close(output)
             os.close(events)
+            model = _model(Path(request.decode()))
+            if model not in (None, held):
+                chores["model"], held = partial(_hold, model), model
 
 
 def _warm() -> None:
     """Trace, save and load a program of one operator: what PyTorch imports and caches on the way, children need not do again."""
     import torch
 
+    torch.set_num_threads(1)  # a fork would lose the others
     rows = torch.export.Dim.DYNAMIC
     program = torch.export.export(torch.nn.ReLU().eval(), (torch.zeros(2, 3),), dynamic_shapes=({0: rows},))
     file = io.BytesIO()
     torch.export.save(program, file)
     file.seek(0)
     torch.export.load(file).module(check_guards=False)
+
+
+def _model(request: Path) -> Path | None:
+    """What a child works on, and the next ones will."""
+    try:
+        return Path(json.loads(request.read_text())["params"]["inputs"]["model"]) / "model.pt2"
+    except (OSError, ValueError, KeyError, TypeError):  # the child has ended already, or works on no model
+        return None
+
+
+def _hold(model: Path) -> None:
+    """Read a model for the children to come; leaves no thread behind."""
+    from edgepress.compress.program import hold
+
+    gc.unfreeze()  # the graph of the model before is a cycle of references
+    hold(model)
+    gc.collect()
 
 
 def _reap(children: dict[int, int]) -> None:

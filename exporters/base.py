@@ -107,15 +107,14 @@ class Exporter(ABC):
     def rendered(self, request: ExportRequest) -> Rendered:
         """The model quantized in PyTorch by this runtime's rules (schemes `static`, `static-matmul`, `weights`); rendered once."""
         if self._rendered is None:
-            import torch
-
+            from edgepress.compress.program import load_program
             from edgepress.compress.quantize import Statistics, render, render_int4
 
             if request.scheme.precision == "int4-weights":
                 self._rendered = render_int4(request.program, self.rules)
                 return self._rendered
             statistics = Statistics.load(request.statistics) if request.statistics else None
-            self._rendered = render(torch.export.load(request.program), statistics, self.rules.of(request.scheme), request.scheme)
+            self._rendered = render(load_program(request.program), statistics, self.rules.of(request.scheme), request.scheme)
         return self._rendered
 
     def compressed_outputs(self, request: ExportRequest, inputs: Sequence[np.ndarray]) -> tuple[list[np.ndarray], str]:
@@ -130,10 +129,12 @@ class Exporter(ABC):
         """
         import torch
 
+        from edgepress.compress.program import load_program
+
         if self._rendered is not None:
             module, source = self._rendered.module, "quantized PyTorch model"
         else:
-            module, source = torch.export.load(request.program).module(), "float PyTorch model"
+            module, source = load_program(request.program).module(), "float PyTorch model"
         pieces = []
         with torch.no_grad():
             for start in range(0, len(inputs[0]), _BATCH):

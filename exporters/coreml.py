@@ -16,6 +16,7 @@ import numpy as np
 import torch
 from torch.export import ExportedProgram
 
+from edgepress.compress.program import load_program
 from edgepress.exporters import coreml_ops, coreml_package
 from edgepress.exporters.base import Exporter, ExportRequest
 from edgepress.exporters.coreml_import import coremltools
@@ -117,7 +118,7 @@ def _compute(scheme: Scheme) -> str:
 def _module(request: ExportRequest, exporter: Exporter) -> tuple[torch.nn.Module, tuple[Mapping[str, Any], ...]]:
     """The graph to convert: the float program, or its rendering in integers, and what stays float in it."""
     if request.scheme.kind == "float":
-        return torch.export.load(request.program).module(check_guards=False), ()
+        return load_program(request.program).module(check_guards=False), ()
     rendered = exporter.rendered(request)
     return rendered.module, tuple(rendered.float_ops)
 

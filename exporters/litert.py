@@ -5,8 +5,7 @@ from __future__ import annotations
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
-import torch
-
+from edgepress.compress.program import load_program
 from edgepress.exporters.base import Exporter, ExportRequest
 from edgepress.exporters.litert_convert import to_tflite
 from edgepress.exporters.litert_flatbuffer import TfliteFile
@@ -82,7 +81,7 @@ class LiteRtExporter(Exporter):
         from edgepress.compress.quantize import float_module
 
         static = request.scheme.kind in _STATIC
-        module = self.rendered(request).module if static else float_module(torch.export.load(request.program))
+        module = self.rendered(request).module if static else float_module(load_program(request.program))
         return to_tflite(module, request.signature, request.samples, request.target.batch, quantized=static)
 
     def remedy(self, error: Exception) -> str:

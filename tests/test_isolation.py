@@ -133,19 +133,25 @@ def test_steps_go_on_where_what_they_are_forked_from_was_killed(tmp_path: Path) 
 
 
 WARMS = """
+import sys
+from pathlib import Path
 import psutil, torch
 from edgepress import forkserver
-torch.set_num_threads(1)
+file = Path(sys.argv[1])
+torch.export.save(torch.export.export(torch.nn.Linear(512, 2048), (torch.zeros(2, 512),)), file)
 before = torch.get_rng_state()
 threads = psutil.Process().num_threads()
 forkserver._warm()
+forkserver._hold(file)
+from edgepress.compress import program
+assert program._held, "nothing is held ready"
 assert psutil.Process().num_threads() == threads, "a fork would lose a thread, and what it holds"
 assert torch.equal(torch.get_rng_state(), before), "children would draw other numbers"
 """
 
 
-def test_warming_leaves_no_thread_and_draws_no_number() -> None:
-    done = subprocess.run([sys.executable, "-c", WARMS], capture_output=True, text=True, timeout=120)
+def test_warming_leaves_no_thread_and_draws_no_number(tmp_path: Path) -> None:
+    done = subprocess.run([sys.executable, "-c", WARMS, str(tmp_path / "model.pt2")], capture_output=True, text=True, timeout=120)
     assert done.returncode == 0, done.stderr[-2000:]
 
 

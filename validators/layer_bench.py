@@ -129,11 +129,12 @@ class Bench:
         """Ranges from the few samples there are: they set no speed."""
         import torch
 
+        from edgepress.compress.program import load_program
         from edgepress.compress.quantize import calibrate
 
         path = self.folder / "statistics"
         samples = tuple(torch.from_numpy(sample) for sample in model.samples)
-        calibrate(torch.export.load(program), [samples], observer="minmax").save(path)
+        calibrate(load_program(program), [samples], observer="minmax").save(path)
         return path
 
     def window(self) -> list[float]:

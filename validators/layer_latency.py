@@ -47,12 +47,11 @@ def measure_layers(
         RuntimeUnavailable: exporter or runtime is missing.
         MeasurementError: times of this runtime cannot be taken here, or a layer alone cannot be exported or run.
     """
-    import torch
-
+    from edgepress.compress.program import load_program
     from edgepress.compress.prune.heavy import heavy_layers
     from edgepress.compress.prune.latency import Grid, LatencyTable, ModelTime, parts_of
 
-    loaded = torch.export.load(program)
+    loaded = load_program(program)
     layers = {layer.name: layer.configuration for layer in heavy_layers(loaded, structure, plan.batch)}
     configurations = {configuration.key: configuration for configuration in layers.values()}
     widths = widths_of(list(configurations.values()), plan)

@@ -94,12 +94,11 @@ def reference(params: dict[str, Any], folder: Path) -> dict[str, Any]:
     Returns:
         `counts` per share.
     """
-    import torch
-
+    from edgepress.compress.program import load_program
     from edgepress.compress.project.reference import load_share, reference_outputs
 
     model, data = Path(params["inputs"]["model"]), Path(params["inputs"]["data"])
-    program = torch.export.load(model / "model.pt2")
+    program = load_program(model / "model.pt2")
     signature = Signature.from_json(json.loads((model / "signature.json").read_text()))
     counts = {}
     for share in ("validation", "selection"):

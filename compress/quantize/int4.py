@@ -6,12 +6,11 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-import torch
 from torch import Tensor
 from torch.export import ExportedProgram
 from torch.fx import GraphModule, Node
 
-from edgepress.compress.program import export_like
+from edgepress.compress.program import export_like, load_program
 from edgepress.compress.quantize.int4_awq import scale_inputs
 from edgepress.compress.quantize.int4_gptq import gptq
 from edgepress.compress.quantize.int4_grid import search_grid
@@ -137,7 +136,7 @@ def render_int4(path: Path, rules: QuantRules) -> Rendered:
     Raises:
         QuantizationError: it has no 4-bit layer.
     """
-    module = float_module(torch.export.load(path))
+    module = float_module(load_program(path))
     if next(int4_layers(module), None) is None:
         raise QuantizationError("the program has no 4-bit weights", "it was not quantized", "Call quantize_int4 first.")
     groups = rules.int4.groups if rules.int4 else INT4_GROUPS

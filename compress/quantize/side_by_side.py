@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 from torch.fx import GraphModule, Interpreter, Node
 
+from edgepress.compress.program import load_program
 from edgepress.compress.quantize.graph import layer_of, op_name
 from edgepress.compress.quantize.int4 import render_int4
 from edgepress.compress.quantize.living import LIMIT_BYTES, bytes_of
@@ -43,7 +44,7 @@ class SideBySide:
         Raises:
             QuantizationError: see `render`.
         """
-        loaded, rules = torch.export.load(program), rules.of(scheme)
+        loaded, rules = load_program(program), rules.of(scheme)
         rendered = render(loaded, statistics, rules, scheme).module
         if statistics is None:
             return SideBySide(float_module(loaded), rendered)
@@ -58,7 +59,7 @@ class SideBySide:
         Raises:
             QuantizationError: the second has no such weights.
         """
-        return SideBySide(float_module(torch.export.load(program)), render_int4(rounded, rules).module)
+        return SideBySide(float_module(load_program(program)), render_int4(rounded, rules).module)
 
     def samples(self, most: int) -> int:
         """How many samples, `most` at most, keep all answers of both models within `LIMIT_BYTES`; one at least."""

@@ -20,13 +20,12 @@ def equalize(params: dict[str, Any], folder: Path) -> dict[str, Any]:
     Returns:
         The stage: nothing is counted differently; and `pairs`, the names of the layers that were balanced.
     """
-    import torch
-
+    from edgepress.compress.program import load_program
     from edgepress.compress.quantize.equalize import equalize as balance
     from edgepress.steps.stage import save_stage
 
     model, data = (Path(params["inputs"][name]) for name in ("model", "data"))
-    result = balance(torch.export.load(model / "model.pt2"))
+    result = balance(load_program(model / "model.pt2"))
     save_stage(result.program, model, data, folder)
     return {**params["stage"], "pairs": [list(pair) for pair in result.pairs]}
 
@@ -44,6 +43,7 @@ def refine(params: dict[str, Any], folder: Path) -> dict[str, Any]:
     """
     import torch
 
+    from edgepress.compress.program import load_program
     from edgepress.compress.quantize import Statistics
     from edgepress.compress.quantize.layerwise import refine as walk
     from edgepress.compress.quantize.refiners import refiners_of
@@ -52,7 +52,7 @@ def refine(params: dict[str, Any], folder: Path) -> dict[str, Any]:
 
     inputs = {name: Path(path) for name, path in params["inputs"].items()}
     signature = Signature.from_json(params["signature"])
-    program = torch.export.load(inputs["model"] / "model.pt2")
+    program = load_program(inputs["model"] / "model.pt2")
     samples = load_inputs(inputs["data"] / "calibration", signature)
     tensors = (tuple(torch.from_numpy(piece[s.name].copy()) for s in signature.inputs) for piece in batches(samples, _BATCH))
     before = Statistics.load(inputs["calibration"] / "statistics")

@@ -23,12 +23,13 @@ def quantize(params: dict[str, Any], folder: Path) -> dict[str, Any]:
     """
     import torch
 
+    from edgepress.compress.program import load_program
     from edgepress.compress.quantize import Int4Options, quantize_int4
     from edgepress.steps.arrays import batches, load_inputs
     from edgepress.targets.rules import Int4Rules
 
     signature = Signature.from_json(params["signature"])
-    program = torch.export.load(Path(params["inputs"]["model"]) / "model.pt2")
+    program = load_program(Path(params["inputs"]["model"]) / "model.pt2")
     samples = load_inputs(Path(params["inputs"]["data"]) / "calibration", signature)
     rules = Int4Rules(**{**params["rules"], "groups": tuple(params["rules"]["groups"])})
     options = Int4Options(rules, params["method"], params["group"])

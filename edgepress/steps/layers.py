@@ -28,8 +28,7 @@ def latencies(params: dict[str, Any], folder: Path) -> dict[str, Any]:
         RuntimeUnavailable: exporter or runtime is missing.
         MeasurementError: times cannot be taken on this machine.
     """
-    import torch
-
+    from edgepress.compress.program import load_program
     from edgepress.compress.prune import analyse
     from edgepress.steps.arrays import load_inputs
     from edgepress.validators.layer_bench import FP32, INT8, LayerPlan
@@ -43,4 +42,4 @@ def latencies(params: dict[str, Any], folder: Path) -> dict[str, Any]:
     samples = tuple(np.ascontiguousarray(value[rows]) for value in found.values())
     scheme = INT8 if params["precision"] == "int8" else FP32
     plan = LayerPlan(params["runtime"], params["threads"], params["batch"], params["multiple"], scheme=scheme)
-    return measure_layers(program, analyse(torch.export.load(program)), signature, samples, plan).to_json()
+    return measure_layers(program, analyse(load_program(program)), signature, samples, plan).to_json()

@@ -43,12 +43,11 @@ def prune(params: dict[str, Any], folder: Path) -> dict[str, Any]:
     Raises:
         PruneError: the budget cannot be reached, or a pattern matches nothing.
     """
-    import torch
-
+    from edgepress.compress.program import load_program
     from edgepress.steps.stage import save_stage
 
     inputs = {name: Path(path) for name, path in params["inputs"].items()}
-    program = torch.export.load(inputs["model"] / "model.pt2")
+    program = load_program(inputs["model"] / "model.pt2")
     report: dict[str, Any] = {"kind": "prune", "budget": _budget_kind(params), "remarks": []}
     if params["blocks"] and params["turn"] == 1:
         program = _shortened(program, inputs, params["blocks"], report)
@@ -141,15 +140,14 @@ def _budget_kind(params: dict[str, Any]) -> str | None:
 
 def _budget(params: dict[str, Any], inputs: dict[str, Path], program: ExportedProgram, structure: Structure) -> tuple[Budget, Cost | None]:
     """The budget of this turn; shares and speed-ups are counted from the original, however many steps came before."""
-    import torch
-
+    from edgepress.compress.program import load_program
     from edgepress.compress.prune import analyse
     from edgepress.compress.prune.budget import Budget, bytes_cost, cost_of
     from edgepress.compress.prune.latency import LatencyTable
     from edgepress.targets.errors import PruneError
 
     kind = _budget_kind(params)
-    first = torch.export.load(inputs["original"] / "model.pt2")
+    first = load_program(inputs["original"] / "model.pt2")
     whole_structure = analyse(first)
     nothing = np.zeros(whole_structure.unit_count, dtype=bool)
     cost: Cost | None = None

@@ -20,11 +20,12 @@ def calibrate(params: dict[str, Any], folder: Path) -> dict[str, Any]:
     """
     import torch
 
+    from edgepress.compress.program import load_program
     from edgepress.compress.quantize import calibrate as take_statistics
     from edgepress.steps.arrays import batches, load_inputs
 
     signature = Signature.from_json(params["signature"])
-    program = torch.export.load(Path(params["inputs"]["model"]) / "model.pt2")
+    program = load_program(Path(params["inputs"]["model"]) / "model.pt2")
     samples = load_inputs(Path(params["inputs"]["data"]) / "calibration", signature)
     pieces = batches(samples, _BATCH)
     tensors = (tuple(torch.from_numpy(piece[s.name].copy()) for s in signature.inputs) for piece in track(pieces, "calibrating"))

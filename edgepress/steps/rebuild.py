@@ -37,6 +37,7 @@ def _as_class(params: dict[str, Any], inputs: dict[str, Path], path: Path) -> st
     import torch
 
     from edgepress.compress.compressed import Origin, save_class
+    from edgepress.compress.program import load_program
     from edgepress.compress.project.reference import load_share
     from edgepress.compress.project.usercode import call_user, load_callable
     from edgepress.compress.prune import analyse
@@ -45,7 +46,7 @@ def _as_class(params: dict[str, Any], inputs: dict[str, Path], path: Path) -> st
     root = Path(params["root"])
     progress("fitting the user's class to the smaller model")
     model = call_user(params["factory"], load_callable(params["factory"], root), root, params["args"])
-    whole, smaller = (torch.export.load(inputs[name] / "model.pt2") for name in ("original", "model"))
+    whole, smaller = (load_program(inputs[name] / "model.pt2") for name in ("original", "model"))
     arrays, _ = load_share(inputs["data"] / "calibration")
     samples = [torch.from_numpy(np.array(a[:_SAMPLES])) for a in arrays]
     found = as_class(model, smaller, analyse(whole), None, samples)

@@ -24,6 +24,7 @@ def sensitivity(params: dict[str, Any], folder: Path) -> dict[str, Any]:
     """
     import torch
 
+    from edgepress.compress.program import load_program
     from edgepress.compress.quantize import Statistics
     from edgepress.compress.quantize.fallback import ranked
     from edgepress.compress.quantize.sensitivity import TABLE, sensitivities
@@ -34,7 +35,7 @@ def sensitivity(params: dict[str, Any], folder: Path) -> dict[str, Any]:
     signature = Signature.from_json(params["signature"])
     samples = load_inputs(inputs["data"] / "selection", signature, params["samples"])
     tensors = (tuple(torch.from_numpy(piece[s.name].copy()) for s in signature.inputs) for piece in batches(samples, _BATCH))
-    program = torch.export.load(inputs["model"] / "model.pt2")
+    program = load_program(inputs["model"] / "model.pt2")
     statistics = Statistics.load(inputs["calibration"] / "statistics")
     scheme = Scheme(**params["scheme"])
     found = sensitivities(program, statistics, rules_for(params["runtime"]).of(scheme), scheme, tensors, params["int4"])

@@ -40,8 +40,7 @@ def train(params: dict[str, Any], folder: Path) -> dict[str, Any]:
     Raises:
         TrainingError: the settings or the data do not fit.
     """
-    import torch
-
+    from edgepress.compress.program import load_program
     from edgepress.compress.project.usercode import code_digest, seed_everything
     from edgepress.compress.train import TrainConfig, together
     from edgepress.compress.train import train as fit
@@ -50,7 +49,7 @@ def train(params: dict[str, Any], folder: Path) -> dict[str, Any]:
     config = TrainConfig(**{**params["train_config"], **{key: tuple(params["train_config"][key]) for key in ("augment", "log")}})
     inputs = {name: Path(path) for name, path in params["inputs"].items()}
     seed_everything(config.seed)
-    program = torch.export.load(inputs["model"] / "model.pt2")
+    program = load_program(inputs["model"] / "model.pt2")
     module, finish = _trainee(params, inputs, program)
     data, judged = _data(params, inputs["data"])
     objective, notes = _objective(params, inputs, config, module, data)
@@ -155,11 +154,10 @@ def _objective(
 
     task = task_loss(_task(params), config.label_smoothing)
     if params["kind"] == "sparsity":
-        import torch
-
+        from edgepress.compress.program import load_program
         from edgepress.steps.prune import sparsity_objective
 
-        return sparsity_objective(task, module, torch.export.load(inputs["model"] / "model.pt2"), params["strength"]), []
+        return sparsity_objective(task, module, load_program(inputs["model"] / "model.pt2"), params["strength"]), []
     if params.get("loss") is None:
         return task, []
     return _distillation(params, inputs, config, module, data, task)
@@ -199,13 +197,12 @@ def _distillation(
 
 
 def _teachers(params: dict[str, Any], inputs: dict[str, Path]) -> list[Any]:
-    import torch
-
     from edgepress.compress.distill import ModuleTeacher
+    from edgepress.compress.program import load_program
     from edgepress.compress.project.model import ModelSpec, load_model
 
     if not params.get("teacher"):
-        return [ModuleTeacher(torch.export.load(inputs["original"] / "model.pt2"))]
+        return [ModuleTeacher(load_program(inputs["original"] / "model.pt2"))]
     root = Path(params["root"])
     specs = [ModelSpec(name, None if name.endswith(".pt2") else params["factory"], params["args"]) for name in params["teacher"]]
     return [ModuleTeacher(load_model(spec, root)) for spec in specs]
