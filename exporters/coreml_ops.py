@@ -9,6 +9,7 @@ import torch
 from torch.export import ExportedProgram
 
 from edgepress.exporters import coreml_int4
+from edgepress.exporters.programs import program_of
 
 _ATEN = torch.ops.aten
 
@@ -105,5 +106,4 @@ def fixed_batch(module: torch.nn.Module, examples: tuple[torch.Tensor, ...]) -> 
             if node.op == "call_module" and node.target == "_guards_fn":
                 graph.erase_node(node)
         module.recompile()
-    program = torch.export.export(module, examples)
-    return decompose(program)
+    return decompose(program_of(module, examples, dynamic=False))

@@ -13,11 +13,12 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch.export import Dim, ExportedProgram
+from torch.export import ExportedProgram
 
 from edgepress.compress.program import load_program
 from edgepress.compress.quantize import plain_attention
 from edgepress.exporters.base import Exporter, ExportRequest
+from edgepress.exporters.programs import program_of
 from edgepress.targets.errors import ConfigError, ExportError
 from edgepress.targets.nouns import Artifact, Signature, Support
 
@@ -86,12 +87,7 @@ def _exported(module_or_program: torch.nn.Module | ExportedProgram, samples: Seq
     if isinstance(module_or_program, ExportedProgram):
         return module_or_program
     arguments = tuple(torch.from_numpy(np.ascontiguousarray(sample[:2])) for sample in samples)
-    return torch.export.export(module_or_program, arguments, dynamic_shapes=_dynamic_batch(module_or_program, len(arguments)))
-
-
-def _dynamic_batch(module: torch.nn.Module, inputs: int) -> object:
-    """Dimension 0 of every input as a dynamic one, in the shape torch.export wants for `forward(*args)` and for named inputs."""
-    return tuple({0: Dim.DYNAMIC} for _ in range(inputs))
+    return program_of(module_or_program, arguments, dynamic=True)
 
 
 def _strip(model: Any) -> None:
