@@ -15,25 +15,8 @@ from torch.fx import GraphModule
 
 from edgepress.exporters.litert_barriers import keep_float
 from edgepress.exporters.litert_indexing import lower_indexing
+from edgepress.exporters.programs import graphs_known, program_of
 from edgepress.targets.nouns import Signature
-
-
-class _Named(torch.nn.Module):  # type: ignore[misc, unused-ignore]
-    """The module with keyword inputs and a dictionary of outputs: the converter takes the names of both from there."""
-
-    def __init__(self, module: GraphModule, signature: Signature) -> None:
-        super().__init__()
-        self.module = module
-        self.training = False
-        self.inputs = [spec.name for spec in signature.inputs]
-        self.outputs = [spec.name for spec in signature.outputs]
-
-    def forward(self, **inputs: torch.Tensor) -> dict[str, torch.Tensor]:
-        values = self.module(*[inputs[name] for name in self.inputs])
-        if isinstance(values, torch.Tensor):
-            values = (values,)
-        leaves = torch.utils._pytree.tree_leaves(values)
-        return dict(zip(self.outputs, leaves, strict=True))
 
 
 def to_tflite(module: GraphModule, signature: Signature, samples: Sequence[np.ndarray], batch: int, *, quantized: bool) -> bytes:
@@ -56,11 +39,10 @@ def to_tflite(module: GraphModule, signature: Signature, samples: Sequence[np.nd
     with quiet(), torch.no_grad():
         import litert_torch
 
-        program = torch.export.export(_Named(module, signature), (), arguments, strict=False)
-        fixed = lower_indexing(program)
+        fixed = lower_indexing(program_of(module, tuple(arguments.values()), dynamic=False, names=signature))
         if quantized:
             keep_float(fixed)
-        with _strict():
+        with _strict(), graphs_known():
             model = litert_torch.convert(fixed, sample_kwargs=arguments, quant_config=_static() if quantized else None)
         return bytes(model.model_content())
 
