@@ -92,7 +92,7 @@ def placed(
 
     placement = place(module, rules, scheme.kind, largest, scheme.float_layers, scheme.int4_layers)
     if not any(kind in HEAVY for kind in placement.kinds.values()):
-        raise _nothing(placement.reasons)
+        raise _unplaced(placement.reasons)
     apply_corrections(module, placement.kinds, statistics.corrections)
     return module, placement, TensorParameters(module, placement, rules, statistics)
 
@@ -157,4 +157,17 @@ def _nothing(reasons: Mapping[Node, str]) -> QuantizationError:
         "the model has nothing to quantize",
         f"it has no convolution, linear layer or matrix product with an integer kernel; its ops: {ops}",
         "Ask for precision fp32 or fp16.",
+    )
+
+
+def _unplaced(reasons: Mapping[Node, str]) -> QuantizationError:
+    """All layers stay float: the first one says why."""
+    layers = [node for node in reasons if kind_of(node) in HEAVY]
+    if not layers:
+        return _nothing(reasons)
+    others = f"; {len(layers) - 1} more stay float" if len(layers) > 1 else ""
+    return QuantizationError(
+        "no layer of the model can be quantized",
+        f"{layers[0].name}: {reasons[layers[0]]}{others}",
+        "See whether calibration samples are preprocessed like the model's inputs, or ask for precision fp32 or fp16.",
     )

@@ -189,6 +189,13 @@ def test_a_model_with_nothing_to_quantize_says_so(scheme: Scheme) -> None:
         render(program, calibrate(program, [(torch.randn(4, 4),)]), rules_for("coreml"), scheme)
 
 
+def test_a_model_whose_ranges_no_integer_holds_names_the_layer_and_the_range() -> None:
+    samples = tuple(1e4 * sample for sample in samples_of("dense", 64))
+    with pytest.raises(QuantizationError, match=r"no layer of the model can be quantized: \w+: reaches .* in calibration") as error:
+        render(program_of("dense"), calibrate(program_of("dense"), [samples]), rules_for("onnxruntime"), STATIC)
+    assert "preprocessed" in error.value.remedy
+
+
 def test_missing_and_foreign_statistics_and_unknown_schemes_are_errors() -> None:
     rules: QuantRules = rules_for("litert")
     with pytest.raises(QuantizationError, match="needs calibration"):
