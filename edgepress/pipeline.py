@@ -68,7 +68,7 @@ class Pipeline:
         rebuilt = self._stages.rebuilt(origin, stages)
         model, baseline = (stages[-1].model, stages[-1].outputs) if stages else (source, reference)
         if config.quantize and "equalize" in config.quantize.algorithms:
-            model = self._steps.equalized(model, data)
+            model = self._steps.equalized(self.plans, model, data)
         calibration = None
         if any(scheme.kind.startswith("static") for plan in self.plans for scheme in self.schemes(plan)):
             calibration = self._calibrate("calibrate", model, data)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any, Final
 
@@ -44,10 +45,11 @@ class TargetSteps(StepKinds):
             threads=max(1, cores() // len(self.config.targets)),  # they run side by side
         )
 
-    def equalized(self, model: Result, data: Result) -> Result:
-        """The model with the ranges of consecutive layers balanced, for all targets; the same function in float."""
+    def equalized(self, plans: Sequence[TargetPlan], model: Result, data: Result) -> Result:
+        """The model with factors moved between consecutive layers, for all targets; the same function in float."""
         counts = {key: model.value.get(key) for key in ("signature", "parameters", "macs", "size_bytes")}
-        return self.shared("equalize", "edgepress.steps.algorithms:equalize", {"stage": counts}, {"model": model, "data": data})
+        params = {"stage": counts, "runtimes": sorted({plan.target.runtime for plan in plans})}
+        return self.shared("equalize", "edgepress.steps.algorithms:equalize", params, {"model": model, "data": data})
 
     def refined(self, plan: TargetPlan, prepared: Prepared, scheme: Scheme, algorithms: list[str], suffix: str) -> Result:
         """The calibration, with weights and biases that were refined for one runtime's integers."""

@@ -1,12 +1,12 @@
 """What the accuracy algorithms of post-training quantization buy back on CIFAR-10, at 4-bit and at 8-bit weights.
 
-    EDGEPRESS_CASES=… python benchmarks/quantization/algorithms.py [--model resnet56] [--weights 4 8] [--activations 4] [--per-tensor]
+    EDGEPRESS_CASES=… python benchmarks/quantization/algorithms.py [--model resnet56] [--weights 4 6 8] [--activations 4] [--per-tensor]
     … --folder HARD/mobilenetv2 --model mobilenetv2     # a net of benchmarks/cases/hard/train.py
 
-Placement, scales and rounding are those of the ONNX Runtime rules; 4-bit weights differ in their bounds alone (-7 to 7), 4-bit
-activations too (0 to 15; observers search ranges for as many levels). The rendered integer graph runs in PyTorch on the whole
-validation set; calibration and algorithms see 512 training images. Seconds are processor time of calibration and algorithms on one
-thread. Prints Markdown.
+Placement, scales and rounding are those of the ONNX Runtime rules; weights of 4 and 6 bits differ in their bounds alone (-7 to 7, -31 to
+31), 4-bit activations too (0 to 15; observers search ranges for as many levels). The rendered integer graph runs in PyTorch on the
+whole validation set; calibration and algorithms see 512 training images. Seconds are processor time of calibration and algorithms on
+one thread. Prints Markdown.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ def classes(module: nn.Module, images: Tensor) -> Tensor:
 def refined(program: ExportedProgram, names: list[str], rules: QuantRules, seen: list[tuple[Tensor]]) -> tuple[ExportedProgram, Statistics]:
     """The program and its statistics after the algorithms of a row, as a recipe line would have them."""
     if "equalize" in names:
-        program = equalize(program).program
+        program = equalize(program, seen, [rules]).program
     statistics = calibrate(program, seen)
     refiners = refiners_of([name for name in REFINERS if name in names], seed=0)
     return program, refine(program, statistics, rules, STATIC, seen, refiners) if refiners else statistics
@@ -68,7 +68,7 @@ def main() -> int:
     parser.add_argument("--per-tensor", action="store_true", help="one scale per weight tensor instead of one per channel")
     parser.add_argument("--rows", nargs="+", metavar="NAME[+NAME]", help="algorithms instead of the usual rows")
     parser.add_argument("--activations", type=int, choices=(4, 8), default=8, help="bits of the activations; 8 as shipped")
-    parser.add_argument("--weights", type=int, nargs="+", choices=(4, 8), default=[4, 8], help="bits of the weights; 8 as shipped")
+    parser.add_argument("--weights", type=int, nargs="+", choices=(4, 6, 8), default=[4, 8], help="bits of the weights; 8 as shipped")
     arguments = parser.parse_args()
     case = arguments.folder or Path(os.environ.get("EDGEPRESS_CASES", "../shared/cases")) / "cifar10"
     if not case.is_dir():

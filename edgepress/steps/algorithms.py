@@ -2,32 +2,39 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from edgepress.targets.nouns import Scheme, Signature
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 _BATCH = 32
 
 
 def equalize(params: dict[str, Any], folder: Path) -> dict[str, Any]:
-    """Balance the channel ranges of consecutive layers.
+    """Move factors per channel between consecutive layers, where that helps the integers of every runtime.
 
     Args:
-        params: `stage`, the value of the `model` step, and the folders of the `model` and `data` steps in `inputs`.
+        params: `stage`, the value of the `model` step; `runtimes`; and the folders of the `model` and `data` steps in `inputs`.
         folder: receives what a stage has: `model.pt2` and `signature.json`.
 
     Returns:
-        The stage: nothing is counted differently; and `pairs`, the names of the layers that were balanced.
+        The stage: nothing is counted differently; `pairs`, the names of the layers between which factors moved; and `unbounded`, those of
+        the ReLU6 (or other clamps) that became a ReLU.
     """
     from edgepress.compress.program import load_program
     from edgepress.compress.quantize.equalize import equalize as balance
     from edgepress.steps.stage import save_stage
+    from edgepress.targets.rules import rules_for
 
     model, data = (Path(params["inputs"][name]) for name in ("model", "data"))
-    result = balance(load_program(model / "model.pt2"))
+    rules = [rules_for(name) for name in params["runtimes"]]
+    result = balance(load_program(model / "model.pt2"), _calibration(data, params["stage"]["signature"]), rules)
     save_stage(result.program, model, data, folder)
-    return {**params["stage"], "pairs": [list(pair) for pair in result.pairs]}
+    return {**params["stage"], "pairs": [list(pair) for pair in result.pairs], "unbounded": list(result.unbounded)}
 
 
 def refine(params: dict[str, Any], folder: Path) -> dict[str, Any]:
@@ -41,23 +48,29 @@ def refine(params: dict[str, Any], folder: Path) -> dict[str, Any]:
     Returns:
         How many tensors were changed.
     """
-    import torch
-
     from edgepress.compress.program import load_program
     from edgepress.compress.quantize import Statistics
     from edgepress.compress.quantize.layerwise import refine as walk
     from edgepress.compress.quantize.refiners import refiners_of
-    from edgepress.steps.arrays import batches, load_inputs
     from edgepress.targets.rules import rules_for
 
     inputs = {name: Path(path) for name, path in params["inputs"].items()}
-    signature = Signature.from_json(params["signature"])
     program = load_program(inputs["model"] / "model.pt2")
-    samples = load_inputs(inputs["data"] / "calibration", signature)
-    tensors = (tuple(torch.from_numpy(piece[s.name].copy()) for s in signature.inputs) for piece in batches(samples, _BATCH))
+    tensors = _calibration(inputs["data"], params["signature"])
     before = Statistics.load(inputs["calibration"] / "statistics")
     chosen = refiners_of(params["algorithms"], params["seed"])
     scheme = Scheme(**params["scheme"])
     after = walk(program, before, rules_for(params["runtime"]).of(scheme), scheme, tensors, chosen)
     after.save(folder / "statistics")
     return {"samples": before.samples, "tensors": len(after.corrections)}
+
+
+def _calibration(data: Path, signature: dict[str, Any]) -> Iterator[tuple[Tensor, ...]]:
+    """The calibration samples in batches, by the place of inputs."""
+    import torch
+
+    from edgepress.steps.arrays import batches, load_inputs
+
+    inputs = Signature.from_json(signature)
+    for piece in batches(load_inputs(data / "calibration", inputs), _BATCH):
+        yield tuple(torch.from_numpy(piece[spec.name].copy()) for spec in inputs.inputs)
