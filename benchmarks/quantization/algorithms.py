@@ -93,7 +93,8 @@ def main() -> int:
     for bits in arguments.weights:
         shipped = replace(rules_for("onnxruntime"), activation_max=2**arguments.activations - 1)
         shipped = replace(shipped, per_channel=frozenset()) if arguments.per_tensor else shipped
-        rules = shipped if bits == 8 else replace(shipped, weight_min=-7, weight_max=7)
+        highest = 2 ** (bits - 1) - 1
+        rules = shipped if bits == 8 else replace(shipped, weight_min=-highest, weight_max=highest)
         for names in rows:
             started = time.process_time()
             after, statistics = refined(program, names, rules, [(piece,) for piece in drawn.split(BATCH)])
