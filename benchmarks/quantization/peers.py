@@ -1,11 +1,12 @@
 """Every way to int8 of every runtime, edgepress's and its own quantizer's, on one case: accuracy, interleaved latency, time to make.
 
-    EDGEPRESS_CASES=… python benchmarks/quantization/peers.py [--case resnet20|resnet56|minilm] [--runtime onnxruntime]... [--pairs N]
+    EDGEPRESS_CASES=… python benchmarks/quantization/peers.py [--case resnet20|resnet56|minilm] [--runtime openvino]... [--pairs N|--noise]
 
 All see the same 512 training samples. Drops are percentage points on the whole validation set, paired with the float model, with their
 95 % interval. `x fp32` is latency over that of the float file in the same runtime, batch 1, 1 thread, in ABBA order with a 95 % bootstrap
 interval; where the runtime cannot be timed here it says so. Seconds are wall time of the quantizer alone on a float file that is there.
-Prints Markdown.
+`--noise` measures nothing of that but, on training samples kept apart, the noise of the outputs: mean squared difference to the
+float model over the outputs' variance, and how many samples have more than one largest output. Prints Markdown.
 """
 
 from __future__ import annotations
@@ -36,7 +37,7 @@ from edgepress.validators.intervals import newcombe_paired
 from edgepress.validators.latency import LatencyPlan, compare_opened
 from edgepress.validators.runtimes import RUNTIMES
 
-CALIBRATION, BATCH, RUN = 512, 32, 218
+CALIBRATION, APART, BATCH, RUN = 512, 2050, 32, 218
 RUNTIMES_COMPARED = ("onnxruntime", "openvino", "tensorrt", "coreml", "litert")
 CASES = {"resnet20": ("cifar10", "input"), "resnet56": ("cifar10", "input"), "minilm": ("sst2", "input_ids", "attention_mask")}
 #: What a target of the catalog must be told.
@@ -53,6 +54,7 @@ class Case:
     statistics: Path
     signature: Signature
     calibration: Mapping[str, np.ndarray]
+    apart: Mapping[str, np.ndarray]
     validation: Mapping[str, np.ndarray]
     labels: np.ndarray
     seconds: float
@@ -90,8 +92,9 @@ def load_case(root: Path, name: str, scratch: Path) -> Case:
         return columns, np.concatenate([y.numpy() for _, y in pieces])
 
     train = data.train()  # type: ignore[attr-defined]
-    chosen = np.random.default_rng(0).permutation(len(train))[:CALIBRATION]
-    calibration, _ = arrays(torch.utils.data.Subset(train, chosen.tolist()))
+    order = np.random.default_rng(0).permutation(len(train)).tolist()
+    calibration, _ = arrays(torch.utils.data.Subset(train, order[:CALIBRATION]))
+    apart, _ = arrays(torch.utils.data.Subset(train, order[CALIBRATION : CALIBRATION + APART]))
     validation, labels = arrays(data.validation())  # type: ignore[attr-defined]
     example = tuple(torch.from_numpy(value[:2]) for value in calibration.values())
     program = torch.export.export(model.eval(), example, dynamic_shapes=tuple({0: torch.export.Dim.DYNAMIC} for _ in example))
@@ -103,7 +106,7 @@ def load_case(root: Path, name: str, scratch: Path) -> Case:
     specs = tuple(TensorSpec(key, str(value.dtype), (None, *value.shape[1:])) for key, value in calibration.items())
     classes = model(*example).shape[1]
     signature = Signature(specs, (TensorSpec("logits", "float32", (None, classes)),))
-    return Case(scratch / "model.pt2", scratch / "statistics", signature, calibration, validation, labels, seconds)
+    return Case(scratch / "model.pt2", scratch / "statistics", signature, calibration, apart, validation, labels, seconds)
 
 
 def candidates(runtime: str, case: Case, base: Path) -> Iterator[tuple[str, str, Path, Artifact | EdgepressError, float]]:
@@ -131,14 +134,29 @@ def _float_file(runtime: str, case: Case, base: Path, precision: str) -> tuple[A
     return EXPORTERS.get(runtime)().export(case.request(runtime, Scheme(precision, "float")), folder), folder
 
 
-def right(runtime: str, artifact: Artifact, folder: Path, case: Case) -> np.ndarray:
-    """Which validation samples an artifact classifies as labelled, bool (n,)."""
-    total, found = JUDGED.get(runtime, len(case.labels)), []
+def outputs(runtime: str, artifact: Artifact, folder: Path, samples: Mapping[str, np.ndarray]) -> np.ndarray:
+    """What an artifact answers, (samples, classes); the first `JUDGED` of a runtime alone."""
+    total = min(JUDGED.get(runtime, sys.maxsize), *(len(value) for value in samples.values()))
+    found = []
     with RUNTIMES.get(runtime)().open(artifact, folder) as session:
         for start in range(0, total, RUN):
-            piece = {key: value[start : min(start + RUN, total)] for key, value in case.validation.items()}
-            found.append(next(iter(session.run(piece).values())).argmax(1))
-    return np.concatenate(found) == case.labels[:total]
+            piece = {key: value[start : min(start + RUN, total)] for key, value in samples.items()}
+            found.append(next(iter(session.run(piece).values())))
+    return np.concatenate(found)
+
+
+def right(runtime: str, artifact: Artifact, folder: Path, case: Case) -> np.ndarray:
+    """Which validation samples an artifact classifies as labelled, bool (n,)."""
+    classes = outputs(runtime, artifact, folder, case.validation).argmax(1)
+    result: np.ndarray = classes == case.labels[: len(classes)]
+    return result
+
+
+def noise(runtime: str, artifact: Artifact, folder: Path, case: Case, exact: np.ndarray) -> str:
+    """Mean squared error of the outputs over their variance, and samples with more than one largest output."""
+    found = outputs(runtime, artifact, folder, case.apart)
+    ties = ((found == found.max(1, keepdims=True)).sum(1) > 1).sum()
+    return f"{np.square(found - exact).mean() / exact.var(0).mean():.5f} | {ties}"
 
 
 def drop(before: np.ndarray, after: np.ndarray) -> str:
@@ -169,6 +187,7 @@ def main() -> int:
     parser.add_argument("--case", choices=sorted(CASES), default="resnet20")
     parser.add_argument("--runtime", action="append", choices=RUNTIMES_COMPARED, help="default: all")
     parser.add_argument("--pairs", type=int, default=200, help="interleaved pairs per ratio")
+    parser.add_argument("--noise", action="store_true", help="noise of the outputs on training samples instead")
     arguments = parser.parse_args()
     root = Path(os.environ.get("EDGEPRESS_CASES", "../shared/cases"))
     if not (root / CASES[arguments.case][0]).is_dir():
@@ -177,15 +196,19 @@ def main() -> int:
     with TemporaryDirectory() as temporary:
         case = load_case(root, arguments.case, Path(temporary))
         print(f"calibration of edgepress, once for all runtimes: {case.seconds:.1f} s\n")
-        print("| runtime | quantizer | drop (95 %) | x fp32 | MB | s |\n|---|---|---|---|---|---|", flush=True)
+        columns = ["noise", "ties"] if arguments.noise else ["drop (95 %)", "x fp32", "MB", "s"]
+        print(f"| runtime | quantizer | {' | '.join(columns)} |\n|{'---|' * (2 + len(columns))}", flush=True)
         for runtime in arguments.runtime or RUNTIMES_COMPARED:
             base = Path(temporary) / runtime
             original = _float_file(runtime, case, base, "fp32")
-            before = right(runtime, *original, case)
+            before = outputs(runtime, *original, case.apart) if arguments.noise else right(runtime, *original, case)
             for tool, kind, folder, made, seconds in candidates(runtime, case, base):
                 cells = f"| {runtime} | {tool}, {kind} |"
                 if isinstance(made, EdgepressError):
                     print(f"{cells} failed: {made} | | | {seconds:.1f} |", flush=True)
+                    continue
+                if arguments.noise:
+                    print(f"{cells} {noise(runtime, made, folder, case, before)} |", flush=True)
                     continue
                 after = right(runtime, made, folder, case)
                 timed = ratio(runtime, ((made, folder), original), case, arguments.pairs)

@@ -59,7 +59,7 @@ def _pair_from(module: GraphModule, first: Node) -> Pair | None:
     """Follow a layer's output to the next layer, as long as every op on the way commutes with a factor per channel."""
     if not _free(module, first):
         return None
-    node, between = first, []
+    node, between = first, list[Node]()
     while len(node.users) == 1:
         user = next(iter(node.users))
         if kind_of(user) in _WEIGHTED:

@@ -95,8 +95,7 @@ def test_per_tensor_weights_lose_at_most_half_of_what_they_lose_without(bits: in
     assert equalized < 0.5 * plain
 
 
-def test_where_ranges_are_small_because_little_depends_on_them_the_weights_are_left_alone() -> None:
-    """Equal ranges would hand the steps of the channels that matter to those that do not."""
+def test_channels_that_little_depends_on_do_not_make_the_others_worse() -> None:
     torch.manual_seed(0)
     first, second = nn.Conv2d(3, 32, 3), nn.Conv2d(32, 8, 3)
     with torch.no_grad():
