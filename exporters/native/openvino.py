@@ -21,8 +21,12 @@ class NncfQuantizer(NativeQuantizer):
 
     def _quantize_impl(self, request: NativeRequest, folder: Path) -> tuple[str, ...]:
         import openvino
+        from openvino.passes import ConstantFolding, Manager
 
         model = openvino.Core().read_model(request.path / "model.xml")
+        folding = Manager()
+        folding.register_pass(ConstantFolding())
+        folding.run_passes(model)  # nncf.quantize stumbles over a lookup of constants, like that of all positions
         if self.transformer and not has_attention(model):
             raise QuantizationError("the model has no attention", "model_type=TRANSFORMER knows the patterns of attention")
         import nncf

@@ -65,6 +65,27 @@ def test_the_transformer_patterns_of_nncf_are_for_models_that_have_attention(tmp
         NATIVE.get(name)().quantize(request(name, "static", "residual", tmp_path / "plain"), tmp_path / "refused")
 
 
+def test_nncf_takes_a_model_that_looks_all_its_positions_up(tmp_path: Path) -> None:
+    import openvino
+    from openvino import opset13 as ops
+
+    draw = np.random.default_rng(0).standard_normal
+    tokens = ops.parameter([-1, 8], np.int64, name="image")
+    tables = [ops.constant(draw((rows, 16)).astype(np.float32)) for rows in (50, 64)]
+    found = [ops.gather(table, indices, np.int64(0)) for table, indices in zip(tables, (tokens, np.arange(8)[None]), strict=True)]
+    logits = ops.matmul(ops.add(*found), draw((16, 4)).astype(np.float32), False, False)
+    logits.output(0).set_names({"logits"})
+    (tmp_path / "float" / "model").mkdir(parents=True)
+    openvino.save_model(openvino.Model([logits], [tokens]), tmp_path / "float" / "model" / "model.xml", compress_to_fp16=False)
+    signature = Signature((TensorSpec("image", "int64", (None, 8)),), (TensorSpec("logits", "float32", (None, 8, 4)),))
+    source = Artifact("model", "device", Scheme("fp32", "float"), signature, {}, ())
+    samples = np.random.default_rng(1).integers(0, 50, (16, 8))
+    target = Target("device", "openvino", "CPU", "int8")
+    asked = NativeRequest(source, tmp_path / "float", target, Scheme("int8", "static", tool="nncf"), {"image": samples})
+    NATIVE.get("nncf")().quantize(asked, tmp_path / "native")
+    assert (tmp_path / "native" / "model" / "model.xml").exists()
+
+
 def test_equal_requests_give_equal_files(tmp_path: Path) -> None:
     asked = request("onnxruntime.quantization", "static", "residual", tmp_path)
     files = []
