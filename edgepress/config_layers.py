@@ -34,8 +34,9 @@ def check_layers(steps: Sequence[Step], targets: Sequence[TargetEntry], source: 
         if step.budget is not None:
             what = f"`budget` divides layers between calibrated int8 and float for precision {MIXED}"
             _check_static(step, MIXED in precisions, source, (*place, "budget"), what)
-        if step.int4 is not None:
-            _check_int4(step, targets, source, (*place, "int4"))
+        for bits, wanted in ((4, step.int4), (2, step.int2)):
+            if wanted is not None:
+                _check_narrow(step, bits, wanted, targets, source, (*place, f"int{bits}"))
 
 
 def _check_static(step: QuantizeConfig, wanted: bool, source: Source, place: Place, what: str) -> None:
@@ -53,23 +54,23 @@ def _check_static(step: QuantizeConfig, wanted: bool, source: Source, place: Pla
         raise source.error(place, f"{what}, and method qat trains with all of them in integers", "Use method: ptq, or leave it out.")
 
 
-def _check_int4(step: QuantizeConfig, targets: Sequence[TargetEntry], source: Source, place: Place) -> None:
-    """Some target is `mixed`, and where 4 bits are required all of these can store them.
+def _check_narrow(step: QuantizeConfig, bits: int, wanted: bool, targets: Sequence[TargetEntry], source: Source, place: Place) -> None:
+    """Some target is `mixed`, and where 4 or 2 bits are required all of these can store them.
 
     Raises:
         ConfigError: none is, or one cannot.
     """
     mixed = [entry for entry in targets if (entry.overrides.precision or step.precision) == MIXED]
     if not mixed:
-        what = f"`int4` lets layers of precision {MIXED} have 4-bit weights, and no target has it"
+        what = f"`{place[-1]}` lets layers of precision {MIXED} have {bits}-bit weights, and no target has it"
         raise source.error(place, what, f"Set precision: {MIXED}, or leave it out.")
     for entry in mixed:
         rules = rules_for(entry.entry.runtime)
-        if step.int4 and not rules.int4_static:
+        if wanted and bits not in rules.static_bits:
             kept = f"8 bits and float (fp{8 * rules.float_bytes})"
             other = "; all its linear layers have 4 bits with precision int4-weights" if rules.int4 else ""
-            what = f"target {entry.name!r} cannot store single layers in 4 bits: precision {MIXED} has {kept} there{other}"
-            raise source.error(place, what, f"Leave `int4` out, or take {entry.name} out of `targets:`.")
+            what = f"target {entry.name!r} cannot store single layers in {bits} bits: precision {MIXED} has {kept} there{other}"
+            raise source.error(place, what, f"Leave `{place[-1]}` out, or take {entry.name} out of `targets:`.")
 
 
 def check_best(steps: Sequence[Step], targets: Sequence[TargetEntry], source: Source) -> None:

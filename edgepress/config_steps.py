@@ -182,7 +182,7 @@ class QuantizeConfig(Strict):
     `method: best` compares every scheme with the quantizers of the target's own runtime (`edgepress.best`).
     `method: ptq` rounds 4-bit weights by GPTQ; `group` is how many of a row's inputs share one of their scales.
     `fallback` keeps layers in float until a scheme with calibrated ranges holds; `budget` is of precision `mixed`.
-    `int4` lets its layers have 4-bit weights: where the target can store them unless it says true (required) or false.
+    `int4` and `int2` let its layers have weights of 4 and 2 bits: where the target can store them unless they say true (required) or false.
     `algorithms`: `equalize` for all targets once; the others per target and scheme, on schemes with calibrated ranges.
     """
 
@@ -196,6 +196,7 @@ class QuantizeConfig(Strict):
     fallback: bool = False
     budget: MixedBudget | None = None
     int4: bool | None = None
+    int2: bool | None = None
     qat: QatConfig | None = None
 
     @model_validator(mode="after")
@@ -205,6 +206,10 @@ class QuantizeConfig(Strict):
             named = " and ".join(f"`{name}`" for name in rounding)
             raise ValueError(f"{named} in `algorithms` each choose how weights are rounded|Keep one of them.")
         return self
+
+    def allows(self, bits: int) -> bool:
+        """May layers of precision `mixed` have weights of 4 or 2 bits? `int4: false` alone ends both."""
+        return self.int4 is not False if bits == 4 or self.int2 is None else self.int2
 
     @property
     def refiners(self) -> list[str]:

@@ -76,7 +76,7 @@ class FloatLayers:
             candidate = self._attempt(scheme)
         except EdgepressError as error:
             candidate = Candidate(scheme, None, None, False, str(error))
-        chosen = (("in float", scheme.float_layers), ("in 4 bits", scheme.int4_layers))
+        chosen = (("in float", scheme.float_layers), ("in 4 bits", scheme.int4_layers), ("in 2 bits", scheme.int2_layers))
         said = "".join(f"; {what}: {_shown(layers, nodes)}" for what, nodes in chosen if nodes)
         candidate = replace(candidate, why=f"{candidate.why}{said}")
         self._run.tried.append(candidate)

@@ -1,4 +1,4 @@
-"""A precision for every layer of one target within a budget: float, 8 bits, or 4 where the target can store them.
+"""A precision for every layer of one target within a budget: float, 8 bits, or 4 and 2 where the target can store them.
 
 What is chosen is exported, run in its runtime and scored on the training samples that choose between schemes.
 """
@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 import sys
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -25,12 +26,12 @@ _CORRECTIONS = 4
 class MixedLayers(FloatLayers):
     """The search for one target; see `FloatLayers`."""
 
-    def mixed(self, budget: MixedBudget, int4: bool = False) -> Candidate:
+    def mixed(self, budget: MixedBudget, narrow: Sequence[int] = ()) -> Candidate:
         """Divide the layers of the best scheme tried between integers and float.
 
         Args:
             budget: what they may spend.
-            int4: weights and tables may have 4 bits too. A budget of latency leaves them at 8: both take the same time.
+            narrow: bits below 8 that weights and tables may have too. A budget of latency leaves them at 8: all take the same time.
 
         Raises:
             QuantizationError: no division reaches the budget; the nearest is named.
@@ -38,7 +39,7 @@ class MixedLayers(FloatLayers):
         base = best_of(self._run.tried)
         if base is None or base.export is None:
             raise EdgepressError(f"target {self._run.plan.target.name!r} could not be exported in integers")
-        layers = self._steps.sensitivity(self._run.plan, self._prepared, base.scheme, int4 and budget.latency is None)
+        layers = self._steps.sensitivity(self._run.plan, self._prepared, base.scheme, narrow if budget.latency is None else ())
         if layers.pending:
             return base
         if budget.size is not None:
@@ -72,7 +73,7 @@ class MixedLayers(FloatLayers):
         return self._smallest(base, layers, ratio, _bytes(original))
 
     def _smallest(self, base: Candidate, layers: Result, ratio: float, whole: int) -> Candidate:
-        """All layers in 8 bits where that is within `ratio` of the original's bytes, else in 4 where those are fewer bytes.
+        """All layers in 8 bits where that is within `ratio` of the original's bytes, else in the fewest where those are fewer bytes.
 
         Raises:
             QuantizationError: neither is.
@@ -82,7 +83,7 @@ class MixedLayers(FloatLayers):
             return base
         if _narrows(layers):
             scheme = self._assigned(base, layers, None)[0]  # the cheapest
-            size, what = min((size, what), (self._weighed(base, layers, scheme), "in 4 bits that can have them"))
+            size, what = min((size, what), (self._weighed(base, layers, scheme), "in the fewest bits that it can have"))
             if size <= ratio * whole:
                 return self._tried(base, layers, scheme)
         raise QuantizationError(
@@ -158,13 +159,13 @@ class MixedLayers(FloatLayers):
 
 
 def _narrows(layers: Result) -> bool:
-    """Was any layer measured with 4 bits?"""
-    return any(layer["int4_noise"] is not None for layer in layers.value["layers"])
+    """Was any layer measured with fewer than 8 bits?"""
+    return any(layer[name] is not None for layer in layers.value["layers"] for name in ("int4_noise", "int2_noise"))
 
 
 def _named(scheme: Scheme) -> bool:
     """Has some layer another precision than 8 bits?"""
-    return bool(scheme.float_layers or scheme.int4_layers)
+    return bool(scheme.float_layers or scheme.narrow_layers)
 
 
 def _bytes(export: Result | None) -> int:
@@ -174,7 +175,7 @@ def _bytes(export: Result | None) -> int:
 
 def _assignment(layers: Result, chosen: Candidate) -> list[dict[str, Any]]:
     """For every layer its bits and what its integers cost."""
-    bits = dict.fromkeys(chosen.scheme.float_layers, 32) | dict.fromkeys(chosen.scheme.int4_layers, 4)
+    bits = dict.fromkeys(chosen.scheme.float_layers, 32) | chosen.scheme.narrow_layers
     titles = titles_of(layers)
     return [
         {
@@ -182,6 +183,7 @@ def _assignment(layers: Result, chosen: Candidate) -> list[dict[str, Any]]:
             "bits": bits.get(layer["node"], 8),
             "sensitivity": layer["noise"],
             "int4_sensitivity": layer["int4_noise"],
+            "int2_sensitivity": layer["int2_noise"],
             "macs_share": layer["macs_share"],
             "weights": layer["weights"],
         }

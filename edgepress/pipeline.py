@@ -191,8 +191,8 @@ class Pipeline:
         if searches and run.chosen is None and any(candidate.export for candidate in run.tried):
             search = MixedLayers(self._steps, run, prepared, lambda scheme: self._attempt(run.plan, prepared, scheme))
             budget = quantize.budget if quantize and mixed else None
-            int4 = rules_for(run.plan.target.runtime).int4_static and not (quantize and quantize.int4 is False)
-            best = search.mixed(budget, int4) if budget else search.fallback()
+            narrow = [bits for bits in rules_for(run.plan.target.runtime).static_bits if quantize is None or quantize.allows(bits)]
+            best = search.mixed(budget, narrow) if budget else search.fallback()
             run.chosen = best if best and (best.held or mixed) else None
         if searches and run.chosen is None:
             last = self._walk(run, prepared, [scheme for scheme in schemes if scheme not in static], False, only=False) or last
@@ -237,9 +237,9 @@ class Pipeline:
         return rungs
 
     def _refiners(self, scheme: Scheme) -> Sequence[str]:
-        """What the recipe refines a scheme by; weights of 4 bits are never left rounded to nearest."""
+        """What the recipe refines a scheme by; weights of 4 or 2 bits are never left rounded to nearest."""
         named = self.config.quantize.refiners if self.config.quantize and scheme.kind.startswith("static") else ()
-        return named or (RESCUE if scheme.int4_layers else ())
+        return named or (RESCUE if scheme.narrow_layers else ())
 
     def _tries(self, plan: TargetPlan, prepared: Prepared, scheme: Scheme, refiners: Sequence[str], only: bool) -> list[Candidate]:
         """One scheme: as it is, and after quantization-aware training where the recipe asks for it. The first wins where they tie."""

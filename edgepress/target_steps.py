@@ -65,8 +65,8 @@ class TargetSteps(StepKinds):
         name = f"refine {plan.target.runtime} {scheme.label}{suffix} ({', '.join(algorithms)})"
         return self.shared(name, "edgepress.steps.algorithms:refine", params, inputs)
 
-    def sensitivity(self, plan: TargetPlan, prepared: Prepared, scheme: Scheme, int4: bool = False) -> Result:
-        """What the integers of each layer cost, and its 4-bit weight with `int4`, measured on samples that choose between schemes.
+    def sensitivity(self, plan: TargetPlan, prepared: Prepared, scheme: Scheme, narrow: Sequence[int] = ()) -> Result:
+        """What the integers of each layer cost, and its weight in `narrow` bits below 8, measured on samples that choose between schemes.
 
         One step for all targets of a runtime.
         """
@@ -75,11 +75,11 @@ class TargetSteps(StepKinds):
             "runtime": plan.target.runtime,
             "scheme": _placed(scheme),
             "samples": _SENSITIVITY_SAMPLES,
-            "int4": int4,
+            "narrow": list(narrow),
             "signature": prepared.model.value.get("signature"),
         }
         inputs = {"model": prepared.model, "data": prepared.data, "calibration": prepared.calibration}
-        name = f"sensitivity {plan.target.runtime} {scheme.kind}" + (" and 4 bits" if int4 else "")
+        name = f"sensitivity {plan.target.runtime} {scheme.kind}" + (f" and {' and '.join(map(str, narrow))} bits" if narrow else "")
         return self.shared(name, "edgepress.steps.sensitivity:sensitivity", params, inputs)
 
     def layers(self, plan: TargetPlan, prepared: Prepared, export: Step) -> Result:

@@ -78,11 +78,12 @@ class Exporter(ABC):
             raise ExportError(
                 f"target {request.target.name!r} has no {request.scheme.precision}", f"its runtime has {have}", "Choose one of these."
             )
-        if request.scheme.int4_layers and not self.rules.int4_static:
+        for bits in {*request.scheme.narrow_layers.values()} - {*self.rules.static_bits}:
+            have = ", ".join(map(str, (8, *self.rules.static_bits)))
             raise ExportError(
-                f"target {request.target.name!r} cannot store single layers in 4 bits",
-                "its runtime has 8 bits and float for the layers of a static scheme",
-                "Leave int4_layers empty.",
+                f"target {request.target.name!r} cannot store single layers in {bits} bits",
+                f"its runtime has {have} bits and float for the layers of a static scheme",
+                f"Leave int{bits}_layers empty.",
             )
         from edgepress.exporters.decompositions import nodes_kept
 

@@ -170,7 +170,7 @@ def lower_request(exporter: Exporter, request: ExportRequest, path: Path, *, ops
     Raises:
         ConfigError: layers are to be stored in 4 bits, and the opset has none.
     """
-    from edgepress.exporters import onnx_passes
+    from edgepress.exporters import onnx_narrow
 
     if request.scheme.kind in ("float", "dynamic"):
         lower_to_onnx(plain_attention(load_program(request.program)), request.signature, request.samples, path, opset=opset)
@@ -179,8 +179,8 @@ def lower_request(exporter: Exporter, request: ExportRequest, path: Path, *, ops
         raise ConfigError(f"opset {opset} has no 4-bit integers", "single layers are to be stored in them", f"Use {INT4_OPSET} or later.")
     rendered = exporter.rendered(request)
     lower_to_onnx(rendered.module, request.signature, request.samples, path, opset=opset)
-    if request.scheme.int4_layers:
-        onnx_passes.pack_int4_weights(path)
+    if request.scheme.narrow_layers:
+        onnx_narrow.pack_weights(path)
     return tuple(rendered.float_ops)
 
 

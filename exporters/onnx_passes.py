@@ -10,9 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from edgepress.exporters.nibbles import pack
 from edgepress.targets.errors import ExportError
-from edgepress.targets.rules import SMALLEST_INT4
 
 #: Ops whose weights onnxruntime multiplies in integers when activation ranges are taken at run time, and the lookup
 #: tables it keeps in 8 bits. Convolutions are left out: ConvInteger runs slower than the float kernel.
@@ -95,33 +93,7 @@ def fold_at_load(path: Path) -> None:
         model.graph.initializer.append(onnx.numpy_helper.from_array(scale, f"{name}_scale"))
         nodes.append(onnx.helper.make_node("Cast", [node.input[0]], [f"{name}_integers"], f"{name}_cast", to=onnx.TensorProto.FLOAT))
         nodes.append(onnx.helper.make_node("Mul", [f"{name}_integers", f"{name}_scale"], [name], f"{name}_mul"))
-    _replace_nodes(model, nodes)
-    write(model, path)
-
-
-def pack_int4_weights(path: Path) -> None:
-    """Store int8 weights whose integers fit 4 bits in 4 bits, in place; the values are the same.
-
-    A Cast makes int8 of them, which onnxruntime and OpenVINO run once, when they load the file: kernels that read 8-bit weights stay
-    integer kernels. A DequantizeLinear of 4-bit integers would be run on its own, and the layer in float.
-    """
-    import onnx
-
-    model = onnx.load(path)
-    tensors = {tensor.name: tensor for tensor in model.graph.initializer if tensor.data_type == onnx.TensorProto.INT8}
-    nodes = []
-    for node in model.graph.node:
-        if node.op_type == "DequantizeLinear" and node.input[0] in tensors:
-            weight = tensors[node.input[0]]
-            integers = onnx.numpy_helper.to_array(weight)
-            if integers.size >= SMALLEST_INT4 and integers.min() >= -8 and integers.max() <= 7:
-                name = f"{weight.name}_int4"
-                packed = pack((integers.reshape(-1) & 15).astype(np.uint8)).tobytes()
-                model.graph.initializer.append(onnx.helper.make_tensor(name, onnx.TensorProto.INT4, integers.shape, packed, raw=True))
-                nodes.append(onnx.helper.make_node("Cast", [name], [f"{name}_unpacked"], f"{name}_unpacked", to=onnx.TensorProto.INT8))
-                node.input[0] = f"{name}_unpacked"
-        nodes.append(node)
-    _replace_nodes(model, nodes)
+    replace_nodes(model, nodes)
     write(model, path)
 
 
@@ -152,7 +124,7 @@ def quantize_output_biases(path: Path) -> None:
             nodes.append(onnx.helper.make_node("DequantizeLinear", inputs, [name], f"{name}_dequantize", axis=0))
             node.input[2] = name
         nodes.append(node)
-    _replace_nodes(model, nodes)
+    replace_nodes(model, nodes)
     write(model, path)
 
 
@@ -179,12 +151,12 @@ def guard_float_layers(path: Path) -> None:
             node.input[0] = name
         nodes.append(node)
     if len(nodes) > len(model.graph.node):
-        _replace_nodes(model, nodes)
+        replace_nodes(model, nodes)
         write(model, path)
 
 
-def _replace_nodes(model: Any, nodes: list[Any]) -> None:
-    """Put other nodes in, and take constants out that none of them reads."""
+def replace_nodes(model: Any, nodes: list[Any]) -> None:
+    """Put other nodes into an ONNX model, and take constants out that none of them reads."""
     copies = [type(node).FromString(node.SerializeToString()) for node in nodes]
     del model.graph.node[:]
     model.graph.node.extend(copies)

@@ -61,6 +61,7 @@ class Scheme:
         weight_bits: of the integers that weights are rounded to; 0 leaves it to the rules of the runtime.
         int4_layers: layers and embedding tables whose weights a `static` or `static-matmul` scheme stores in 4 bits, named and sorted
             likewise. Their arithmetic is that of 8 bits: weights are unpacked when the file is loaded, rows of tables when they are found.
+        int2_layers: the same in 2 bits.
     """
 
     precision: str
@@ -69,27 +70,36 @@ class Scheme:
     tool: str = ""
     weight_bits: int = 0
     int4_layers: tuple[str, ...] = ()
+    int2_layers: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "float_layers", tuple(sorted(self.float_layers)))
-        object.__setattr__(self, "int4_layers", tuple(sorted(self.int4_layers)))
+        for name in ("float_layers", "int4_layers", "int2_layers"):
+            object.__setattr__(self, name, tuple(sorted(getattr(self, name))))
         if self.precision not in PRECISIONS:
             raise ConfigError(f"unknown precision {self.precision!r}", remedy=f"Use one of {', '.join(PRECISIONS)}.")
         if self.kind not in SCHEMES:
             raise ConfigError(f"unknown scheme {self.kind!r}", remedy=f"Use one of {', '.join(SCHEMES)}.")
-        if self.float_layers and self.kind not in ("static", "static-matmul"):
-            raise ConfigError(f"scheme {self.kind!r} cannot keep single layers in float", remedy="Use static or static-matmul.")
-        if self.int4_layers and self.kind not in ("static", "static-matmul"):
-            raise ConfigError(f"scheme {self.kind!r} cannot store single layers in 4 bits", remedy="Use static or static-matmul.")
-        both = sorted({*self.float_layers} & {*self.int4_layers})
-        if both:
-            raise ConfigError(f"layer {both[0]!r} cannot be in float and in 4 bits", remedy="Name it once.")
+        named: dict[str, str] = {}
+        ways = (("keep", "float", self.float_layers), ("store", "4 bits", self.int4_layers), ("store", "2 bits", self.int2_layers))
+        for verb, what, layers in ways:
+            if layers and self.kind not in ("static", "static-matmul"):
+                raise ConfigError(f"scheme {self.kind!r} cannot {verb} single layers in {what}", remedy="Use static or static-matmul.")
+            for layer in layers:
+                if layer in named:
+                    raise ConfigError(f"layer {layer!r} cannot be in {named[layer]} and in {what}", remedy="Name it once.")
+                named[layer] = what
+
+    @property
+    def narrow_layers(self) -> dict[str, int]:
+        """Layers with fewer than 8 bits: node -> 4 or 2."""
+        return dict.fromkeys(self.int4_layers, 4) | dict.fromkeys(self.int2_layers, 2)
 
     @property
     def label(self) -> str:
         """A short name for tables and file names, e.g. `int8 static`, `mixed static, 2 float, 9 int4` or `int8 static (nncf)`."""
         kept = f", {len(self.float_layers)} float" if self.float_layers else ""
         kept += f", {len(self.int4_layers)} int4" if self.int4_layers else ""
+        kept += f", {len(self.int2_layers)} int2" if self.int2_layers else ""
         tool = f" ({self.tool})" if self.tool else ""
         return self.precision if self.kind == "float" else f"{self.precision} {self.kind}{kept}{tool}"
 

@@ -273,6 +273,11 @@ BAD = [
         MINIMAL + STEP + "quantize: {precision: mixed, scheme: dynamic, budget: {size: 0.5x}}\n",
         "and scheme dynamic has none. Use scheme: auto, static or static-matmul",
     ),
+    (MINIMAL + STEP + "quantize: {int2: true}\n", "`int2` lets layers of precision mixed have 2-bit weights, and no target has it"),
+    (
+        MINIMAL.replace("- onnxruntime", "- tflite") + STEP + "quantize: {precision: mixed, budget: {size: 0.2x}, int2: true}\n",
+        "target 'tflite' cannot store single layers in 2 bits: precision mixed has 8 bits and float (fp32) there",
+    ),
     (MINIMAL + STEP + "quantize: {int4: true}\n", "`int4` lets layers of precision mixed have 4-bit weights, and no target has it"),
     (
         MINIMAL.replace("- onnxruntime", "- onnxruntime\n  - coreml")
@@ -461,7 +466,7 @@ def test_what_is_written_is_what_is_loaded(tmp_path: Path, quantize: dict[str, s
     document = {**yaml.safe_load(MINIMAL), "compress": [{"quantize": quantize}], "run": {"threads": threads}, "seed": seed}
     config = loaded(tmp_path, yaml.safe_dump(document))
     assert isinstance(config.quantize, QuantizeConfig)
-    layers = {"fallback": False, "budget": None, "int4": None}
+    layers = {"fallback": False, "budget": None, "int4": None, "int2": None}
     assert config.quantize.model_dump() == {
         **quantize,
         "method": "ptq",

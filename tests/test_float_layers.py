@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -46,14 +46,15 @@ def budget(**values: object) -> MixedBudget:
 
 
 class Steps:
-    """Steps whose answers are known: every layer weighs 100 bytes in 8 bits, 50 in 4 and 400 in float, and 100 bytes are something
-    else."""
+    """Steps whose answers are known: every layer weighs 100 bytes in 8 bits, 50 in 4, 25 in 2 and 400 in float, and 100 bytes are
+    something else."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
 
-    def sensitivity(self, plan: TargetPlan, prepared: object, scheme: Scheme, int4: bool = False) -> Result:
-        measured = {"noise": 1.0, "int4_noise": 2.0 if int4 else None, "macs_share": 0.25, "weights": 100}
+    def sensitivity(self, plan: TargetPlan, prepared: object, scheme: Scheme, narrow: Sequence[int] = ()) -> Result:
+        measured = {"noise": 1.0, "macs_share": 0.25, "weights": 100}
+        measured |= {"int4_noise": 2.0 if 4 in narrow else None, "int2_noise": 3.0 if 2 in narrow else None}
         return result({"layers": [{"node": name, "layer": f"net.{name}", **measured} for name in LAYERS], "order": list(LAYERS)})
 
     def assigned(self, plan: TargetPlan, layers: Result, room: float | None) -> Result:
@@ -63,13 +64,15 @@ class Steps:
             return result({"assignments": [{"float_layers": [], "int4_layers": list(LAYERS)}, *floats] if narrow else floats})
         if room >= 0:
             return result({"assignments": [{"float_layers": list(LAYERS[: int(room // 300)]), "int4_layers": []}]})
-        count = math.ceil(-room / 50)
+        count, two = math.ceil(-room / 50), math.ceil((-room - 200) / 25)
+        if two > 0 and layers.value["layers"][0]["int2_noise"] is not None:
+            return result({"assignments": [{"int2_layers": list(LAYERS[:two]), "int4_layers": list(LAYERS[two:])}]})
         return result({"assignments": [{"float_layers": [], "int4_layers": list(LAYERS[:count])}] if narrow and count <= 4 else []})
 
     def export(self, plan: TargetPlan, prepared: object, scheme: Scheme, baseline: bool = False) -> Result:
         kept = 4 if scheme.kind == "float" else len(scheme.float_layers)
-        narrow = len(scheme.int4_layers)
-        size = 100 + 400 * kept + 100 * (4 - kept) - 50 * narrow + self.more * (0 < kept + narrow < 4)
+        narrow = len(scheme.narrow_layers)
+        size = 100 + 400 * kept + 100 * (4 - kept) - 50 * narrow - 25 * len(scheme.int2_layers) + self.more * (0 < kept + narrow < 4)
         folder = self.folder / scheme.label
         (folder / "artifact").mkdir(parents=True, exist_ok=True)
         (folder / "artifact" / "model").write_bytes(bytes(size))
@@ -150,7 +153,7 @@ def test_a_budget_of_bytes_that_integers_alone_exceed_is_refused_with_the_neares
 
 def test_a_budget_of_bytes_below_8_bits_takes_4_where_the_target_stores_them(tmp_path: Path) -> None:
     run, layers = search(tmp_path, lambda kept: 0.0, 1.0)
-    best = layers.mixed(budget(size=430 / 1700), int4=True)
+    best = layers.mixed(budget(size=430 / 1700), narrow=(4,))
     assert best.scheme.int4_layers == ("body", "stem") and best.size_bytes == 400 and "in 4 bits: net.stem, net.body" in best.why
     assert run.mixed is not None and [layer["bits"] for layer in run.mixed["layers"]] == [4, 4, 8, 8]
     assert run.mixed["layers"][0]["int4_sensitivity"] == 2.0
@@ -158,19 +161,30 @@ def test_a_budget_of_bytes_below_8_bits_takes_4_where_the_target_stores_them(tmp
 
 def test_4_bits_are_tightened_by_what_the_file_has_too_much_and_refused_with_all_of_them_in_mind(tmp_path: Path) -> None:
     _, layers = search(tmp_path, lambda kept: 0.0, 1.0, more=60)
-    assert layers.mixed(budget(size=0.2), int4=True).scheme.int4_layers == tuple(sorted(LAYERS)), "three layers are 60 bytes larger"
-    with pytest.raises(QuantizationError, match=r"every layer in 4 bits that can have them its file has 300 bytes, 0\.176x.*0\.177x"):
-        layers.mixed(budget(size=0.17), int4=True)
+    assert layers.mixed(budget(size=0.2), narrow=(4,)).scheme.int4_layers == tuple(sorted(LAYERS)), "three layers are 60 bytes larger"
+    with pytest.raises(
+        QuantizationError, match=r"every layer in the fewest bits that it can have its file has 300 bytes, 0\.176x.*0\.177x"
+    ):
+        layers.mixed(budget(size=0.17), narrow=(4,))
+
+
+def test_a_budget_of_bytes_below_4_bits_takes_2_and_says_so(tmp_path: Path) -> None:
+    run, layers = search(tmp_path, lambda kept: 0.0, 1.0)
+    best = layers.mixed(budget(size=230 / 1700), narrow=(4, 2))
+    assert best.scheme.int2_layers == ("body", "neck", "stem") and best.size_bytes == 225, best.scheme
+    assert "in 4 bits: net.head; in 2 bits: net.stem, net.body" in best.why
+    assert run.mixed is not None and sorted(layer["bits"] for layer in run.mixed["layers"]) == [2, 2, 2, 4]
+    assert run.mixed["layers"][0]["int2_sensitivity"] == 3.0
 
 
 def test_a_budget_of_drop_takes_4_bits_even_where_8_hold(tmp_path: Path) -> None:
     _, layers = search(tmp_path, lambda kept: 0.0, 1.0)
-    assert layers.mixed(budget(accuracy_drop="1pp"), int4=True).scheme.int4_layers == tuple(sorted(LAYERS))
+    assert layers.mixed(budget(accuracy_drop="1pp"), narrow=(4,)).scheme.int4_layers == tuple(sorted(LAYERS))
 
 
 def test_a_budget_of_latency_leaves_weights_in_8_bits(tmp_path: Path) -> None:
     run, layers = search(tmp_path, lambda kept: 0.0, 1.0)
-    layers.mixed(budget(latency=0.6), int4=True)
+    layers.mixed(budget(latency=0.6), narrow=(4,))
     assert run.mixed is not None and all(layer["int4_sensitivity"] is None for layer in run.mixed["layers"])
 
 

@@ -1,13 +1,13 @@
 """Precisions chosen per layer against one precision for all layers: size and drop of the files, per runtime.
 
     EDGEPRESS_CASES=… python benchmarks/quantization/mixed_front.py [--case resnet56 minilm] [--runtime onnxruntime openvino]
-        [--budget 0.5 0.35 0.25] [--store FOLDER] [--svg FILE]
+        [--budget 0.5 0.35 0.25] [--unseen 4096] [--store FOLDER] [--svg FILE]
 
 Budgets are shares of the fp16 file of the same runtime. All rows have the same placement of integer activations and the same rounding
-(GPTQ); `8 bits` and `4 bits` give every layer the same weights, `4 bits` being the smallest file there is: what the refusal of an
-impossible budget names. Everything is chosen on training samples; drop and interval are of the whole validation set, run once per file.
-The columns `line` say where the straight line between the uniform models of a size just below and just above lies, in drop and in SQNR at
-the outputs. The solver minimises the noise that SQNR is made of, so the drop is the judge. Prints Markdown.
+(GPTQ); `8 bits`, `4 bits` and `2 bits` give every layer the same weights, `4 bits` and `2 bits` being the smallest files there are with
+and without `int2: false`: what the refusal of an impossible budget names. Everything is chosen on training samples; drop and interval are
+of the whole validation set, run once per file. `unseen` is of training samples that took part in nothing (`unseen.py`). The columns `line`
+say where the straight line between the uniform models of a size just below and just above lies. Prints Markdown.
 """
 
 from __future__ import annotations
@@ -24,7 +24,9 @@ from typing import Any
 
 import numpy as np
 import yaml
+from unseen import Unseen
 
+from edgepress.compress.project.collect import Shares
 from edgepress.config import load, recipe
 from edgepress.engine import open_store
 from edgepress.live import Live
@@ -36,7 +38,7 @@ from edgepress.targets.nouns import Signature
 
 #: Case -> folder of the case, factory, and the scheme that its integers have.
 CASES = {"resnet56": ("cifar10", "resnet56", "static"), "minilm": ("sst2", "minilm", "static-matmul")}
-SELECTION = 512
+CALIBRATION, SELECTION = 512, 512
 
 
 @dataclass(frozen=True)
@@ -47,6 +49,7 @@ class Point:
         size: in bytes.
         drop, low, high: in percentage points, with the interval.
         sqnr: power of the float model's outputs over that of the error, in dB, over the validation set.
+        unseen, other: drop on training samples that took part in nothing, and how many of them get another class than in float; percent.
         bits: how many layers have which.
     """
 
@@ -57,16 +60,21 @@ class Point:
     low: float
     high: float
     sqnr: float
+    unseen: float
+    unseen_low: float
+    unseen_high: float
+    other: float
     bits: str = ""
 
 
 class Case:
     """One model in one runtime."""
 
-    def __init__(self, name: str, runtime: str, cases: Path, work: Path) -> None:
+    def __init__(self, name: str, runtime: str, cases: Path, work: Path, unseen: int) -> None:
         self._folder, self._factory, self._scheme = CASES[name]
         self._name, self._runtime, self._cases, self._work = name, runtime, cases, work
         self._prepared: Prepared
+        self._count, self._unseen, self._exact = unseen, None, np.empty(0)
 
     def run(self, **quantize: Any) -> TargetRun:
         """The target of a recipe, compressed and scored on the validation set; nothing is timed."""
@@ -77,7 +85,7 @@ class Case:
             "data": {
                 "train": "data:train",
                 "validation": "data:validation",
-                "calibration": {"samples": 512, "selection": SELECTION, "seed": 0},
+                "calibration": {"samples": CALIBRATION, "selection": SELECTION, "seed": 0},
             },
             "metric": "accuracy",
             "compress": [{"quantize": quantize}],
@@ -97,8 +105,17 @@ class Case:
             raise run.error
         assert run.chosen is not None and run.chosen.export is not None and run.score is not None
         score, layers = run.score.value, run.mixed["layers"] if run.mixed else []
-        bits = ", ".join(f"{count} in {has}" for has in (32, 8, 4) if (count := sum(layer["bits"] == has for layer in layers)))
-        return Point(label, uniform, loaded_bytes(run.chosen.export), score["drop"], *score["interval"], self._sqnr(run), bits)
+        bits = ", ".join(f"{count} in {has}" for has in (32, 8, 4, 2) if (count := sum(layer["bits"] == has for layer in layers)))
+        change = self._samples().change(self._samples().classes(run.chosen.export), self._exact)
+        known = (score["drop"], *score["interval"], self._sqnr(run), change.drop, change.low, change.high, change.other)
+        return Point(label, uniform, loaded_bytes(run.chosen.export), *known, bits)
+
+    def _samples(self) -> Unseen:
+        if self._unseen is None:
+            signature = Signature.from_json(self._prepared.model.value["signature"])
+            shares = Shares(CALIBRATION, SELECTION, 0)
+            self._unseen = Unseen(self._cases / self._folder, signature, self._runtime, shares, self._count)
+        return self._unseen
 
     def _sqnr(self, run: TargetRun) -> float:
         assert run.execution is not None
@@ -116,11 +133,12 @@ class Case:
         """Bytes of the float original's file."""
         run = self.run(precision="fp32")
         assert run.chosen is not None and run.chosen.export is not None
+        self._exact = self._samples().classes(run.chosen.export)
         return loaded_bytes(run.chosen.export)
 
-    def mixed(self, label: str, ratio: float, uniform: bool = False) -> Point | int:
+    def mixed(self, label: str, ratio: float, uniform: bool = False, **more: bool) -> Point | int:
         """The solver's file within a share of the float original's bytes; where none is, how many the smallest has."""
-        run = self.integers(precision="mixed", budget={"size": f"{ratio:.9f}x"})
+        run = self.integers(precision="mixed", budget={"size": f"{ratio:.9f}x"}, **more)
         smallest = re.search(r"its file has ([\d,]+) bytes", str(run.error))
         return int(smallest[1].replace(",", "")) if smallest else self.point(label, run, uniform)
 
@@ -129,10 +147,11 @@ class Case:
         whole = self.whole()
         half = self.point("fp16", self.run(precision="fp16"), True)
         found = [half, self.point("8 bits", self.integers(precision="int8"), True)]
-        least = self.mixed("4 bits", 0.001)
-        assert isinstance(least, int), "a thousandth of the file is no budget"
-        # to the byte: with any room to spare some layer would get more bits
-        found.append(_made(self.mixed("4 bits", (least + 0.5) / whole, uniform=True)))
+        for label, more in (("4 bits", {"int2": False}), ("2 bits", {})):
+            least = self.mixed(label, 0.001, **more)
+            assert isinstance(least, int), "a thousandth of the file is no budget"
+            # to the byte: with any room to spare some layer would get more bits
+            found.append(_made(self.mixed(label, (least + 0.5) / whole, uniform=True, **more)))
         for budget in budgets:
             point = self.mixed(f"mixed, {budget:g}x", budget * half.size / whole)
             if isinstance(point, int):

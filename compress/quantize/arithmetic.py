@@ -44,7 +44,7 @@ class Arithmetic:
 
     def grid(self, node: Node, weight: Tensor) -> WeightGrid:
         """The grid of the weight of a layer."""
-        return weight_grid(node, weight, self._rules, node in self._placement.int4)
+        return weight_grid(node, weight, self._rules, self._placement.bits.get(node, 8))
 
     def inputs(self, node: Node, values: Mapping[Node, Any]) -> dict[Node, Any]:
         """The values with what a node reads rounded to its grid."""

@@ -76,7 +76,7 @@ class ChainSearch:
 
         def cost(chain: ScaledChain) -> float:
             pairs = zip(self._rules, self._plain, strict=True)
-            return max(self._error(chain, item) / max(before, torch.finfo(torch.float32).tiny) for item, before in pairs)
+            return max(self._error(chain, item) / max(before, float(torch.finfo(torch.float32).tiny)) for item, before in pairs)
 
         return min(((cost(chain), chain) for chain in chains), key=lambda pair: pair[0])
 

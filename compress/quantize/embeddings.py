@@ -1,13 +1,15 @@
-"""Embedding tables in 8 or 4 bits: rows are looked up as integers, and those that were found become floats.
+"""Embedding tables in 8, 4 or 2 bits: rows are looked up as integers, and those that were found become floats.
 
 A row has one scale, the finest that costs nothing at a lookup. What is computed with the rows is not rounded a second time. A byte holds
-two integers of 4 bits, of the first and of the second half of a row, which plain arithmetic takes apart in every runtime.
+two integers of 4 bits, of the first and of the second half of a row, which plain arithmetic takes apart in every runtime; or four
+neighbours in 2 bits, which are looked up too, in a table of what each byte stands for.
 """
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -16,6 +18,7 @@ from torch.fx import GraphModule, Node
 from torch.fx.node import map_arg
 
 from edgepress.compress.quantize.graph import constant, op_name, set_attribute, value_of
+from edgepress.compress.quantize.int2 import LEVELS, int2_grid, pack
 from edgepress.compress.quantize.int4_grid import search_grid
 from edgepress.compress.quantize.int4_op import MIDDLE
 from edgepress.targets.rules import QuantRules
@@ -46,51 +49,56 @@ class Rows:
     Attributes:
         integers: (rows, features), int8.
         scale: (rows, 1), float32.
-        int4: they lie between -8 and 7.
+        bits: 8; 4, and they lie between -8 and 7; or 2, and they are -3, -1, 1 and 3.
     """
 
     integers: Tensor
     scale: Tensor
-    int4: bool
+    bits: int
 
     @staticmethod
-    def of(table: Tensor, int4: bool) -> Rows:
-        """Round a float table: over the whole range of a row in 8 bits, over the one that leaves the smallest squared error in 4."""
-        if int4:
+    def of(table: Tensor, bits: int) -> Rows:
+        """Round a float table: over the whole range of a row in 8 bits, over the one that leaves the smallest squared error in fewer."""
+        if bits == 2:
+            grid = int2_grid(table)
+            return Rows((2 * grid.level(table / grid.scale)).to(torch.int8), grid.scale / 2, bits)
+        if bits == 4:
             found = search_grid(table, table.shape[1], symmetric=True).rounded(table)
-            return Rows(found.integers.to(torch.int8) - MIDDLE, found.scale, True)
+            return Rows(found.integers.to(torch.int8) - MIDDLE, found.scale, bits)
         scale = (table.abs().amax(dim=1, keepdim=True) / _LIMIT).clamp_min(torch.finfo(torch.float32).tiny)  # a row of zeros
-        return Rows(torch.round(table / scale).clamp(-_LIMIT, _LIMIT).to(torch.int8), scale, False)
+        return Rows(torch.round(table / scale).clamp(-_LIMIT, _LIMIT).to(torch.int8), scale, bits)
 
     def dequantized(self) -> Tensor:
         """The float32 table it stands for."""
         return self.integers.to(torch.float32) * self.scale
 
     def stored(self) -> Tensor:
-        """What the file holds: the integers, or bytes (rows, features / 2) whose low half is of the first half of a row."""
-        if not self.int4:
+        """What the file holds: the integers, or bytes: (rows, features / 2) whose low half is of the first half of a row, or four
+        neighbours each (rows, features / 4)."""
+        if self.bits == 8:
             return self.integers
+        if self.bits == 2:
+            return pack(self.integers)
         first, second = (self.integers + MIDDLE).to(torch.uint8).chunk(2, dim=1)
         return first + 16 * second
 
 
-def halves(node: Node) -> bool:
-    """Can the table of an embedding op have 4 bits: do its rows divide into halves?"""
-    return int(value_of(node.args[0]).shape[1]) % 2 == 0
+def fills_bytes(node: Node, bits: int) -> bool:
+    """Can the table of an embedding op have 4 or 2 bits: do its rows divide into whole bytes?"""
+    return int(value_of(node.args[0]).shape[1]) * bits % 8 == 0
 
 
-def store_in_integers(module: GraphModule, nodes: Sequence[Node], int4: Collection[str] = ()) -> None:
-    """Replace the tables of these embedding ops by integers and scales, in place; those whose op `int4` names have 4 bits."""
-    narrow = {node.args[0] for node in nodes if node.name in int4 and halves(node)}
+def store_in_integers(module: GraphModule, nodes: Sequence[Node], narrow: Mapping[str, int] = MappingProxyType({})) -> None:
+    """Replace the tables of these embedding ops by integers and scales, in place; `narrow` says whose have 4 or 2 bits."""
+    bits = {node.args[0]: narrow[node.name] for node in nodes if node.name in narrow and fills_bytes(node, narrow[node.name])}
     made: dict[Node, tuple[Node, Node]] = {}
     for node in nodes:
         table, indices = node.args[:2]
         if table not in made:
-            made[table] = _table(module, table, table in narrow)
+            made[table] = _table(module, table, bits.get(table, 8))
         with module.graph.inserting_before(node):
             found, scale = (_called(module, torch.ops.aten.embedding.default, (part, indices), node) for part in made[table])
-            floats = _called(module, torch.ops.aten.to.dtype, (found, torch.float32), node)
-            integers = _taken_apart(module, floats, node) if table in narrow else floats
+            integers = _UNPACKED[bits.get(table, 8)](module, found, node)
             result = _called(module, torch.ops.aten.mul.Tensor, (integers, scale), node)
         node.replace_all_uses_with(result)
         module.graph.erase_node(node)
@@ -101,9 +109,13 @@ def store_in_integers(module: GraphModule, nodes: Sequence[Node], int4: Collecti
     module.recompile()
 
 
-def _taken_apart(module: GraphModule, held: Node, like: Node) -> Node:
-    """The integers of 4 bits that bytes, as floats, hold: both halves of their rows, one after the other."""
-    aten = torch.ops.aten
+def _floats(module: GraphModule, held: Node, like: Node) -> Node:
+    return _called(module, torch.ops.aten.to.dtype, (held, torch.float32), like)
+
+
+def _halves(module: GraphModule, found: Node, like: Node) -> Node:
+    """The integers of 4 bits that bytes hold: both halves of their rows, one after the other."""
+    aten, held = torch.ops.aten, _floats(module, found, like)
     shifted = _called(module, aten.mul.Tensor, (held, 1 / 16), like)
     second = _called(module, aten.floor.default, (shifted,), like)
     above = _called(module, aten.mul.Tensor, (second, 16.0), like)
@@ -112,19 +124,35 @@ def _taken_apart(module: GraphModule, held: Node, like: Node) -> Node:
     return _called(module, aten.sub.Tensor, (whole, float(MIDDLE)), like)
 
 
-def _table(module: GraphModule, table: Node, int4: bool) -> tuple[Node, Node]:
+def _quarters(module: GraphModule, found: Node, like: Node) -> Node:
+    """The integers of 2 bits that bytes hold, four neighbours each."""
+    levels = _constant(module, "integers_of_bytes", LEVELS.to(torch.float32), like)
+    indices = _called(module, torch.ops.aten.to.dtype, (found, torch.int32), like)
+    four = _called(module, torch.ops.aten.embedding.default, (levels, indices), like)
+    return _called(module, torch.ops.aten.flatten.using_ints, (four, -2, -1), like)
+
+
+#: Bits -> what makes floats of the rows that were found.
+_UNPACKED = {8: _floats, 4: _halves, 2: _quarters}
+
+
+def _table(module: GraphModule, table: Node, bits: int) -> tuple[Node, Node]:
     weight = constant(module, table)
     assert weight is not None, "lookups() names constants alone"
-    rows = Rows.of(weight.detach(), int4)
-    nodes = []
-    for suffix, tensor in (("integers", rows.stored()), ("scales", rows.scale)):
-        name = f"{table.name}_{suffix}"
-        set_attribute(module, name, tensor)
-        with module.graph.inserting_before(table):
-            node = module.graph.create_node("get_attr", name, name=name)
-        node.meta["val"] = value_of(table).fake_mode.from_tensor(tensor, static_shapes=True)
-        nodes.append(node)
-    return nodes[0], nodes[1]
+    rows = Rows.of(weight.detach(), bits)
+    with module.graph.inserting_before(table):
+        integers, scales = (
+            _constant(module, f"{table.name}_{suffix}", tensor, table)
+            for suffix, tensor in (("integers", rows.stored()), ("scales", rows.scale))
+        )
+    return integers, scales
+
+
+def _constant(module: GraphModule, name: str, tensor: Tensor, like: Node) -> Node:
+    set_attribute(module, name, tensor)
+    node = module.graph.create_node("get_attr", name, name=name)
+    node.meta["val"] = value_of(like).fake_mode.from_tensor(tensor, static_shapes=True)
+    return node
 
 
 def _called(module: GraphModule, target: torch._ops.OpOverload, arguments: tuple[Any, ...], like: Node) -> Node:

@@ -96,7 +96,7 @@ def _first(batches: Iterable[Sequence[Any]], count: int) -> Iterator[list[Any]]:
         count -= len(batch[0])
 
 
-@torch.no_grad()
+@torch.no_grad()  # type: ignore[untyped-decorator]
 def _searched(
     module: GraphModule, chains: Sequence[tuple[Pair, ...]], rules: Sequence[QuantRules], batches: Iterable[Sequence[Any]]
 ) -> Iterator[ScaledChain]:

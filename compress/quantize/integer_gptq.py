@@ -5,7 +5,7 @@ The second moments are those of what the quantized layers before it give.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -34,7 +34,7 @@ def gptq(layer: Layer) -> Layer:
     progress(f"rounding the columns of {layer.name}")
     grid = layer.grid
     parts = [columns.rows(part) for part in (grid.weight, grid.nearest, grid.scale.expand_as(grid.weight), grid.fixed)]
-    groups = [_rounded(moments, [part[group] for part in parts], grid.bounds) for group, moments in enumerate(_moments(layer, columns))]
+    groups = [_rounded(moments, [part[group] for part in parts], grid.level) for group, moments in enumerate(_moments(layer, columns))]
     found = [group for group in groups if group is not None]
     if len(found) < len(groups):
         return layer
@@ -47,13 +47,13 @@ def _error(layer: Layer) -> float:
     return float((layer.tail(layer.answer()) - layer.tail(layer.target)).square().mean())
 
 
-def _rounded(moments: Tensor, parts: list[Tensor], bounds: tuple[int, int]) -> Tensor | None:
+def _rounded(moments: Tensor, parts: list[Tensor], level: Callable[[Tensor], Tensor]) -> Tensor | None:
     """One group, the inputs first whose errors the others make good the least; None where the moments cannot be factored.
 
     Args:
         moments: (inputs, inputs).
         parts: weight, the same rounded to nearest, scale, and where the nearest stays, each (outputs, inputs).
-        bounds: lowest and highest integer.
+        level: rounds steps of the scale.
     """
     found = inverse_factor(moments, lambda inverse: torch.argsort(inverse.diagonal(), stable=True))
     if found is None:
@@ -62,7 +62,7 @@ def _rounded(moments: Tensor, parts: list[Tensor], bounds: tuple[int, int]) -> T
     weight, nearest, scale, fixed = (part[:, order] for part in parts)
 
     def column(i: int, left: Tensor) -> Tensor:
-        return torch.where(fixed[:, i], nearest[:, i], torch.round(left / scale[:, i]).clamp(*bounds) * scale[:, i])
+        return torch.where(fixed[:, i], nearest[:, i], level(left / scale[:, i]) * scale[:, i])
 
     back = torch.empty_like(weight)
     back[:, order] = rounded_columns(weight, factor, column)

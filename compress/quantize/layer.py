@@ -23,21 +23,28 @@ class WeightGrid:
         weight: float weight.
         scale: of its integers, broadcastable to it.
         bounds: lowest and highest integer.
+        offset: what is added to an integer before it is scaled: 0, or 0.5 where the levels lie around zero and none is zero.
     """
 
     weight: Tensor
     scale: Tensor
     bounds: tuple[int, int]
+    offset: float = 0.0
+
+    def level(self, steps: Tensor) -> Tensor:
+        """The nearest level, in steps of the scale."""
+        return torch.round(steps - self.offset).clamp(*self.bounds) + self.offset
 
     @property
     def nearest(self) -> Tensor:
         """The weight rounded to nearest, in floats."""
-        return torch.round(self.weight / self.scale).clamp(*self.bounds) * self.scale
+        return self.level(self.weight / self.scale) * self.scale
 
     @property
     def fixed(self) -> Tensor:
-        """Which elements no algorithm moves from their nearest integer: zeros, so that masks survive, and the ends, which set the scale."""
-        return (self.weight == 0) | ((self.weight / self.scale).abs() >= self.bounds[1] - _AT_END)
+        """Which elements no algorithm moves from their nearest level: the ends, which set the scale, and zeros, so that masks survive."""
+        ends = (self.weight / self.scale).abs() >= self.bounds[1] + self.offset - _AT_END
+        return ends if self.offset else ends | (self.weight == 0)
 
 
 @dataclass(frozen=True)

@@ -93,7 +93,7 @@ class _Rounding:
     """A weight between its two neighbours on the grid: a learnt variable per element says which one (equations 22 and 23)."""
 
     def __init__(self, grid: WeightGrid) -> None:
-        steps = grid.weight.detach() / grid.scale
+        steps = grid.weight.detach() / grid.scale - grid.offset
         self._grid, self._down, self._nearest = grid, steps.floor(), grid.nearest
         share = (steps - self._down).clamp(1e-4, 1 - 1e-4)
         self._free = ~grid.fixed.detach()
@@ -106,7 +106,7 @@ class _Rounding:
 
     def weight(self, share: Tensor) -> Tensor:
         """The weight with these shares of a step; what is not free stays rounded to nearest."""
-        moved = (self._down + share).clamp(*self._grid.bounds) * self._grid.scale
+        moved = ((self._down + share).clamp(*self._grid.bounds) + self._grid.offset) * self._grid.scale
         return torch.where(self._free, moved, self._nearest)
 
     def undecided(self, share: Tensor, beta: float) -> Tensor:

@@ -15,7 +15,7 @@ import numpy as np
 from edgepress.compress.quantize.sensitivity import TABLE, Sensitivity
 
 #: Bits of the precisions of a layer.
-FLOAT, INTEGER, NARROW = 32, 8, 4
+FLOAT, INTEGER = 32, 8
 #: Bytes of one scale.
 _SCALE_BYTES = 4
 #: A limit is kept up to this share of it: sums are of floating-point numbers.
@@ -45,10 +45,11 @@ class Assignment:
 
     float_layers: tuple[str, ...] = ()
     int4_layers: tuple[str, ...] = ()
+    int2_layers: tuple[str, ...] = ()
 
 
 def options_of(layer: Sensitivity, float_bytes: int) -> tuple[Option, ...]:
-    """8 bits, 4 bits where the layer can have them, and float where it is no table, with the bytes each stores.
+    """8 bits, 4 and 2 where the layer can have them, and float where it is no table, with the bytes each stores.
 
     The noise that a table has in 8 bits is not counted, because nothing avoids it.
 
@@ -58,8 +59,9 @@ def options_of(layer: Sensitivity, float_bytes: int) -> tuple[Option, ...]:
     """
     scales, least = _SCALE_BYTES * layer.channels, layer.noise if layer.kind == TABLE else 0.0
     found = [Option(INTEGER, layer.weights + scales, layer.noise - least)]
-    if layer.int4_noise is not None:
-        found.append(Option(NARROW, (layer.weights + 1) // 2 + scales, max(layer.int4_noise - least, 0.0)))
+    for bits, noise in ((4, layer.int4_noise), (2, layer.int2_noise)):
+        if noise is not None:
+            found.append(Option(bits, -(-layer.weights * bits // 8) + scales, max(noise - least, 0.0)))
     if layer.kind != TABLE:
         found.append(Option(FLOAT, layer.weights * float_bytes, 0.0))
     return tuple(found)
@@ -93,7 +95,7 @@ def front(layers: Sequence[Sensitivity], float_bytes: int) -> list[Assignment]:
     noises = [option.noise for each in options for option in each if option.noise > 0]
     limit, quietest = sum(max(option.noise for option in each) for each in options), min(noises, default=0.0)
     found: list[Assignment] = []
-    # The first limit allows everything: without 4 bits that is all layers in 8.
+    # The first limit allows everything: without narrower weights that is all layers in 8.
     while limit > quietest > 0:
         choice = least_cost(options, limit)
         made = _assignment(layers, own, options, choice or [0] * len(own))
@@ -114,10 +116,10 @@ def _assignment(
 ) -> Assignment:
     """What was chosen; the quietest layer of all goes back to integers where none but tables would be left in them."""
     bits = [each[index].bits for each, index in zip(options, choice, strict=True)]
-    kept, narrow = ([layer for layer, has in zip(own, bits, strict=True) if has == wanted] for wanted in (FLOAT, NARROW))
+    kept, *narrow = ([layer for layer, has in zip(own, bits, strict=True) if has == wanted] for wanted in (FLOAT, 4, 2))
     if len(kept) == sum(layer.kind != TABLE for layer in layers):
         kept.remove(min(kept, key=lambda layer: layer.noise))
-    return Assignment(*(tuple(layer.node for layer in chosen) for chosen in (kept, narrow)))
+    return Assignment(*(tuple(layer.node for layer in chosen) for chosen in (kept, *narrow)))
 
 
 def least_noise(layers: Sequence[Sequence[Option]], budget: float) -> list[int] | None:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
+from types import MappingProxyType
 
 import torch
 from torch.fx import GraphModule, Node
@@ -28,14 +29,14 @@ class Placement:
         tails: quantized node -> the node whose output it writes: itself, or the activation fused into it.
         outputs: tails whose output is rounded to integers.
         reasons: every other node -> why it stays float.
-        int4: quantized nodes whose weight has 4 bits; layers that share a weight share its bits.
+        bits: quantized nodes whose weight has fewer than 8 bits -> 4 or 2; layers that share a weight share its bits.
     """
 
     kinds: Mapping[Node, str]
     tails: Mapping[Node, Node]
     outputs: frozenset[Node]
     reasons: Mapping[Node, str]
-    int4: frozenset[Node] = frozenset()
+    bits: Mapping[Node, int] = field(default_factory=dict)
 
 
 def data_inputs(node: Node, kind: str) -> list[Node]:
@@ -55,7 +56,7 @@ def place(
     scheme: str,
     largest: Callable[[Node], float],
     float_layers: Collection[str] = (),
-    int4_layers: Collection[str] = (),
+    narrow: Mapping[str, int] = MappingProxyType({}),
 ) -> Placement:
     """Choose what computes in integers.
 
@@ -68,12 +69,12 @@ def place(
         scheme: `static` or `static-matmul`.
         largest: largest magnitude of a float tensor in calibration.
         float_layers: names of nodes that stay float whatever the rules place.
-        int4_layers: names of nodes whose weights have 4 bits where they are quantized.
+        narrow: names of nodes whose weights have fewer than 8 bits where they are quantized -> 4 or 2.
     """
     placement = _Placing(module, rules, scheme, largest, frozenset(float_layers)).result()
     weighted = [node for node, kind in placement.kinds.items() if kind in _WEIGHTED]
-    weights = {node.args[1] for node in weighted if node.name in int4_layers}
-    return replace(placement, int4=frozenset(node for node in weighted if node.args[1] in weights))
+    weights = {node.args[1]: narrow[node.name] for node in weighted if node.name in narrow}
+    return replace(placement, bits={node: weights[node.args[1]] for node in weighted if node.args[1] in weights})
 
 
 class _Placing:

@@ -24,8 +24,8 @@ from edgepress.targets.rules import QuantRules
 _KEY = "quantization_annotation"
 #: Dimension of a weight that counts output channels.
 OUTPUT_AXIS = {"conv": 0, "linear": 0, "conv_transpose": 1}
-#: Lowest and highest integer of a weight of 4 bits.
-INT4_BOUNDS = (-7, 7)
+#: Bits -> highest integer, of 8, of a weight with fewer; the lowest is its opposite. 2 bits have its odd integers alone: -3, -1, 1 and 3.
+NARROW_END = {4: 7, 2: 3}
 
 
 def observed_weight(per_channel: bool) -> Any:
@@ -90,8 +90,8 @@ class RulesQuantizer(Quantizer):  # type: ignore[misc]
         if kind not in OUTPUT_AXIS or constant(model, node.args[1]) is None:
             return {}
         channels = kind in self._rules.per_channel
-        int4 = self._placement is not None and node in self._placement.int4
-        lowest, highest = INT4_BOUNDS if int4 else (self._rules.weight_min, self._rules.weight_max)
+        end = NARROW_END.get(self._placement.bits.get(node, 8) if self._placement else 8)
+        lowest, highest = (self._rules.weight_min, self._rules.weight_max) if end is None else (-end, end)
         spec = QuantizationSpec(
             dtype=torch.int8,
             observer_or_fake_quant_ctr=self._maker(channels),

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Collection, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -22,7 +23,7 @@ from edgepress.compress.quantize.sharing import TensorParameters
 from edgepress.compress.quantize.smooth import RANGE
 from edgepress.compress.quantize.split_outliers import spread_outliers
 from edgepress.compress.quantize.statistics import Statistics, root_of
-from edgepress.compress.quantize.weight_grid import round_int4
+from edgepress.compress.quantize.weight_grid import round_narrow
 from edgepress.targets.errors import QuantizationError
 from edgepress.targets.nouns import Scheme
 from edgepress.targets.rules import QuantRules
@@ -61,8 +62,8 @@ def render(program: torch.export.ExportedProgram, statistics: Statistics | None,
     if scheme.kind == "weights":
         return _render_weights(program, rules)
     module, placement, parameters = placed(program, statistics, rules, scheme)
-    round_int4(module, placement.int4, rules)
-    return _rendered(module, RulesQuantizer(rules, placement, parameters), rules, placement.reasons, scheme.int4_layers)
+    round_narrow(module, placement.bits, rules)
+    return _rendered(module, RulesQuantizer(rules, placement, parameters), rules, placement.reasons, scheme.narrow_layers)
 
 
 def placed(
@@ -90,7 +91,7 @@ def placed(
         histogram = statistics.histograms.get(root_of(node).name)
         return math.inf if histogram is None else histogram.largest
 
-    placement = place(module, rules, scheme.kind, largest, scheme.float_layers, scheme.int4_layers)
+    placement = place(module, rules, scheme.kind, largest, scheme.float_layers, scheme.narrow_layers)
     if not any(kind in HEAVY for kind in placement.kinds.values()):
         raise _unplaced(placement.reasons)
     apply_corrections(module, placement.kinds, statistics.corrections)
@@ -106,14 +107,18 @@ def _render_weights(program: torch.export.ExportedProgram, rules: QuantRules) ->
 
 
 def _rendered(
-    module: GraphModule, quantizer: RulesQuantizer, rules: QuantRules, reasons: Mapping[Node, str], int4_layers: Collection[str] = ()
+    module: GraphModule,
+    quantizer: RulesQuantizer,
+    rules: QuantRules,
+    reasons: Mapping[Node, str],
+    narrow: Mapping[str, int] = MappingProxyType({}),
 ) -> Rendered:
     looked_up = lookups(module, rules)
     lines = summary({node: reason for node, reason in reasons.items() if node not in looked_up})
     names = {node.name for node in looked_up}
     converted = _converted(module, quantizer, rules)
     if names:
-        store_in_integers(converted, [node for node in converted.graph.nodes if node.name in names], int4_layers)
+        store_in_integers(converted, [node for node in converted.graph.nodes if node.name in names], narrow)
     return Rendered(converted, lines)
 
 
@@ -145,7 +150,8 @@ def _check_fit(module: GraphModule, statistics: Statistics) -> None:
 def _check_layers(module: GraphModule, scheme: Scheme) -> None:
     """Layers to keep in float, or to store in 4 bits, exist."""
     names = {node.name for node in module.graph.nodes}
-    for layers, what in ((scheme.float_layers, "keep in float"), (scheme.int4_layers, "store in 4 bits")):
+    ways = ((scheme.float_layers, "keep in float"), (scheme.int4_layers, "store in 4 bits"), (scheme.int2_layers, "store in 2 bits"))
+    for layers, what in ways:
         unknown = sorted({*layers} - names)
         if unknown:
             raise QuantizationError(f"no layer {unknown[0]!r} to {what}", "the model has no node of that name", "Rank its layers again.")

@@ -98,7 +98,7 @@ class ScaledChain:
 
     def _answer(self, node: Node, value: Tensor, rules: QuantRules | None) -> Tensor:
         weight, bias = self.weights[node].float(), self.biases.get(node)
-        weight = weight if rules is None else weight_grid(node, weight, rules, int4=False).nearest
+        weight = weight if rules is None else weight_grid(node, weight, rules, 8).nearest
         result: Tensor = node.target(value, weight, None if bias is None else bias.float(), *node.args[3:], **node.kwargs)
         return result
 

@@ -1,4 +1,4 @@
-"""How much each layer's integers cost: the error at the model's outputs when that layer alone computes in integers, or has 4-bit weights.
+"""What each layer's integers cost: the error at the model's outputs when that layer alone computes in integers, in 8 bits or fewer.
 
 Batch by batch: the float model runs once, then for every layer only what depends on it runs again. The errors of several layers add up
 well enough to choose between them (Dong et al. 2020, "HAWQ-V2", section 3.2); what is chosen is then measured.
@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections import ChainMap
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -17,7 +17,7 @@ from torch import Tensor
 from torch.fx import GraphModule, Node
 
 from edgepress.compress.quantize.arithmetic import Arithmetic, call
-from edgepress.compress.quantize.embeddings import Rows, halves, lookups
+from edgepress.compress.quantize.embeddings import Rows, fills_bytes, lookups
 from edgepress.compress.quantize.graph import HEAVY, constant, is_float, kind_of, layer_of
 from edgepress.compress.quantize.living import LIMIT_BYTES, bytes_of
 from edgepress.compress.quantize.macs import macs_of
@@ -30,10 +30,12 @@ from edgepress.compress.quantize.weight_grid import weight_grid
 from edgepress.targets.errors import QuantizationError
 from edgepress.targets.nouns import Scheme
 from edgepress.targets.progress import progress
-from edgepress.targets.rules import SMALLEST_INT4, QuantRules
+from edgepress.targets.rules import SMALLEST_NARROW, QuantRules
 
 #: Noise to signal where the outputs are NaN or infinite: worse than anything finite that is worth telling apart.
 WORST = 1e6
+#: Share of zeros up to which a weight can do without them.
+_ZEROS = 0.01
 #: Kind of a layer that looks rows of a table up.
 TABLE = "embedding"
 
@@ -52,6 +54,7 @@ class Sensitivity:
         noise: mean square of an output's error over that of the output, with this layer alone in integers; the mean of all outputs of the
             model, so that none counts more for being larger.
         int4_noise: the same with a weight of 4 bits, rounded to nearest; None where that was not asked for, or it can have none.
+        int2_noise: the same with one of 2.
     """
 
     node: str
@@ -62,6 +65,7 @@ class Sensitivity:
     channels: int
     noise: float
     int4_noise: float | None = None
+    int2_noise: float | None = None
 
     @property
     def sqnr_db(self) -> float:
@@ -79,7 +83,7 @@ def sensitivities(
     rules: QuantRules,
     scheme: Scheme,
     batches: Iterable[Sequence[Any]],
-    int4: bool = False,
+    narrow: Collection[int] = (),
 ) -> list[Sensitivity]:
     """Measure every heavy layer of a rendering.
 
@@ -89,7 +93,7 @@ def sensitivities(
         rules: of one runtime.
         scheme: kind `static` or `static-matmul`.
         batches: samples, tuples of positional inputs. As many at a time are run as keep every activation within `LIMIT_BYTES`.
-        int4: measure weights of 4 bits too, and the tables that are stored in integers.
+        narrow: bits below 8 that weights are measured with too, 4 or 2; with any, tables that are stored in integers are measured.
 
     Returns:
         In the order of the graph. A weight that several layers share is counted where it is first read.
@@ -98,8 +102,8 @@ def sensitivities(
         QuantizationError: see `render`; no samples.
     """
     module, placement, parameters = placed(program, statistics, rules, scheme)
-    alone = _Alone(module, placement, parameters, rules, lookups(module, rules) if int4 else [])
-    ways = [(node, False) for node in alone.layers] + [(node, True) for node in alone.layers if int4 and alone.narrows(node)]
+    alone = _Alone(module, placement, parameters, rules, lookups(module, rules) if narrow else [])
+    ways = [(node, bits) for bits in (8, *narrow) for node in alone.layers if bits == 8 or alone.narrows(node, bits)]
     noise, signal = {way: torch.zeros(len(alone.answers)).double() for way in ways}, torch.zeros(len(alone.answers)).double()
     with torch.no_grad():
         for index, inputs in enumerate(_pieces(module, batches)):
@@ -122,9 +126,9 @@ def sensitivities(
     found = []
     for node in alone.layers:
         weights, channels = _weights(module, rules, node, seen)
-        narrow = shares.get((node, True)) if weights else None
+        four, two = (shares.get((node, bits)) if weights else None for bits in (4, 2))
         share = macs.get(node, 0) / total
-        found.append(Sensitivity(node.name, layer_of(node), str(kind_of(node)), share, weights, channels, shares[node, False], narrow))
+        found.append(Sensitivity(node.name, layer_of(node), str(kind_of(node)), share, weights, channels, shares[node, 8], four, two))
     return found
 
 
@@ -158,7 +162,7 @@ class _Alone:
     ) -> None:
         self._module, self._placement, self._rules = module, placement, rules
         self._arithmetic, self._tables = Arithmetic(placement, parameters, rules), frozenset(tables)
-        self._rounded: dict[tuple[Node, bool], Tensor] = {}
+        self._rounded: dict[tuple[Node, int], Tensor] = {}
         self.layers = sorted([*tables, *(node for node, kind in placement.kinds.items() if kind in HEAVY)])
         self.answers = [item for item in next(n for n in module.graph.nodes if n.op == "output").all_input_nodes if is_float(item)]
         self._after = {node: _dependents(node) for node in self.layers}
@@ -176,16 +180,18 @@ class _Alone:
                 values[node] = call(node, values)
         return values
 
-    def narrows(self, layer: Node) -> bool:
-        """Can it have a weight, or a table, of 4 bits?"""
+    def narrows(self, layer: Node, bits: int) -> bool:
+        """Can it have a weight, or a table, of 4 or 2 bits? 2 have no zero, which a sparse weight needs."""
         if layer in self._tables:
-            return halves(layer)
+            return fills_bytes(layer, bits)
         weight = constant(self._module, layer.args[1]) if self._arithmetic.is_layer(layer) else None
-        return weight is not None and weight.numel() >= SMALLEST_INT4
+        if weight is None or weight.numel() < SMALLEST_NARROW[bits]:
+            return False
+        return bits != 2 or (weight.numel() % 4 == 0 and float((weight == 0).float().mean()) <= _ZEROS)
 
-    def errors(self, layer: Node, int4: bool, exact: dict[Node, Any]) -> list[Tensor]:
-        """What `layer` in integers changes at the outputs; its weight has 4 bits with `int4`, else 8."""
-        changed = {layer: self._changed(layer, int4, exact)}
+    def errors(self, layer: Node, bits: int, exact: dict[Node, Any]) -> list[Tensor]:
+        """What `layer` in integers changes at the outputs, its weight in 8, 4 or 2 bits."""
+        changed = {layer: self._changed(layer, bits, exact)}
         tail, kind = self._placement.tails.get(layer), self._placement.kinds.get(layer)
         values = ChainMap(changed, exact)
         # A kernel that can write float rounds its output only for integers that read it, and is not to blame for that.
@@ -197,16 +203,16 @@ class _Alone:
                 changed[node] = self._arithmetic.on_grid(node, changed[node])
         return [values[node] - exact[node] for node in self.answers]
 
-    def _changed(self, layer: Node, int4: bool, exact: dict[Node, Any]) -> Any:
-        if layer not in self._tables and not int4:
+    def _changed(self, layer: Node, bits: int, exact: dict[Node, Any]) -> Any:
+        if layer not in self._tables and bits == 8:
             return self._arithmetic.computed(layer, exact, {})
-        key = layer, int4
+        key = layer, bits
         if layer in self._tables:
             if key not in self._rounded:
-                self._rounded[key] = Rows.of(exact[layer.args[0]].detach(), int4).dequantized()
+                self._rounded[key] = Rows.of(exact[layer.args[0]].detach(), bits).dequantized()
             return call(layer, ChainMap({layer.args[0]: self._rounded[key]}, exact))
         if key not in self._rounded:
-            self._rounded[key] = weight_grid(layer, exact[layer.args[1]].detach(), self._rules, int4).nearest
+            self._rounded[key] = weight_grid(layer, exact[layer.args[1]].detach(), self._rules, bits).nearest
         return self._arithmetic.computed(layer, exact, {layer: self._rounded[key]})
 
 

@@ -15,7 +15,7 @@ _NAMED = 6
 #: Decades of noise that a bar may be long: a layer quieter than that beside the loudest has none.
 _DECADES = 6
 #: Bits of a layer -> the verdict whose colour its bar has.
-_COLOURS = {32: "accepted", 8: "pass", 4: "undecided"}
+_COLOURS = {32: "accepted", 8: "pass", 4: "undecided", 2: "waived"}
 _ON = "on training samples kept apart"
 
 
@@ -50,8 +50,9 @@ def _mixed(mixed: Json, unit: str) -> str:
     (name, value), *_ = mixed["budget"].items()
     limit = f"a drop of {numbers.drop(value, unit)}" if name == "accuracy_drop" else f"{name} {value:.3g}x of the float original's"
     names = f" ({_names(kept)})" if kept else ""
-    narrow = sum(layer["bits"] < 8 for layer in layers)
-    packed = f", {narrow} with 4-bit weights," if narrow else ""
+    counts = {bits: sum(layer["bits"] == bits for layer in layers) for bits in (4, 2)}
+    narrow = " and ".join(f"{count} with {bits}-bit weights" for bits, count in counts.items() if count)
+    packed = f", {narrow}," if narrow else ""
     return f"{len(kept)} of {len(layers)} layers in float{names}{packed} within {limit}: drop of {numbers.drop(mixed['drop'], unit)} {_ON}"
 
 
@@ -88,7 +89,7 @@ def layer_picture(target: Json) -> Picture | None:
     ticks = tuple((place(10.0**power), f"1e{power}") for power in range(top - _DECADES, top + 1, 2))
     words = " ".join(f"{layer['layer']}: {_bits(layer)}, {_noise(layer):.2g}." for layer in layers)
     narrow = any(layer["bits"] < 8 for layer in layers)
-    bits = "4 bits where it has 4, else in 8" if narrow else "8 bits"
+    bits = "the bits that it has, in 8 where it is in float" if narrow else "8 bits"
     caption = f"Noise over signal at the outputs with this layer alone in {bits}. Left is quieter."
     title = f"Precision of every layer, {target['name']}"
     return Picture(title, caption, True, marks, ticks, LEFT, None, "", TOP + _ROW * len(layers) + 26, f"{title}. {caption} {words}")
@@ -96,7 +97,7 @@ def layer_picture(target: Json) -> Picture | None:
 
 def _noise(layer: Json) -> float:
     """What the layer's integers cost: those that it has, or the 8 bits that it was spared."""
-    return float(layer["int4_sensitivity"] if layer["bits"] < 8 else layer["sensitivity"])
+    return float(layer[{4: "int4_sensitivity", 2: "int2_sensitivity"}.get(layer["bits"], "sensitivity")])
 
 
 def _bits(layer: Json) -> str:

@@ -14,8 +14,8 @@ def sensitivity(params: dict[str, Any], folder: Path) -> dict[str, Any]:
     """Measure every layer of a rendering alone in integers.
 
     Args:
-        params: `runtime`, `scheme`, `samples` (how many at most), `int4` (measure weights of 4 bits and tables too), `signature`, and the
-            folders of the `model`, `data` and `calibration` steps in `inputs`.
+        params: `runtime`, `scheme`, `samples` (how many at most), `narrow` (bits below 8 that are measured too, and with any of them
+            tables), `signature`, and the folders of the `model`, `data` and `calibration` steps in `inputs`.
         folder: receives nothing.
 
     Returns:
@@ -38,7 +38,7 @@ def sensitivity(params: dict[str, Any], folder: Path) -> dict[str, Any]:
     program = load_program(inputs["model"] / "model.pt2")
     statistics = Statistics.load(inputs["calibration"] / "statistics")
     scheme = Scheme(**params["scheme"])
-    found = sensitivities(program, statistics, rules_for(params["runtime"]).of(scheme), scheme, tensors, params["int4"])
+    found = sensitivities(program, statistics, rules_for(params["runtime"]).of(scheme), scheme, tensors, params["narrow"])
     order = [layer.node for layer in ranked([layer for layer in found if layer.kind != TABLE])]
     return {"layers": [layer.to_json() for layer in found], "order": order, "samples": len(next(iter(samples.values())))}
 
@@ -52,7 +52,8 @@ def assign(params: dict[str, Any], folder: Path) -> dict[str, Any]:
         folder: receives nothing.
 
     Returns:
-        `assignments`: mappings of `float_layers` and `int4_layers` to nodes; where `room` is given one, or none that takes as little.
+        `assignments`: mappings of `float_layers`, `int4_layers` and `int2_layers` to nodes; where `room` is given one, or none that takes
+        as little.
     """
     from dataclasses import asdict
 

@@ -14,8 +14,8 @@ OP_KINDS = frozenset(
     | {"hard_swish", "silu"}
 )
 
-#: A weight with fewer elements stays in 8 bits: the node that unpacks it would take what 4 bits save.
-SMALLEST_INT4 = 256
+#: Bits -> elements of the smallest weight that can have them: the nodes that unpack a smaller one take what they save.
+SMALLEST_NARROW = {4: 256, 2: 2048}
 #: Numbers of consecutive inputs that may share a scale of 4-bit weights.
 INT4_GROUPS = (16, 32, 64, 128, 256)
 #: How 4-bit weights are rounded: to nearest, with errors made good by later columns, or with inputs scaled by how much they matter.
@@ -66,7 +66,7 @@ class QuantRules:
         multiple: channel counts that suit its kernels (pruning lands on multiples of it).
         int4: its kernel for 4-bit weights, None where it has none.
         float_bytes: bytes of one weight of a layer that a quantized artifact keeps in float.
-        int4_static: single layers of a static scheme can store their weights in 4 bits, which are unpacked to 8 when the file is loaded.
+        static_bits: below 8, in which single layers of a static scheme can store weights, unpacked to 8 when the file is loaded.
     """
 
     runtime: str
@@ -91,7 +91,7 @@ class QuantRules:
     multiple: int = 8
     int4: Int4Rules | None = None
     float_bytes: int = 4
-    int4_static: bool = False
+    static_bits: tuple[int, ...] = ()
 
     def of(self, scheme: Scheme) -> QuantRules:
         """These rules with the bounds of weights that a scheme has.

@@ -40,5 +40,5 @@ RULES = QuantRules(
     shared=frozenset({"shape", "max_pool"}),
     float_output=frozenset({"linear", "matmul"}),
     int4=Int4Rules(),
-    int4_static=True,
+    static_bits=(4, 2),
 )

@@ -36,5 +36,5 @@ RULES = QuantRules(
     fused=frozenset({"hard_swish", "silu"}),
     float_output=frozenset({"linear"}),
     int4=Int4Rules(),
-    int4_static=True,
+    static_bits=(4, 2),
 )

@@ -1,4 +1,4 @@
-"""Single layers with 4-bit weights: half the bytes in the file, the same integer kernels in the runtime, the same answers as in PyTorch."""
+"""Single layers with 4- or 2-bit weights: half or a quarter of the bytes, the same integer kernels, the same answers as in PyTorch."""
 
 from __future__ import annotations
 
@@ -49,16 +49,18 @@ def saved(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Tensor, tuple
     statistics = calibrate(program, [(ids,)])
     torch.export.save(program, folder / "model.pt2")
     statistics.save(folder / "statistics")
-    layers = sensitivities(program, statistics, rules_for("onnxruntime"), Scheme("mixed", "static"), [(ids,)], int4=True)
+    layers = sensitivities(program, statistics, rules_for("onnxruntime"), Scheme("mixed", "static"), [(ids,)], (4, 2))
     assert [layer.kind for layer in layers] == ["embedding", "conv", "linear", "linear"]
     assert all(layer.int4_noise is not None and layer.int4_noise > 4 * layer.noise for layer in layers)
     return folder, ids, tuple(layer.node for layer in layers)
 
 
-def requested(saved: tuple[Path, Tensor, tuple[str, ...]], runtime: str, int4: tuple[str, ...], **options: object) -> ExportRequest:
+def requested(
+    saved: tuple[Path, Tensor, tuple[str, ...]], runtime: str, int4: tuple[str, ...], int2: tuple[str, ...] = (), **options: object
+) -> ExportRequest:
     folder, ids, _ = saved
     target = Target("phone", runtime, "CPU", "mixed", options)
-    scheme = Scheme("mixed", "static", int4_layers=int4)
+    scheme = Scheme("mixed", "static", int4_layers=int4, int2_layers=int2)
     return ExportRequest(folder / "model.pt2", SIGNATURE, folder / "statistics", target, scheme, (ids[:4].numpy(),))
 
 
@@ -85,6 +87,19 @@ def test_4_bits_halve_the_file_and_run_in_the_same_integer_kernels(
     assert (narrow.int8, narrow.int8_macs_share) == (kernels.int8, kernels.int8_macs_share) and narrow.int8 > 0
 
 
+@pytest.mark.parametrize("runtime", ["onnxruntime", "openvino"])
+def test_2_bits_are_a_quarter_and_run_in_the_same_integer_kernels(
+    runtime: str, saved: tuple[Path, Tensor, tuple[str, ...]], tmp_path: Path
+) -> None:
+    _, ids, (*nodes, head) = saved
+    _, whole, kernels, size = answers(requested(saved, runtime, ()), ids, tmp_path / "eight")
+    found, expected, narrow, smaller = answers(requested(saved, runtime, (head,), tuple(nodes)), ids, tmp_path / "two")
+    weights = ROWS * WIDTH + 96 * WIDTH * 3 + 96 * 128
+    assert size - smaller == pytest.approx(weights * 3 / 4, rel=0.03)
+    assert np.abs(found - expected).max() < 0.05 * np.abs(expected).max() < np.abs(whole - expected).max() * 10
+    assert narrow.int8_macs_share == kernels.int8_macs_share == 1
+
+
 def test_only_the_layers_that_were_named_have_4_bits(saved: tuple[Path, Tensor, tuple[str, ...]], tmp_path: Path) -> None:
     _, _, (_, conv, *_) = saved
     EXPORTERS.get("onnxruntime")().export(requested(saved, "onnxruntime", (conv,)), tmp_path)
@@ -102,7 +117,11 @@ def test_an_opset_and_a_runtime_without_4_bit_weights_are_refused(saved: tuple[P
         Scheme("mixed", "static", float_layers=nodes[1:2], int4_layers=nodes)
     with pytest.raises(ConfigError, match=r"'weights' cannot store single layers in 4 bits"):
         Scheme("mixed", "weights", int4_layers=nodes)
+    with pytest.raises(ConfigError, match=r"cannot be in 4 bits and in 2 bits"):
+        Scheme("mixed", "static", int4_layers=nodes, int2_layers=nodes[:1])
     exporter = EXPORTERS.get("litert")()
     if exporter.supports().usable:
         with pytest.raises(ExportError, match=r"cannot store single layers in 4 bits: its runtime has 8 bits and float"):
             exporter.export(requested(saved, "litert", nodes), tmp_path / "other")
+        with pytest.raises(ExportError, match=r"cannot store single layers in 2 bits: its runtime has 8 bits and float"):
+            exporter.export(requested(saved, "litert", (), nodes[:1]), tmp_path / "other")

@@ -87,8 +87,8 @@ def test_sets_to_try_grow_from_the_cheapest_that_quietens_most_to_all_but_one_la
     assert front([layer("only", 1.0, 1.0)], 4) == [] and front([layer("a", 0.0, 0.5), layer("b", 0.0, 0.5)], 4) == [Assignment(("b",))]
 
 
-def narrow(node: str, noise: float, int4_noise: float, weights: int, kind: str = "conv") -> Sensitivity:
-    return Sensitivity(node, node, kind, 0.1, weights, 10, noise, int4_noise)
+def narrow(node: str, noise: float, int4_noise: float, weights: int, kind: str = "conv", int2_noise: float | None = None) -> Sensitivity:
+    return Sensitivity(node, node, kind, 0.1, weights, 10, noise, int4_noise, int2_noise)
 
 
 NARROW = [narrow("stem", 1e-4, 1e-1, 500), narrow("body", 1e-5, 1e-3, 5000), narrow("words", 1e-6, 1e-4, 9000, kind="embedding")]
@@ -100,6 +100,15 @@ def test_room_below_8_bits_is_found_in_the_4_bits_that_add_the_least_noise() -> 
     assert within(NARROW, 4, -7250) == Assignment((), ("stem", "body", "words")) and within(NARROW, 4, -7251) is None
     kept = within(NARROW, 4, -1000)
     assert kept == Assignment(("stem",), ("words",)), "what the table saves buys float where 8 bits are loudest"
+
+
+def test_room_below_4_bits_is_found_in_the_2_bits_that_add_the_least_noise() -> None:
+    body, words = narrow("body", 1e-5, 1e-3, 5000, int2_noise=1e-1), narrow("words", 1e-6, 1e-4, 9000, "embedding", int2_noise=2e-2)
+    layers = [NARROW[0], body, words]
+    assert within(layers, 4, -8000) == Assignment((), ("body",), ("words",)), "2 bits for the table leave the body in 4"
+    assert within(layers, 4, -10750) == Assignment((), ("stem",), ("body", "words")) and within(layers, 4, -10751) is None
+    assert front(layers, 4)[0] == Assignment((), ("stem",), ("body", "words"))
+    assert within(layers, 4, -4500) == Assignment((), ("words",)), "4 bits where they reach"
 
 
 def test_a_front_with_4_bits_begins_with_all_of_them_and_never_keeps_a_table_in_float() -> None:

@@ -75,7 +75,7 @@ def test_one_layer_alone_costs_what_a_rendering_of_that_layer_alone_does(name: s
 def test_a_4_bit_weight_alone_costs_what_a_rendering_of_it_alone_does() -> None:
     rules, program, inputs = bare("tensorrt"), program_of("residual"), samples_of("residual", 32)
     statistics = calibrate(program, [samples_of("residual", 64)])
-    layers = sensitivities(program, statistics, rules, STATIC, [inputs], int4=True)
+    layers = sensitivities(program, statistics, rules, STATIC, [inputs], (4,))
     (exact,) = outputs_of(program.module(), inputs)
     narrow = [layer for layer in layers if layer.int4_noise is not None]
     assert {layer.weights for layer in layers} - {layer.weights for layer in narrow} == {216, 128, 80}, "small weights gain nothing"
@@ -88,6 +88,29 @@ def test_a_4_bit_weight_alone_costs_what_a_rendering_of_it_alone_does() -> None:
         (found,) = outputs_of(module, inputs)
         ratio = float((found - exact).square().sum() / exact.square().sum())
         assert ratio == pytest.approx(layer.int4_noise, rel=0.2) and layer.int4_noise > 4 * layer.noise
+
+
+def test_a_2_bit_weight_alone_costs_what_a_rendering_of_it_alone_does() -> None:
+    torch.manual_seed(0)
+    net = torch.nn.Sequential(
+        torch.nn.Linear(64, 96), torch.nn.ReLU(), torch.nn.Linear(96, 64), torch.nn.ReLU(), torch.nn.Linear(64, 7)
+    ).eval()
+    with torch.no_grad():
+        net[2].weight[torch.rand(64, 96) < 0.5] = 0
+    inputs = (torch.randn(64, 64),)
+    program = torch.export.export(net, inputs, dynamic_shapes=({0: torch.export.Dim.DYNAMIC},))
+    rules, statistics = bare("tensorrt"), calibrate(program, [inputs])
+    layers = sensitivities(program, statistics, rules, STATIC, [inputs], (4, 2))
+    first, sparse, small = layers
+    assert sparse.int2_noise is None and sparse.int4_noise is not None, "2 bits have no zero for the half that is"
+    assert small.int2_noise is None and first.int2_noise is not None
+    scheme = replace(STATIC, float_layers=(sparse.node, small.node), int2_layers=(first.node,))
+    module = render(program, statistics, rules, scheme).module
+    (weight,) = (tensor for tensor in module.buffers() if tensor.dtype == torch.int8 and tensor.dim() == 2)
+    assert sorted(weight.unique().tolist()) == [-3, -1, 1, 3] and bool((weight.abs() == 3).any(dim=1).all())
+    (found,), (exact,) = outputs_of(module, inputs), outputs_of(program.module(), inputs)
+    ratio = float((found - exact).square().sum() / exact.square().sum())
+    assert ratio == pytest.approx(first.int2_noise, rel=0.05) and first.int2_noise > 4 * (first.int4_noise or 0) > 0
 
 
 def bare(runtime: str) -> QuantRules:
