@@ -19,8 +19,9 @@ from edgepress.targets.errors import EdgepressError, QuantizationError
 from edgepress.targets.nouns import Scheme
 from edgepress.validators.runtimes import RUNTIMES
 
-#: How often a budget of bytes is tightened by what the exported file has too much.
-_CORRECTIONS = 4
+#: How often a budget of bytes is tightened by what the exported file has too much, each time by twice as many times that: other layers
+#: than before may take the room, and what their nodes take is not in the sums.
+_CORRECTIONS = 7
 
 
 class MixedLayers(FloatLayers):
@@ -59,7 +60,7 @@ class MixedLayers(FloatLayers):
             return base
         limit = ratio * _bytes(original)
         room = limit - _bytes(base.export)
-        for _ in range(_CORRECTIONS):
+        for correction in range(_CORRECTIONS):
             found = self._assigned(base, layers, room)
             if not found or not _named(found[0]):
                 break
@@ -69,7 +70,7 @@ class MixedLayers(FloatLayers):
                 over = _bytes(candidate.export) - limit if candidate.export else limit
                 if over <= 0:
                     return candidate
-            room -= over
+            room -= over * 2**correction
         return self._smallest(base, layers, ratio, _bytes(original))
 
     def _smallest(self, base: Candidate, layers: Result, ratio: float, whole: int) -> Candidate:
