@@ -39,6 +39,8 @@ from edgepress.targets.nouns import Signature
 #: Case -> folder of the case, factory, and the scheme that its integers have.
 CASES = {"resnet56": ("cifar10", "resnet56", "static"), "minilm": ("sst2", "minilm", "static-matmul")}
 CALIBRATION, SELECTION = 512, 512
+#: The largest drop that is drawn, in percentage points.
+_LOWEST = 3.0
 
 
 @dataclass(frozen=True)
@@ -74,7 +76,8 @@ class Case:
         self._folder, self._factory, self._scheme = CASES[name]
         self._name, self._runtime, self._cases, self._work = name, runtime, cases, work
         self._prepared: Prepared
-        self._count, self._unseen, self._exact = unseen, None, np.empty(0)
+        self._count, self._exact = unseen, np.empty(0)
+        self._unseen: Unseen | None = None
 
     def run(self, **quantize: Any) -> TargetRun:
         """The target of a recipe, compressed and scored on the validation set; nothing is timed."""
@@ -167,7 +170,7 @@ def _made(point: Point | int) -> Point:
 
 
 def line(points: Sequence[Point], size: int, quantity: str) -> float | None:
-    """The drop or SQNR of the uniform models at a size, between two of them on the straight line; None where none is as small."""
+    """A quantity of the uniform models at a size, between two of them on the straight line; None where none is as small."""
     uniform = sorted((point for point in points if point.uniform), key=lambda point: point.size)
     below = [point for point in uniform if point.size <= size]
     above = [point for point in uniform if point.size > size]
@@ -180,25 +183,45 @@ def line(points: Sequence[Point], size: int, quantity: str) -> float | None:
 
 def table(name: str, runtime: str, points: Sequence[Point]) -> str:
     """Markdown."""
-    lines = [f"**{name}, {runtime}**\n", "| weights | bytes | of fp16 | layers | drop (95 %) | line | SQNR | line |", f"|{'---|' * 8}"]
+    titles = [
+        "weights",
+        "bytes",
+        "of fp16",
+        "layers",
+        "drop (95 %)",
+        "line",
+        "unseen (95 %)",
+        "line",
+        "another class",
+        "line",
+        "SQNR",
+        "line",
+    ]
+    lines = [f"**{name}, {runtime}**\n", f"| {' | '.join(titles)} |", f"|{'---|' * len(titles)}"]
     for point in points:
-        drop, sqnr = (None if point.uniform else line(points, point.size, quantity) for quantity in ("drop", "sqnr"))
         cells = [point.label, f"{point.size:,}", f"{point.size / points[0].size:.3f}", point.bits]
-        cells += [f"{point.drop:+.2f} pp ({point.low:+.2f} to {point.high:+.2f})", "" if drop is None else f"{drop:+.2f} pp"]
-        cells += [f"{point.sqnr:.1f} dB", "" if sqnr is None else f"{sqnr:.1f} dB"]
+        said = {
+            "drop": ("{:+.2f} pp", f" ({point.low:+.2f} to {point.high:+.2f})"),
+            "unseen": ("{:+.2f} pp", f" ({point.unseen_low:+.2f} to {point.unseen_high:+.2f})"),
+            "other": ("{:.2f} %", ""),
+            "sqnr": ("{:.1f} dB", ""),
+        }
+        for quantity, (form, interval) in said.items():
+            between = None if point.uniform else line(points, point.size, quantity)
+            cells += [form.format(getattr(point, quantity)) + interval, "" if between is None else form.format(between)]
         lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines) + "\n"
 
 
 def svg(panels: Sequence[tuple[str, Sequence[Point]]]) -> str:
-    """Size against drop: the line of the uniform models, and the solver's, with their intervals."""
+    """Size against drop: the line of the uniform models, and the solver's, with intervals, down to `_LOWEST`."""
     width, height, left, right, top, bottom = 420.0, 240.0, 56.0, 400.0, 34.0, 200.0
     style = (
         "<style>text{font:11px sans-serif;fill:#333}.a{stroke:#999}.u{stroke:#3f5b86;fill:#3f5b86}.m{stroke:#17703c;fill:#17703c}</style>"
     )
-    drawn = [style]
+    drawn = [style, f'<clipPath id="panel"><path d="M0 {top}H{width}V{bottom}H0Z"/></clipPath>']
     for index, (title, points) in enumerate(panels):
-        low, high = min(0.0, *(point.low for point in points)), max(0.5, *(point.high for point in points))
+        low, high = min(0.0, *(point.low for point in points)), min(max(0.5, *(point.high for point in points)), _LOWEST)
         base = points[0].size
 
         def x(point: Point, base: int = base) -> float:
@@ -212,13 +235,13 @@ def svg(panels: Sequence[tuple[str, Sequence[Point]]]) -> str:
         drawn.append(
             f'<g transform="translate(0 {index * height:.0f})"><text x="{left}" y="16">{title}: drop (pp, down is worse) by size</text>'
         )
-        drawn.append(f'<polyline class="u" style="fill:none" points="{path}"/>')
+        drawn.append(f'<g clip-path="url(#panel)"><polyline class="u" style="fill:none" points="{path}"/></g>')
         drawn += [
             f'<text x="{left - 6}" y="{y(drop) + 4:.1f}" text-anchor="end">{drop:+.1f}</text>'
             f'<path class="a" d="M{left} {y(drop):.1f}H{right}" stroke-dasharray="2 3"/>'
             for drop in sorted({0.0, round(low, 1), round(high, 1)})
         ]
-        for point in points:
+        for point in (point for point in points if point.high <= _LOWEST):
             colour, at = "u" if point.uniform else "m", x(point)
             drawn.append(f'<path class="{colour}" d="M{at:.1f} {y(point.low):.1f}V{y(point.high):.1f}" opacity=".4"/>')
             drawn.append(f'<circle class="{colour}" cx="{at:.1f}" cy="{y(point.drop):.1f}" r="3.5"><title>{point.label}</title></circle>')
@@ -237,6 +260,7 @@ def main() -> int:
     parser.add_argument("--case", nargs="+", choices=CASES, default=list(CASES))
     parser.add_argument("--runtime", nargs="+", choices=("onnxruntime", "openvino"), default=["onnxruntime", "openvino"])
     parser.add_argument("--budget", type=float, nargs="+", default=[0.5, 0.35, 0.25], help="shares of the fp16 file")
+    parser.add_argument("--unseen", type=int, default=4096, help="training samples that took part in nothing, to compare classes on")
     parser.add_argument("--store", type=Path, help="keeps results between calls; a fresh folder by default")
     parser.add_argument("--svg", type=Path, help="also draw the tables into this file")
     arguments = parser.parse_args()
@@ -249,7 +273,7 @@ def main() -> int:
     panels = []
     for name in arguments.case:
         for runtime in arguments.runtime:
-            points = Case(name, runtime, cases, work).points(arguments.budget)
+            points = Case(name, runtime, cases, work, arguments.unseen).points(arguments.budget)
             panels.append((f"{name}, {runtime}", points))
             print(table(name, runtime, points), flush=True)
     if arguments.svg:
