@@ -1,6 +1,6 @@
 """Files against the float model on training samples that neither calibration nor any choice has seen, more of them than validation has.
 
-The float model knows these samples, so it is right about nearly all of them, and a drop is smaller than on a validation set. How often a
+The float model was trained on these samples, so a drop is not what it is on a validation set: compare files with each other. How often a
 file answers another class than the float file does needs no labels and counts what a drop nets out.
 """
 
