@@ -115,16 +115,17 @@ def _rewrite(graph: Graph, changed: Collection[str], table: Table) -> bool:
                     return False
                 _replace(node, pieces)
             elif stale and node.op == "call_function":
-                node.meta.update(_described(_call(node, node.target, _value)))
+                node.meta.update(described(_call(node, node.target, value_in)))
     return True
 
 
-def _described(value: torch.Tensor) -> dict[str, Any]:
+def described(value: Any) -> dict[str, Any]:
     """What tracing writes on a node of this value."""
-    return {"val": value, "tensor_meta": _extract_tensor_metadata(value)}
+    return {"val": value} | ({"tensor_meta": _extract_tensor_metadata(value)} if isinstance(value, torch.Tensor) else {})
 
 
-def _value(node: Node) -> Any:
+def value_in(node: Node) -> Any:
+    """What tracing wrote there."""
     return node.meta["val"]
 
 
@@ -140,7 +141,7 @@ def _pieces(node: Node, table: Table, others: Table) -> Graph | None:
         return _call(node, table.get(node.target, node.target), dict(zip(sources, tensors, strict=True)).__getitem__)
 
     try:
-        values = [_value(source) for source in sources]
+        values = [value_in(source) for source in sources]
         graph: Graph = make_fx(call, decomposition_table=others)(*values).graph
         if any(map(_writes, graph.nodes)):
             graph = make_fx(functionalize(call), decomposition_table=others)(*values).graph
@@ -158,7 +159,7 @@ def _replace(node: Node, pieces: Graph) -> None:
         for piece in pieces.nodes:
             if piece.op == "call_function":
                 at[piece] = node.graph.node_copy(piece, at.__getitem__)
-                at[piece].meta = about | _described(piece.meta["val"])
+                at[piece].meta = about | described(piece.meta["val"])
     result = pieces.output_node().args[0]
     assert isinstance(result, Node)
     made = at[result] if result.op == "call_function" else None

@@ -20,10 +20,10 @@ from torch.fx import Graph, GraphModule, Node
 from torch.fx.experimental.symbolic_shapes import ShapeEnv
 from torch.fx.graph import _PyTreeCodeGen
 from torch.fx.node import map_arg
-from torch.fx.passes.shape_prop import _extract_tensor_metadata
 from torch.utils._pytree import tree_flatten, tree_leaves, tree_unflatten
 
 from edgepress.compress.quantize.graph import attribute, op_name
+from edgepress.exporters.decompositions import described, value_in
 from edgepress.targets.nouns import Signature
 
 
@@ -102,10 +102,10 @@ def _lifted(module: GraphModule, arguments: Sequence[torch.Tensor], dynamic: boo
     for name in order:
         kind = "p" if isinstance(tensors[name], torch.nn.Parameter) else "b"
         stored[name] = graph.placeholder(f"{kind}_{name.replace('.', '_')}")
-        stored[name].meta = _described(mode.from_tensor(tensors[name], static_shapes=True))
+        stored[name].meta = described(mode.from_tensor(tensors[name], static_shapes=True))
     for node, value in zip(inputs, values, strict=True):
         known[node] = graph.placeholder(node.name)
-        known[node].meta = _described(value)
+        known[node].meta = described(value)
     with mode, torch.no_grad(), enable_python_dispatcher():  # composites of symbolic sizes have Python implementations
         for node in module.graph.nodes:
             if node.op != "placeholder":
@@ -158,25 +158,16 @@ def _copied(graph: Graph, node: Node, known: Mapping[Node, Any], stored: Mapping
         return graph.output(tuple(map_arg(node.args[0], known.__getitem__)))
     args, kwargs = map_arg(node.args, known.__getitem__), map_arg(node.kwargs, known.__getitem__)
     function: Callable[..., Any] = node.target
-    value = function(*map_arg(args, _value), **map_arg(kwargs, _value))
+    value = function(*map_arg(args, value_in), **map_arg(kwargs, value_in))
     if isinstance(value, bool | int | float):
         return value
     made = graph.create_node("call_function", function, args, kwargs, op_name(node))
-    made.meta = {key: node.meta[key] for key in _KEPT if key in node.meta} | _described(value)
+    made.meta = {key: node.meta[key] for key in _KEPT if key in node.meta} | described(value)
     return made
 
 
 #: Where a node comes from, for the messages of a converter.
 _KEPT = ("stack_trace", "nn_module_stack", "torch_fn")
-
-
-def _value(node: Node) -> Any:
-    return node.meta["val"]
-
-
-def _described(value: Any) -> dict[str, Any]:
-    """What tracing writes on a node of this value."""
-    return {"val": value} | ({"tensor_meta": _extract_tensor_metadata(value)} if isinstance(value, torch.Tensor) else {})
 
 
 def _stored_spec(name: str, node: Node, tensor: torch.Tensor) -> InputSpec:

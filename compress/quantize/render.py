@@ -148,7 +148,7 @@ def _check_fit(module: GraphModule, statistics: Statistics) -> None:
 
 
 def _check_layers(module: GraphModule, scheme: Scheme) -> None:
-    """Layers to keep in float, or to store in 4 bits, exist."""
+    """Layers to keep in float, or to store in 4 or 2 bits, exist."""
     names = {node.name for node in module.graph.nodes}
     ways = ((scheme.float_layers, "keep in float"), (scheme.int4_layers, "store in 4 bits"), (scheme.int2_layers, "store in 2 bits"))
     for layers, what in ways:
