@@ -13,7 +13,7 @@ from edgepress.targets.rules import INT4_METHODS, REFINERS, ROUNDINGS
 
 #: What may be done to weights, biases and ranges before they become integers, in the order in which it is done.
 Algorithm = Literal["equalize", "lsq", "adaround", "gptq", "brecq", "bias-correction"]
-Observer = Literal["histogram", "minmax", "moving-average", "percentile", "entropy", "mse"]
+Observer = Literal["auto", "histogram", "minmax", "moving-average", "percentile", "entropy", "mse"]
 Criterion = Literal["taylor", "fisher", "l1", "l2", "bn_scale", "activation", "random"]
 Unit = Literal["channels", "heads", "head_dims", "neurons", "groups", "group_channels"]
 #: What a student may copy of its teacher (`compress.distill.objective`).
@@ -189,7 +189,7 @@ class QuantizeConfig(Strict):
     precision: Precision = "int8"
     method: Literal["ptq", "qat", "best", "rtn", "gptq", "awq"] = "ptq"
     group: Group = 32
-    observer: Observer = "histogram"
+    observer: Observer = "auto"
     algorithms: list[Algorithm] = Field(default_factory=list)
     scheme: Literal["auto", "static", "static-matmul", "dynamic", "weights"] = "auto"
     max_drop: Points = 0.5

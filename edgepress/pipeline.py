@@ -91,7 +91,7 @@ class Pipeline:
         return Origin(data, model, reference), original
 
     def _calibrate(self, name: str, model: Result, data: Result) -> Result:
-        observer = self.config.quantize.observer if self.config.quantize else "histogram"
+        observer = (self.config.quantize or QuantizeConfig()).observer
         params = {"observer": observer, "signature": model.value.get("signature")}
         return self._steps.shared(name, "edgepress.steps.quantize:calibrate", params, {"model": model, "data": data})
 

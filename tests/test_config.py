@@ -325,7 +325,7 @@ BAD = [
     ),
     (MINIMAL + STEP + "quantize: {method: gptq}\n", "method 'gptq' rounds 4-bit weights, and no target has them"),
     (MINIMAL + STEP + "quantize: {group: 64}\n", "`group` is of 4-bit weights, and no target has them"),
-    (MINIMAL + STEP + "quantize: {observer: median}\n", "Write one of: histogram, minmax, moving-average, percentile, entropy, mse."),
+    (MINIMAL + STEP + "quantize: {observer: median}\n", "Write one of: auto, histogram, minmax, moving-average, percentile, entropy, mse."),
     (MINIMAL + STEP + "quantize\n  - quantize\n", "a second quantize step"),
     (MINIMAL.replace("- onnxruntime", "- openvino") + STEP + "quantize: {scheme: dynamic}\n", "target 'openvino' has no scheme 'dynamic'"),
     (MINIMAL + "compress: quantize\n", "compress: 'quantize' is not a list"),
@@ -454,7 +454,7 @@ def test_any_bytes_load_or_are_a_config_error(tmp_path: Path, content: bytes) ->
     st.fixed_dictionaries(
         {
             "precision": st.sampled_from(["fp16", "int8", "int8-weights"]),
-            "observer": st.sampled_from(["histogram", "minmax", "entropy"]),
+            "observer": st.sampled_from(["auto", "histogram", "minmax", "entropy"]),
             "scheme": st.sampled_from(["auto", "static", "weights"]),
         }
     ),

@@ -16,6 +16,9 @@ CANDIDATES = 256
 #: Share of the values that the percentile observer keeps inside the range.
 PERCENTILE = 0.9999
 
+#: The observer that chooses ranges by what is left of their tensors' errors at the outputs of the model.
+WEIGHTED = "auto"
+
 Range = tuple[float, float]
 
 
@@ -139,6 +142,7 @@ def _clipping(histogram: Histogram, limits: np.ndarray, sign: int) -> np.ndarray
 
 
 OBSERVERS: dict[str, Callable[[Histogram, bool], Range]] = {
+    WEIGHTED: least_squares,
     "histogram": least_squares,
     "minmax": minmax,
     "moving-average": moving_average,

@@ -42,7 +42,7 @@ def smooth(module: GraphModule, statistics: Statistics, rules: QuantRules, float
         if all(layer.name in float_layers for layer in layers):
             continue
         if kind_of(root_of(tensor)) is None and tensor.op == "call_function" and tensor.name in statistics.channels:
-            choice = _choose(module, layers, statistics.channels[tensor.name], rules)
+            choice = _choose(module, tensor, layers, statistics, rules)
             if choice is not None:
                 _apply(module, tensor, layers, choice)
 
@@ -61,14 +61,13 @@ def _free(module: GraphModule, layer: Node) -> bool:
     return kind_of(layer) in HEAVY and constant(module, layer.args[1]) is not None and len(layer.args[1].users) == 1
 
 
-def _choose(module: GraphModule, layers: list[Node], channels: np.ndarray, rules: QuantRules) -> _Choice | None:
+def _choose(module: GraphModule, tensor: Node, layers: list[Node], statistics: Statistics, rules: QuantRules) -> _Choice | None:
     """The factors with the smallest predicted error, None where plain rounding is nearly as good."""
-    weights = weights_of(module, layers)
+    weights, channels = weights_of(module, layers), statistics.channels[tensor.name]
     scale, error = best_scale(weights, channels, rules)
     if error >= _error(weights, channels, np.ones(channels.shape[1]), rules) * WORTH:
         return None
-    low, high = float((channels[0] / scale).min()), float((channels[1] / scale).max())
-    return _Choice(scale, (min(low, 0.0), max(high, 0.0)))
+    return _Choice(scale, statistics.scaled_range(tensor.name, scale, rules.activation_symmetric))
 
 
 def best_scale(weights: np.ndarray, channels: np.ndarray, rules: QuantRules) -> tuple[np.ndarray, float]:

@@ -38,6 +38,7 @@ def spread_outliers(module: GraphModule, statistics: Statistics, rules: QuantRul
     that no op is added. A layer whose weights are mostly zeros keeps its pattern, and what one of `float_layers` reads stays as it is.
     """
     channels, split = dict(statistics.channels), {}
+    weights = dict(statistics.weights.channels) if statistics.weights else {}
     for tensor, layers in readers(module).items():
         path = _path_to(module, tensor, layers)
         if path and tensor.name in channels and not any(layer.name in float_layers for layer in layers):
@@ -45,8 +46,11 @@ def spread_outliers(module: GraphModule, statistics: Statistics, rules: QuantRul
             if index is not None:
                 _widen(module, path, layers, index)
                 channels[tensor.name] = _of_copies(channels[tensor.name], index)
+                if tensor.name in weights:
+                    weights[tensor.name] = weights[tensor.name][index] / np.bincount(index)[index, None].astype(np.float32)
                 split.update(dict.fromkeys(layers, index))
-    smooth(module, replace(statistics, channels=channels), rules, float_layers)
+    held = statistics.weights and replace(statistics.weights, channels=weights)
+    smooth(module, replace(statistics, channels=channels, weights=held), rules, float_layers)
     for layer, index in split.items():
         _set(module, layer.args[1], _round_apart(_held(module, layer.args[1]), index, rules))
 

@@ -14,14 +14,15 @@ from torch.fx import GraphModule, Interpreter, Node
 
 from edgepress.compress.quantize.graph import SAME_VALUES, is_float, layer_of, op_name
 from edgepress.compress.quantize.histogram import BINS, Histogram
-from edgepress.compress.quantize.observers import OBSERVERS, Range, choose_range
+from edgepress.compress.quantize.observers import OBSERVERS, WEIGHTED, Range, choose_range
+from edgepress.compress.quantize.output_weights import SAMPLES, OutputWeights, scaled_histogram, weigh
 from edgepress.compress.quantize.prepare import canonical_module
 from edgepress.targets.errors import QuantizationError
 
 _NUMBERS = ("minimum", "maximum", "moving_minimum", "moving_maximum")
 _COUNTS = ("zeros", "infinities", "total")
 _EMPTY = -(2**31)
-_CORRECTION = "correction/"
+_CORRECTION, _WEIGHTS, _CHANNEL_WEIGHTS = "correction/", "weights/", "channel-weights/"
 
 
 @dataclass(frozen=True)
@@ -35,6 +36,7 @@ class Statistics:
         channels: name of a tensor that linear layers read -> float64 (3, channels): minimum, maximum and mean square per channel.
         corrections: weights, biases and ranges chosen for one runtime and scheme by `layerwise.refine`; see
             `corrections.apply_corrections` and `sharing.RANGE_PART`.
+        weights: what values weigh at the outputs; None unless ranges are chosen by that.
     """
 
     observer: str
@@ -42,10 +44,20 @@ class Statistics:
     histograms: Mapping[str, Histogram]
     channels: Mapping[str, np.ndarray]
     corrections: Mapping[str, np.ndarray] = field(default_factory=dict)
+    weights: OutputWeights | None = None
 
     def range_of(self, name: str, symmetric: bool) -> Range:
         """The range (low, high) that integers should cover for the tensor `name`, zero included."""
-        return choose_range(self.histograms[name], self.observer, symmetric)
+        weighted = self.weights.tensors.get(name) if self.weights else None
+        return choose_range(weighted or self.histograms[name], self.observer, symmetric)
+
+    def scaled_range(self, name: str, scale: np.ndarray, symmetric: bool) -> Range:
+        """The range for the tensor `name` after its channels were divided by `scale`, float64 (channels,)."""
+        channels = self.channels[name]
+        weights = self.weights.channels.get(name) if self.weights else None
+        if weights is None:
+            return min(float((channels[0] / scale).min()), 0.0), max(float((channels[1] / scale).max()), 0.0)
+        return choose_range(scaled_histogram(weights, channels, scale), self.observer, symmetric)
 
     def save(self, path: Path) -> None:
         """Write one safetensors file; the same statistics give the same bytes."""
@@ -61,9 +73,13 @@ class Statistics:
             "channels": np.concatenate([np.zeros((3, 0)), *(self.channels[name] for name in sorted(self.channels))], axis=1),
         }
         tensors |= {f"{_CORRECTION}{name}": value for name, value in sorted(self.corrections.items())}
+        if self.weights is not None:
+            tensors |= {f"{_WEIGHTS}{name}": held.counts for name, held in sorted(self.weights.tensors.items())}
+            tensors |= {f"{_CHANNEL_WEIGHTS}{name}": table for name, table in sorted(self.weights.channels.items())}
         widths = [(name, self.channels[name].shape[1]) for name in sorted(self.channels)]
-        header = json.dumps({"observer": self.observer, "samples": self.samples, "names": names, "channels": widths}, sort_keys=True)
-        save_file(tensors, str(path), metadata={"edgepress.statistics": header})
+        header = {"observer": self.observer, "samples": self.samples, "names": names, "channels": widths}
+        header["weighted"] = self.weights is not None
+        save_file(tensors, str(path), metadata={"edgepress.statistics": json.dumps(header, sort_keys=True)})
 
     @staticmethod
     def load(path: Path) -> Statistics:
@@ -78,15 +94,21 @@ class Statistics:
             with safe_open(str(path), framework="numpy") as file:
                 header = json.loads(file.metadata()["edgepress.statistics"])
                 tensors = {key: file.get_tensor(key) for key in ("counts", "exponents", "numbers", "totals", "channels")}
-                stored = [key for key in file.keys() if key.startswith(_CORRECTION)]  # noqa: SIM118 (a file, not a mapping)
-                corrections = {key.removeprefix(_CORRECTION): file.get_tensor(key) for key in stored}
+                corrections, weighted, of_channels = (_under(prefix, file) for prefix in (_CORRECTION, _WEIGHTS, _CHANNEL_WEIGHTS))
         except (OSError, SafetensorError, KeyError, TypeError) as error:
             raise QuantizationError(f"{path} holds no calibration statistics", str(error), "Calibrate again.") from error
         histograms = {name: _row(tensors, index) for index, name in enumerate(header["names"])}
         ends = np.cumsum([width for _, width in header["channels"]], dtype=np.int64)[:-1]
         pieces = np.split(tensors["channels"], ends, axis=1) if header["channels"] else []
         channels = {name: piece for (name, _), piece in zip(header["channels"], pieces, strict=True)}
-        return Statistics(header["observer"], header["samples"], histograms, channels, corrections)
+        of_tensors = {name: histograms[name].weighted(counts) for name, counts in weighted.items()}
+        weights = OutputWeights(of_tensors, of_channels) if header["weighted"] else None
+        return Statistics(header["observer"], header["samples"], histograms, channels, corrections, weights)
+
+
+def _under(prefix: str, file: Any) -> dict[str, np.ndarray]:
+    """The tensors of a safetensors file whose names have a prefix, by the rest of their names."""
+    return {key.removeprefix(prefix): file.get_tensor(key) for key in file.keys() if key.startswith(prefix)}  # noqa: SIM118 (a file)
 
 
 def _row(tensors: Mapping[str, np.ndarray], index: int) -> Histogram:
@@ -96,8 +118,10 @@ def _row(tensors: Mapping[str, np.ndarray], index: int) -> Histogram:
     return Histogram(tensors["counts"][index], None if exponent == _EMPTY else exponent, **numbers, **totals)  # type: ignore[arg-type]
 
 
-def calibrate(program: torch.export.ExportedProgram, batches: Iterable[Sequence[Any]], observer: str = "histogram") -> Statistics:
+def calibrate(program: torch.export.ExportedProgram, batches: Iterable[Sequence[Any]], observer: str = WEIGHTED) -> Statistics:
     """Run samples through the float model once and keep extremes and a histogram of every float tensor.
+
+    Where `observer` is `auto`, some of them are run once more with gradients, see `output_weights`.
 
     Args:
         program: float, eval mode.
@@ -112,16 +136,22 @@ def calibrate(program: torch.export.ExportedProgram, batches: Iterable[Sequence[
     """
     if observer not in OBSERVERS:
         raise QuantizationError(f"unknown observer {observer!r}", remedy=f"Use one of {', '.join(OBSERVERS)}.")
-    recorder = _Recorder(canonical_module(program))
-    samples = 0
+    module = canonical_module(program)
+    recorder = _Recorder(module)
+    samples, kept = 0, []
     with torch.no_grad():
         for batch in batches:
             inputs = [item if isinstance(item, torch.Tensor) else torch.from_numpy(np.asarray(item)) for item in batch]
             recorder.run(*inputs)
+            if observer == WEIGHTED and samples < SAMPLES:
+                kept.append([item[: SAMPLES - samples].clone() for item in inputs])
             samples += len(inputs[0])
     if not samples:
         raise QuantizationError("calibration got no samples", remedy="Set data.calibration.samples to 1 or more.")
-    return Statistics(observer, samples, recorder.histograms, recorder.channels())
+    channels = recorder.channels()
+    some = [torch.cat(pieces) for pieces in zip(*kept, strict=True)]
+    weights = weigh(module, some, recorder.histograms, channels, samples) if observer == WEIGHTED else None
+    return Statistics(observer, samples, recorder.histograms, channels, weights=weights)
 
 
 class _Recorder(Interpreter):  # type: ignore[misc]

@@ -51,7 +51,7 @@ def test_doubling_the_range_merges_neighbours_without_losing_a_count(values: lis
     histogram = filled(values)
     before = histogram.counts.copy()
     assert histogram.exponent is not None
-    histogram._cover(2.0 ** (histogram.exponent + doublings - 1))
+    histogram.cover(2.0 ** (histogram.exponent + doublings - 1))
     assert histogram.counts.sum() == before.sum()
     if doublings == 1:
         assert np.array_equal(histogram.counts[BINS // 2 : BINS // 2 + BINS], before.reshape(-1, 2).sum(1))

@@ -81,7 +81,7 @@ def learnt(name: str, rules: QuantRules, learning: RangeLearning = QUICK) -> tup
 @pytest.mark.parametrize("runtime", RUNTIMES)
 def test_outliers_that_nobody_reads_no_longer_cost_the_others_their_integers(runtime: str) -> None:
     program, rules, seen, judged = outliers(), replace(rules_for(runtime), smooth=False), inputs(128), inputs(200)
-    calibrated = calibrate(program, [seen])
+    calibrated = calibrate(program, [seen], "histogram")
     after = refine(program, calibrated, rules, STATIC, [seen], [RangeLearning(0, RangeOptions(steps=120, lr=0.15))])
     assert error(program, after, rules, judged) < 0.5 * error(program, calibrated, rules, judged)
 
@@ -121,7 +121,7 @@ def test_ranges_that_learning_does_not_help_stay_as_calibrated(name: str) -> Non
 def test_a_block_is_rounded_for_the_ranges_that_were_learnt_and_both_are_kept() -> None:
     rules = replace(rules_for("onnxruntime"), weight_min=-7, weight_max=7, activation_max=15)
     program, seen, judged = program_of("residual"), samples_of("residual", 64), samples_of("residual", 96)
-    calibrated, rounding = calibrate(program, [seen]), BlockReconstruction(0, RoundingOptions(steps=60, lr=0.1))
+    calibrated, rounding = calibrate(program, [seen], "histogram"), BlockReconstruction(0, RoundingOptions(steps=60, lr=0.1))
     alone, both = (
         refine(program, calibrated, rules, STATIC, [seen], each)
         for each in ([rounding], [RangeLearning(0, RangeOptions(steps=100)), rounding])
@@ -152,7 +152,7 @@ def test_constant_activations_are_left_alone_and_no_samples_are_refused() -> Non
 def test_the_file_for_onnx_runtime_has_the_learnt_ranges(tmp_path: Path) -> None:
     onnx = pytest.importorskip("onnx")
     program, rules, seen = outliers(), rules_for("onnxruntime"), inputs(32)
-    before = calibrate(program, [seen])
+    before = calibrate(program, [seen], "histogram")
     after = refine(program, before, rules, STATIC, [seen], [QUICK])
     torch.export.save(program, tmp_path / "model.pt2")
     after.save(tmp_path / "statistics")

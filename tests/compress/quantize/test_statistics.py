@@ -34,7 +34,7 @@ def test_the_same_samples_give_the_same_file_and_the_file_reads_back(tmp_path: P
     loaded = Statistics.load(paths[0])
     loaded.save(paths[2])
     assert paths[0].read_bytes() == paths[1].read_bytes() == paths[2].read_bytes()
-    assert loaded.observer == "histogram" and loaded.samples == 6
+    assert loaded.observer == "auto" and loaded.samples == 6
 
 
 def test_size_does_not_grow_with_samples(tmp_path: Path) -> None:
