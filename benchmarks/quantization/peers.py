@@ -4,7 +4,9 @@
 
 All see the same 512 training samples. Drops are percentage points on the whole validation set, paired with the float model, with their
 95 % interval. `x fp32` is latency over that of the float file in the same runtime, batch 1, 1 thread, in ABBA order with a 95 % bootstrap
-interval; where the runtime cannot be timed here it says so. Seconds are wall time of the quantizer alone on a float file that is there.
+interval; where the runtime cannot be timed here it says so. `ours / it` is the same of edgepress's file of the same kind (its first, where
+there is none) over a peer's, in interleaved pairs of the two: rows of `x fp32` have a window each. Seconds are wall time of the quantizer
+alone on a float file that is there.
 `--noise` measures nothing of that but, on training samples kept apart, the noise of the outputs: mean squared difference to the
 float model over the outputs' variance, and how many samples have more than one largest output. Prints Markdown.
 """
@@ -196,23 +198,29 @@ def main() -> int:
     with TemporaryDirectory() as temporary:
         case = load_case(root, arguments.case, Path(temporary))
         print(f"calibration of edgepress, once for all runtimes: {case.seconds:.1f} s\n")
-        columns = ["noise", "ties"] if arguments.noise else ["drop (95 %)", "x fp32", "MB", "s"]
+        columns = ["noise", "ties"] if arguments.noise else ["drop (95 %)", "x fp32", "ours / it", "MB", "s"]
         print(f"| runtime | quantizer | {' | '.join(columns)} |\n|{'---|' * (2 + len(columns))}", flush=True)
         for runtime in arguments.runtime or RUNTIMES_COMPARED:
             base = Path(temporary) / runtime
             original = _float_file(runtime, case, base, "fp32")
             before = outputs(runtime, *original, case.apart) if arguments.noise else right(runtime, *original, case)
+            ours: dict[str, tuple[Artifact, Path]] = {}
             for tool, kind, folder, made, seconds in candidates(runtime, case, base):
                 cells = f"| {runtime} | {tool}, {kind} |"
                 if isinstance(made, EdgepressError):
-                    print(f"{cells} failed: {made} | | | {seconds:.1f} |", flush=True)
+                    print(f"{cells} failed: {made} | | | | {seconds:.1f} |", flush=True)
                     continue
                 if arguments.noise:
                     print(f"{cells} {noise(runtime, made, folder, case, before)} |", flush=True)
                     continue
                 after = right(runtime, made, folder, case)
-                timed = ratio(runtime, ((made, folder), original), case, arguments.pairs)
-                print(f"{cells} {drop(before, after)} | {timed} | {size(made, folder) / 1e6:.2f} | {seconds:.1f} |", flush=True)
+                timed, direct = ratio(runtime, ((made, folder), original), case, arguments.pairs), ""
+                if tool == "edgepress":
+                    ours[kind] = (made, folder)
+                elif ours:
+                    best = ours.get(kind, next(iter(ours.values())))
+                    direct = ratio(runtime, (best, (made, folder)), case, arguments.pairs)
+                print(f"{cells} {drop(before, after)} | {timed} | {direct} | {size(made, folder) / 1e6:.2f} | {seconds:.1f} |", flush=True)
     return 0
 
 
