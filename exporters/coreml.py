@@ -19,7 +19,7 @@ from torch.export import ExportedProgram
 from edgepress.compress.program import load_program
 from edgepress.exporters import coreml_ops, coreml_package
 from edgepress.exporters.base import Exporter, ExportRequest
-from edgepress.exporters.coreml_import import coremltools
+from edgepress.exporters.coreml_import import coremltools, unchecked
 from edgepress.targets.errors import ExportError
 from edgepress.targets.nouns import Artifact, Scheme, Signature, Support, TensorSpec
 
@@ -140,15 +140,18 @@ def _signature(wanted: Signature, examples: tuple[torch.Tensor, ...], batch: int
 def _convert(program: ExportedProgram, signature: Signature, minimum_os: str, scheme: Scheme) -> Any:
     ct = coremltools()
     precision = ct.precision.FLOAT32 if _compute(scheme) == "float32" else ct.precision.FLOAT16
-    return ct.convert(
-        program,
-        convert_to="mlprogram",
-        inputs=[ct.TensorType(name=spec.name, shape=spec.shape, dtype=np.dtype(spec.dtype).type) for spec in signature.inputs],
-        outputs=[ct.TensorType(name=spec.name, dtype=np.dtype(spec.dtype).type) for spec in signature.outputs],
-        minimum_deployment_target=getattr(ct.target, f"iOS{OPSETS[minimum_os]}"),
-        compute_precision=precision,
-        skip_model_load=True,
-    )
+    with unchecked():
+        model = ct.convert(
+            program,
+            convert_to="mlprogram",
+            inputs=[ct.TensorType(name=spec.name, shape=spec.shape, dtype=np.dtype(spec.dtype).type) for spec in signature.inputs],
+            outputs=[ct.TensorType(name=spec.name, dtype=np.dtype(spec.dtype).type) for spec in signature.outputs],
+            minimum_deployment_target=getattr(ct.target, f"iOS{OPSETS[minimum_os]}"),
+            compute_precision=precision,
+            skip_model_load=True,
+        )
+    model._mil_program.validate()
+    return model
 
 
 def _check_names(model: Any, signature: Signature, target: str) -> None:

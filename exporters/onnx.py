@@ -60,9 +60,9 @@ def lower_to_onnx(
         ExportError: an input's batch cannot be dynamic.
     """
     from edgepress.exporters import onnx_int4
-    from edgepress.exporters.onnx_library import library_unparsed
+    from edgepress.exporters.onnx_library import library_unparsed, rules_by_operator
 
-    with _quiet(), library_unparsed():
+    with _quiet(), library_unparsed(), rules_by_operator():
         program = _exported(module_or_program, samples)
         lowered = torch.onnx.export(
             program,
