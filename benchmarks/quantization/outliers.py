@@ -1,6 +1,7 @@
-"""What scaling and splitting outlier channels take off the noise at MiniLM's logits, by the integers of each runtime.
+"""What choosing ranges by the outputs, scaling and splitting outlier channels take off the noise at MiniLM's logits, by the integers of
+each runtime.
 
-    EDGEPRESS_CASES=… python benchmarks/quantization/outliers.py [--sentences 128] [--runtimes onnxruntime tensorrt]
+    EDGEPRESS_CASES=… python benchmarks/quantization/outliers.py [--sentences 512] [--runtimes onnxruntime tensorrt]
 
 Noise is the mean squared difference of the logits to the float model's over their variance. The rendering runs in PyTorch on training
 sentences of 12 to 32 tokens, calibration sees 512 others of any length. Prints Markdown.
@@ -69,8 +70,8 @@ def main() -> int:
     from safetensors.torch import load_file
 
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--sentences", type=int, default=128)
-    parser.add_argument("--runtimes", nargs="+", default=["onnxruntime", "openvino", "tensorrt", "coreml"])
+    parser.add_argument("--sentences", type=int, default=512)
+    parser.add_argument("--runtimes", nargs="+", default=["onnxruntime", "openvino", "tensorrt", "coreml", "litert"])
     arguments = parser.parse_args()
     case = Path(os.environ.get("EDGEPRESS_CASES", "../shared/cases")) / "sst2"
     if not case.is_dir():
@@ -86,19 +87,21 @@ def main() -> int:
     lengths = data.mask[rest].sum(dim=1)
     judged = rest[(lengths >= SHORTEST) & (lengths <= TOKENS)][: arguments.sentences]
     inputs = (data.ids[judged][:, :TOKENS], data.mask[judged][:, :TOKENS])
-    statistics = calibrate(exported(model, (data.ids[:2], data.mask[:2])), pieces((data.ids[seen], data.mask[seen]), 32))
+    longer, calibration = exported(model, (data.ids[:2], data.mask[:2])), (data.ids[seen], data.mask[seen])
+    held = {observer: calibrate(longer, pieces(calibration, 32), observer) for observer in ("histogram", "auto")}
     program = exported(model, tuple(item[:2] for item in inputs))  # its nodes have the names of the longer one's
     exact = logits(program.module(), inputs)
-    print("| runtime | plain | scaled | scaled and split |\n|---|---|---|---|")
+    print("| runtime | observer | plain | scaled | scaled and split |\n|---|---|---|---|---|")
     pays = split_outliers.WORTH
     for runtime in arguments.runtimes:
-        found = []
-        for smooth, worth in ((False, 0.0), (True, 0.0), (True, pays)):
-            split_outliers.WORTH = worth  # copies must take off more than everything, or the share that is shipped
-            simulated = Simulated(program, statistics, replace(rules_for(runtime), smooth=smooth))
-            noise = (logits(simulated.run, inputs) - exact).square().mean() / exact.var(dim=0).mean()
-            found.append(f"{float(noise):.5f}")
-        print(f"| {runtime} | {' | '.join(found)} |", flush=True)
+        for observer, statistics in held.items():
+            found = []
+            for smooth, worth in ((False, 0.0), (True, 0.0), (True, pays)):
+                split_outliers.WORTH = worth  # copies must take off more than everything, or the share that is shipped
+                simulated = Simulated(program, statistics, replace(rules_for(runtime), smooth=smooth))
+                noise = (logits(simulated.run, inputs) - exact).square().mean() / exact.var(dim=0).mean()
+                found.append(f"{float(noise):.5f}")
+            print(f"| {runtime} | {observer} | {' | '.join(found)} |", flush=True)
     return 0
 
 
