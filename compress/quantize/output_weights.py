@@ -9,6 +9,7 @@ takes that of the loss). Random signs sum the outputs up, so that one backward p
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -62,16 +63,17 @@ def weigh(
         samples: how many calibration saw.
 
     Returns:
-        Weights for the tensors that the outputs depend on by gradients; none where an operator has no derivative.
+        Weights for the tensors that the outputs depend on by gradients; none, and a warning, where an operator has no derivative.
     """
     weigher = _Weigher(module, histograms, channels)
     elements = sum(held.total + held.infinities for held in histograms.values()) / samples
     size = max(int(_ELEMENTS / max(elements, 1)), 1)
-    try:
-        for batch in zip(*(item.split(size) for item in inputs), strict=True):
+    for batch in zip(*(item.split(size) for item in inputs), strict=True):
+        try:
             weigher.add(batch)
-    except RuntimeError:  # an operator without a derivative
-        return OutputWeights({}, {})
+        except _NoDerivativeError as error:
+            warnings.warn(f"ranges are chosen by the error of each tensor, as `observer: histogram` does: {error}", stacklevel=2)
+            return OutputWeights({}, {})
     return OutputWeights(weigher.tensors(), weigher.channels(samples / len(inputs[0])))
 
 
@@ -94,6 +96,10 @@ def scaled_histogram(weights: np.ndarray, channels: np.ndarray, scale: np.ndarra
     return result
 
 
+class _NoDerivativeError(Exception):
+    """Gradients of the outputs cannot be taken: an operator has none."""
+
+
 class _Weigher(Interpreter):  # type: ignore[misc]
     """Runs a graph with gradients and sums their squares up by value."""
 
@@ -105,12 +111,19 @@ class _Weigher(Interpreter):  # type: ignore[misc]
         self._signs = torch.Generator().manual_seed(_SEED)
 
     def add(self, batch: Sequence[Tensor]) -> None:
-        """Weigh the values of one batch."""
+        """Weigh the values of one batch.
+
+        Raises:
+            _NoDerivativeError: the backward pass did not come through.
+        """
         with torch.enable_grad():
             outputs = torch.utils._pytree.tree_leaves(self.run(*batch))
             total = self._sum([item for item in outputs if isinstance(item, Tensor) and item.requires_grad])
             if total is not None:
-                total.backward()
+                try:
+                    total.backward()
+                except RuntimeError as error:
+                    raise _NoDerivativeError(str(error).partition("\n")[0]) from error
 
     def get_attr(self, target: Any, args: Any, kwargs: Any) -> Any:
         """A constant, which needs no gradient."""

@@ -38,3 +38,39 @@ def test_functions_of_the_onnx_library_say_what_their_source_says() -> None:
         assert (quick.domain, quick.name) == (parsed.domain, parsed.name)
         assert [value.name for value in quick.inputs] == [value.name for value in parsed.inputs]
     assert type(function.function_ir) is type(parsed)
+
+
+def test_rules_that_are_tried_on_their_own_operator_alone_rewrite_the_same() -> None:
+    pytest.importorskip("onnxscript")
+    import torch
+
+    from edgepress.exporters.onnx_library import rules_by_operator
+
+    class Net(torch.nn.Module):
+        """Ops that rules of rewriting know: shapes that cancel out, an addition of zero, a reshape of a reshape."""
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return (x.reshape(-1, 4, 3).reshape(-1, 12).unsqueeze(1).squeeze(1) + 0.0).transpose(0, 1).transpose(0, 1) * 1.0
+
+    program = torch.export.export(Net().eval(), (torch.randn(2, 12),))
+    plain = torch.onnx.export(program, dynamo=True, verbose=False)
+    with rules_by_operator():
+        quick = torch.onnx.export(program, dynamo=True, verbose=False)
+    assert plain is not None and quick is not None
+    assert plain.model_proto.graph.SerializeToString() == quick.model_proto.graph.SerializeToString()
+
+
+def test_a_core_ml_program_is_not_checked_while_it_is_made_and_is_once_it_is(monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("coremltools")
+    import torch
+    from coremltools.converters.mil.mil import Program
+
+    from edgepress.exporters.coreml import _convert
+    from edgepress.targets.nouns import Scheme, Signature, TensorSpec
+
+    checked: list[Program] = []
+    monkeypatch.setattr(Program, "validate", lambda program, check_essential_scope=False: checked.append(program))
+    program = torch.export.export(torch.nn.ReLU().eval(), (torch.randn(1, 4),)).run_decompositions({})
+    spec = TensorSpec("x", "float32", (1, 4))
+    model = _convert(program, Signature((spec,), (TensorSpec("y", "float32", (1, 4)),)), "iOS18", Scheme("fp16", "float"))
+    assert checked == [model._mil_program]

@@ -9,7 +9,7 @@ from hypothesis.extra import numpy as arrays
 from torch import nn
 
 from edgepress.compress.quantize import calibrate, render
-from edgepress.compress.quantize.output_weights import CHANNEL_BINS, scaled_histogram
+from edgepress.compress.quantize.output_weights import CHANNEL_BINS, _mean, scaled_histogram
 from edgepress.targets.nouns import Scheme
 from edgepress.targets.rules import rules_for
 
@@ -90,9 +90,30 @@ def test_an_operator_without_a_derivative_costs_the_weights_alone() -> None:
             return shifted(torch.relu(x))
 
     rows = torch.randn(20, 6, generator=torch.Generator().manual_seed(4))
-    statistics = calibrate(exported(Model(), rows[:2]), [(rows,)], "auto")
+    with pytest.warns(UserWarning, match="as `observer: histogram` does.*shifted"):
+        statistics = calibrate(exported(Model(), rows[:2]), [(rows,)], "auto")
     assert statistics.weights is not None and not statistics.weights.tensors
     assert statistics.range_of("relu", False)[1] > 0
+
+
+def test_a_channel_that_the_outputs_ignore_is_cut_off_after_scaling_too() -> None:
+    torch.manual_seed(0)
+    layer, rows = nn.Linear(8, 4), torch.randn(400, 8)
+    rows[:, 0] *= 100
+    with torch.no_grad():
+        layer.weight[:, 0] = 0
+    weighted, plain = (calibrate(exported(layer, rows[:2]), [(rows,)], observer) for observer in ("auto", "histogram"))
+    scale = np.full(8, 2.0)
+    assert plain.scaled_range("input_1", scale, False)[1] > 100 and weighted.scaled_range("input_1", scale, False)[1] < 2.5
+
+
+@given(st.data(), st.integers(1, 4), st.integers(1, 30))
+def test_averaging_weights_over_neighbours_keeps_their_sum(data: st.DataObject, rows: int, bins: int) -> None:
+    counts = data.draw(arrays.arrays(np.float64, (rows, bins), elements=st.integers(0, 40).map(float)))
+    weights = data.draw(arrays.arrays(np.float64, (rows, bins), elements=st.floats(0, 8))) * counts
+    mean = _mean(weights, counts)
+    np.testing.assert_allclose((mean * counts).sum(axis=1), weights.sum(axis=1), rtol=1e-9, atol=1e-9)
+    assert (mean <= 8 * (1 + 1e-9)).all()
 
 
 @settings(max_examples=50, deadline=None)

@@ -1,0 +1,18 @@
+import subprocess
+import sys
+
+from edgepress.machine import resident_bytes
+
+#: A process that starts one that starts another, which takes 64 MB and says so.
+LAST = "import sys; held = b'x' * (64 << 20); print('held', flush=True); sys.stdin.read()"
+STARTS = "import subprocess, sys; subprocess.run([sys.executable, '-c', {!r}])"
+
+
+def test_memory_is_that_of_a_process_and_of_all_that_it_started() -> None:
+    with subprocess.Popen([sys.executable, "-c", STARTS.format(STARTS.format(LAST))], stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:
+        assert process.stdout is not None and process.stdin is not None
+        assert process.stdout.readline() == b"held\n"
+        held = resident_bytes(process.pid)
+        process.stdin.close()
+    assert held > 64 << 20
+    assert resident_bytes(process.pid) == 0
