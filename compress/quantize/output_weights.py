@@ -22,7 +22,7 @@ from torch.fx import GraphModule, Interpreter, Node
 from edgepress.compress.quantize.histogram import BINS, Histogram
 
 #: Samples whose gradients are taken.
-SAMPLES = 48
+SAMPLES = 32
 #: Elements of activations that a backward pass may hold, more than one sample's if that has fewer.
 _ELEMENTS = 1 << 24
 #: Bins on each side of zero, per channel.
