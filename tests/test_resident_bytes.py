@@ -9,7 +9,9 @@ STARTS = "import subprocess, sys; subprocess.run([sys.executable, '-c', {!r}])"
 
 
 def test_memory_is_that_of_a_process_and_of_all_that_it_started() -> None:
-    with subprocess.Popen([sys.executable, "-c", STARTS.format(STARTS.format(LAST))], stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:
+    with subprocess.Popen(
+        [sys.executable, "-c", STARTS.format(STARTS.format(LAST))], stdin=subprocess.PIPE, stdout=subprocess.PIPE
+    ) as process:
         assert process.stdout is not None and process.stdin is not None
         assert process.stdout.readline() == b"held\n"
         held = resident_bytes(process.pid)
