@@ -8,9 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.fx import Node
-from torch.fx.node import map_arg
 
-from edgepress.compress.quantize.graph import is_float
+from edgepress.compress.quantize.graph import evaluate, is_float
 from edgepress.compress.quantize.layer import WeightGrid
 from edgepress.compress.quantize.placement import Placement, data_inputs
 from edgepress.compress.quantize.quantizer import OUTPUT_AXIS
@@ -65,7 +64,7 @@ class Arithmetic:
         inputs = self.inputs(node, values)
         if self.is_layer(node):
             inputs[node.args[1]] = weights[node] if node in weights else self.grid(node, inputs[node.args[1]]).nearest
-        return call(node, inputs)
+        return evaluate(node, inputs)
 
     def output(self, node: Node, value: Any) -> Any:
         """What a node answers, on the grid of its output where it has one."""
@@ -81,9 +80,3 @@ class Arithmetic:
             return self._roundings[node](value)
         pair, rules = self._parameters.of(node), self._rules
         return torch.fake_quantize_per_tensor_affine(value, pair.scale, pair.zero_point, rules.activation_min, rules.activation_max)
-
-
-def call(node: Node, values: Mapping[Node, Any]) -> Any:
-    """Run a node's op on values."""
-    args, kwargs = map_arg((node.args, node.kwargs), lambda item: values[item])
-    return node.target(*args, **kwargs)

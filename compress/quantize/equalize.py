@@ -18,10 +18,9 @@ from torch.export import ExportedProgram
 from torch.fx import GraphModule, Node
 
 from edgepress.compress.program import export_like
-from edgepress.compress.quantize.arithmetic import call
 from edgepress.compress.quantize.chain_search import ChainSearch
 from edgepress.compress.quantize.chains import Pair, chains_of
-from edgepress.compress.quantize.graph import constant, layer_of
+from edgepress.compress.quantize.graph import constant, evaluate, layer_of
 from edgepress.compress.quantize.living import last_uses, samples_that_fit
 from edgepress.compress.quantize.prepare import finish, float_module
 from edgepress.compress.quantize.scaled_chain import ScaledChain
@@ -112,7 +111,7 @@ def _searched(
         if node.op == "placeholder":
             values[node] = next(waiting)
         else:
-            values[node] = constant(module, node) if node.op == "get_attr" else call(node, values)
+            values[node] = constant(module, node) if node.op == "get_attr" else evaluate(node, values)
         if node in starts:
             read[node] = values[node.args[0]]
         if chain := ends.get(node):

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import operator
+from collections.abc import Mapping
 from typing import Any
 
 import torch
 from torch.fx import GraphModule, Node
+from torch.fx.node import map_arg
 
 #: Name of an aten op (without overload) -> kind of op the quantization rules speak of (`edgepress.targets.rules.OP_KINDS`).
 KINDS: dict[str, str] = {
@@ -149,6 +151,12 @@ def constant(module: GraphModule, node: Any) -> torch.Tensor | None:
         value = attribute(module, str(node.target))
         return value if isinstance(value, torch.Tensor) else None
     return None
+
+
+def evaluate(node: Node, values: Mapping[Node, Any]) -> Any:
+    """Run a node's op on values."""
+    args, kwargs = map_arg((node.args, node.kwargs), lambda item: values[item])
+    return node.target(*args, **kwargs)
 
 
 def layer_of(node: Node) -> str:

@@ -16,9 +16,9 @@ import torch
 from torch import Tensor
 from torch.fx import GraphModule, Node
 
-from edgepress.compress.quantize.arithmetic import Arithmetic, call
+from edgepress.compress.quantize.arithmetic import Arithmetic
 from edgepress.compress.quantize.blocks import BlockRefiner, Values, block_of, split
-from edgepress.compress.quantize.graph import constant, kind_of, layer_of
+from edgepress.compress.quantize.graph import constant, evaluate, kind_of, layer_of
 from edgepress.compress.quantize.layer import Layer, Refiner
 from edgepress.compress.quantize.learnt_ranges import RangeLearning
 from edgepress.compress.quantize.living import last_uses, samples_that_fit
@@ -106,7 +106,7 @@ class _Walk:
         if node.op == "get_attr":
             held = constant(self._module, node)
             return None if held is None else held.detach()
-        return call(node, self._exact)
+        return evaluate(node, self._exact)
 
     def _block(self, piece: Sequence[Node], samples: int) -> Mapping[Node, Tensor]:
         """The weights that are rounded together, once ranges are learnt; none where the piece cannot be taken as a whole."""

@@ -13,6 +13,7 @@ from torch.fx import GraphModule, Node
 
 from edgepress.compress.quantize.attention import decomposable, fold_attention_scales
 from edgepress.compress.quantize.attention import decompose_attention as _decompose_attention
+from edgepress.compress.quantize.constants import fold_constants
 from edgepress.compress.quantize.graph import attribute, constant, is_float, op_name, set_attribute, value_of
 
 aten = torch.ops.aten
@@ -23,7 +24,7 @@ _FOLDABLE = frozenset(["conv1d", "conv2d", "conv3d", "linear", "conv_transpose1d
 
 
 def float_module(program: torch.export.ExportedProgram) -> GraphModule:
-    """The float model as exporters want it: functional, batch norms folded, inference only.
+    """The float model as exporters want it: functional, constants computed and batch norms folded, inference only.
 
     Args:
         program: in eval mode; its inputs and outputs are kept, a dynamic batch included.
@@ -33,6 +34,7 @@ def float_module(program: torch.export.ExportedProgram) -> GraphModule:
     """
     module: GraphModule = _functional(program).module(check_guards=False)
     _drop_inference_noise(module)
+    fold_constants(module)
     _fold_batch_norms(module)
     return finish(module)
 

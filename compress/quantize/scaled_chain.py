@@ -11,10 +11,9 @@ import torch
 from torch import Tensor
 from torch.fx import GraphModule, Node
 
-from edgepress.compress.quantize.arithmetic import call
 from edgepress.compress.quantize.chains import Pair, has_bias
 from edgepress.compress.quantize.channels import Channels, channels_made
-from edgepress.compress.quantize.graph import constant, set_attribute
+from edgepress.compress.quantize.graph import constant, evaluate, set_attribute
 from edgepress.compress.quantize.histogram import Histogram
 from edgepress.compress.quantize.observers import choose_range
 from edgepress.compress.quantize.sharing import qparams
@@ -106,7 +105,7 @@ class ScaledChain:
         local = {pair.first: value}
         for node in pair.between:
             known = ChainMap(local, dict(values))
-            value = local[node] = torch.relu(value) if node in self.unbounded else call(node, known)
+            value = local[node] = torch.relu(value) if node in self.unbounded else evaluate(node, known)
         return value
 
     def apply(self, module: GraphModule) -> None:

@@ -16,9 +16,9 @@ import torch
 from torch import Tensor
 from torch.fx import GraphModule, Node
 
-from edgepress.compress.quantize.arithmetic import Arithmetic, call
+from edgepress.compress.quantize.arithmetic import Arithmetic
 from edgepress.compress.quantize.embeddings import Rows, fills_bytes, lookups
-from edgepress.compress.quantize.graph import HEAVY, constant, is_float, kind_of, layer_of
+from edgepress.compress.quantize.graph import HEAVY, constant, evaluate, is_float, kind_of, layer_of
 from edgepress.compress.quantize.living import LIMIT_BYTES, bytes_of
 from edgepress.compress.quantize.macs import macs_of
 from edgepress.compress.quantize.placement import Placement
@@ -177,7 +177,7 @@ class _Alone:
             elif node.op == "get_attr":
                 values[node] = constant(self._module, node)
             elif node.op == "call_function":
-                values[node] = call(node, values)
+                values[node] = evaluate(node, values)
         return values
 
     def narrows(self, layer: Node, bits: int) -> bool:
@@ -198,7 +198,7 @@ class _Alone:
         writes = tail in self._placement.outputs and self._rules.quantize_outputs and kind not in self._rules.float_output
         for node in self._after[layer]:
             if node is not layer:
-                changed[node] = call(node, values)
+                changed[node] = evaluate(node, values)
             if node is tail and writes:
                 changed[node] = self._arithmetic.on_grid(node, changed[node])
         return [values[node] - exact[node] for node in self.answers]
@@ -210,7 +210,7 @@ class _Alone:
         if layer in self._tables:
             if key not in self._rounded:
                 self._rounded[key] = Rows.of(exact[layer.args[0]].detach(), bits).dequantized()
-            return call(layer, ChainMap({layer.args[0]: self._rounded[key]}, exact))
+            return evaluate(layer, ChainMap({layer.args[0]: self._rounded[key]}, exact))
         if key not in self._rounded:
             self._rounded[key] = weight_grid(layer, exact[layer.args[1]].detach(), self._rules, bits).nearest
         return self._arithmetic.computed(layer, exact, {layer: self._rounded[key]})

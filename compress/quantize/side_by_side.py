@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from torch.fx import GraphModule, Interpreter, Node
 
-from edgepress.compress.program import load_program
+from edgepress.compress.program import export_like, load_program
 from edgepress.compress.quantize.graph import layer_of, op_name
 from edgepress.compress.quantize.int4 import render_int4
 from edgepress.compress.quantize.living import LIMIT_BYTES, bytes_of
@@ -59,7 +59,9 @@ class SideBySide:
         Raises:
             QuantizationError: the second has no such weights.
         """
-        return SideBySide(float_module(load_program(program)), render_int4(rounded, rules).module)
+        loaded = load_program(program)
+        exact = export_like(float_module(loaded), loaded)  # as the other was: names are given anew
+        return SideBySide(float_module(exact), render_int4(rounded, rules).module)
 
     def samples(self, most: int) -> int:
         """How many samples, `most` at most, keep all answers of both models within `LIMIT_BYTES`; one at least."""
