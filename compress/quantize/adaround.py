@@ -35,8 +35,7 @@ class AdaRound:
         """The layer with other integers, each at most one away from its nearest."""
 
         def error(weights: Mapping[Node, Tensor], index: Tensor) -> Tensor:
-            answer = replace(layer, inputs=layer.inputs[index], rounded=weights[layer.node]).answer()
-            return (layer.tail(answer) - layer.tail(layer.target[index])).square().mean()
+            return replace(layer, rounded=weights[layer.node]).error(index)
 
         positions = layer.target[0].numel() // layer.target.shape[layer.channels]
         task = Task(layer.name, {layer.node: layer.grid}, len(layer.inputs), positions, error)

@@ -14,12 +14,15 @@ from edgepress.compress.quantize.layer import Layer
 
 
 def correct_bias(layer: Layer) -> Layer:
-    """Add to the bias what the quantized layer's answers lack, per output channel, averaged over samples and positions.
+    """Add to the bias what the quantized layer's answers lack, per output channel, averaged over samples and positions by their weights.
 
     The means are taken before the activation, with the inputs that the quantized model gives this layer: what layers before it
     left of their own shift is corrected here too.
     """
     others = [dim for dim in range(layer.target.dim()) if dim != layer.channels]
-    lacking = (layer.target - layer.answer()).mean(dim=others, dtype=torch.float64)
+    missing = layer.target - layer.answer()
+    if layer.weights is not None:
+        missing = missing * layer.weights.unsqueeze(layer.channels)
+    lacking = missing.mean(dim=others, dtype=torch.float64)
     bias = lacking if layer.bias is None else layer.bias.double() + lacking
     return replace(layer, bias=bias.float())

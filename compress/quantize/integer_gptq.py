@@ -39,12 +39,7 @@ def gptq(layer: Layer) -> Layer:
     if len(found) < len(groups):
         return layer
     chosen = replace(layer, rounded=columns.weight(torch.stack(found)))
-    return chosen if _error(chosen) < _error(layer) else layer
-
-
-def _error(layer: Layer) -> float:
-    """Mean squared error of the layer's answers, activation included."""
-    return float((layer.tail(layer.answer()) - layer.tail(layer.target)).square().mean())
+    return chosen if float(chosen.error()) < float(layer.error()) else layer
 
 
 def _rounded(moments: Tensor, parts: list[Tensor], level: Callable[[Tensor], Tensor]) -> Tensor | None:
@@ -70,11 +65,13 @@ def _rounded(moments: Tensor, parts: list[Tensor], level: Callable[[Tensor], Ten
 
 
 def _moments(layer: Layer, columns: _Columns) -> Tensor:
-    """The mean of x x^T over all samples and positions, piece by piece: (groups, inputs, inputs)."""
+    """The mean of x x^T over all samples and positions by their weights, piece by piece: (groups, inputs, inputs)."""
     moments, rows = torch.zeros(()), 0
     for piece in columns.pieces(len(layer.inputs)):
         read = columns.unfolded(layer.inputs[piece])
         rows += read.shape[2]
+        if layer.weights is not None:
+            read = read * layer.weights[piece].flatten().sqrt()
         moments = moments * (1 - read.shape[2] / rows) + (read / rows) @ read.transpose(1, 2)
     return moments
 

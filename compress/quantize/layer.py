@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -60,6 +60,8 @@ class Layer:
         bias: (output channels,), None where it has none.
         tail: the activation fused into it, elementwise; the identity where there is none.
         channels: dimension of output channels in `target`.
+        weights: what an error at each sample and position does to the model's outputs, the shape of `target` without its channels, 1 on
+            average; None where all count alike.
     """
 
     node: Node
@@ -70,6 +72,7 @@ class Layer:
     bias: Tensor | None
     tail: Callable[[Tensor], Tensor]
     channels: int
+    weights: Tensor | None = None
 
     @property
     def name(self) -> str:
@@ -81,6 +84,12 @@ class Layer:
         rest = self.node.args[3:]
         result: Tensor = self.node.target(self.inputs, self.rounded, self.bias, *rest, **self.node.kwargs)
         return result
+
+    def error(self, index: Tensor | slice = slice(None)) -> Tensor:
+        """Mean squared error of its answers to some samples, activation included, positions by their weights."""
+        answer = replace(self, inputs=self.inputs[index]).answer()
+        squares = (self.tail(answer) - self.tail(self.target[index])).square().mean(dim=self.channels)
+        return (squares if self.weights is None else squares * self.weights[index]).mean()
 
 
 #: Chooses another `rounded` weight on the same grid, or another `bias`.

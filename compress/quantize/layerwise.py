@@ -1,8 +1,8 @@
 """Layer by layer through a rendering: the float model and the quantized one side by side, each layer refined before the next is run.
 
 A layer therefore meets the errors that all layers before it made, already refined (the asymmetric reconstruction of Nagel et al. 2020,
-section 3.3), and the whole walk costs two forward passes. Tensors are freed after their last use, and only as many samples are run as
-keep the living ones within a limit (`living.py`).
+section 3.3). The whole walk costs two forward passes, after one with gradients that weighs positions (`position_weights.py`). Tensors
+are freed after their last use, and only as many samples are run as keep the living ones within a limit (`living.py`).
 """
 
 from __future__ import annotations
@@ -18,11 +18,12 @@ from torch.fx import GraphModule, Node
 
 from edgepress.compress.quantize.arithmetic import Arithmetic
 from edgepress.compress.quantize.blocks import BlockRefiner, Values, block_of, split
-from edgepress.compress.quantize.graph import constant, evaluate, kind_of, layer_of
+from edgepress.compress.quantize.graph import constant, evaluate, kind_of, layer_of, value_of
 from edgepress.compress.quantize.layer import Layer, Refiner
 from edgepress.compress.quantize.learnt_ranges import RangeLearning
 from edgepress.compress.quantize.living import last_uses, samples_that_fit
 from edgepress.compress.quantize.placement import Placement
+from edgepress.compress.quantize.position_weights import weigh_positions
 from edgepress.compress.quantize.render import placed
 from edgepress.compress.quantize.sharing import RANGE_PART, TensorParameters
 from edgepress.compress.quantize.statistics import Statistics
@@ -83,6 +84,7 @@ class _Walk:
         self._layers = [node for node in placement.kinds if self._arithmetic.is_layer(node)]
         self._exact: dict[Node, Any] = {}
         self._rounded: dict[Node, Any] = {}
+        self._weights: Mapping[str, Tensor] = {}
 
     def run(self, batches: Iterable[Sequence[Any]]) -> None:
         """Run every node of both models, and refine blocks and layers on the way."""
@@ -90,6 +92,7 @@ class _Walk:
         whole = self._of_blocks is not None or self._of_ranges is not None
         pieces = split(self._module, self._layers, self._placement.tails) if whole else [[node] for node in nodes]
         inputs = samples_that_fit(self._module, pieces, batches)
+        self._weights = weigh_positions(self._module, inputs, {node.name: _channels(node) for node in self._layers})
         last, waiting = last_uses(self._module), iter(inputs)
         for piece in pieces:
             for node in piece:
@@ -144,8 +147,15 @@ class _Walk:
             rounded=chosen.get(node, grid.nearest),
             bias=values[bias] if bias is not None else None,
             tail=_activation(self._placement.tails[node], node),
-            channels=self._exact[node].dim() - 1 if kind_of(node) == "linear" else 1,
+            channels=_channels(node),
+            weights=self._weights_of(node),
         )
+
+    def _weights_of(self, node: Node) -> Tensor | None:
+        """None where the answer's first dimension is not that of samples: those of several batches do not follow each other there."""
+        found, shape = self._weights.get(node.name), list(self._exact[node].shape)
+        del shape[_channels(node)]
+        return found if found is not None and list(found.shape) == shape else None
 
     def _refined(self, before: Layer, chosen: Mapping[Node, Tensor]) -> Layer:
         layer = before
@@ -157,6 +167,11 @@ class _Walk:
         if layer.bias is not before.bias and layer.bias is not None:
             self.corrections[f"{layer.node.name}.bias"] = layer.bias.numpy()
         return layer
+
+
+def _channels(node: Node) -> int:
+    """The dimension of channels in what a layer answers."""
+    return value_of(node).dim() - 1 if kind_of(node) == "linear" else 1
 
 
 def _free(node: Node) -> bool:

@@ -2,9 +2,7 @@
 
 A range that leaves the smallest squared error of its tensor counts all values alike. What follows does not: the many small values of one
 token may matter less than a few large ones of another. The weight of a value is the square of the outputs' gradient with respect to it,
-the diagonal of the Gauss-Newton matrix (Hassibi & Stork 1993, "Optimal Brain Surgeon", section 3; Li et al. 2021, "BRECQ", section 3.2,
-takes that of the loss). Random signs sum the outputs up, so that one backward pass estimates the sum of their squared gradients
-(Hutchinson 1990, "A Stochastic Estimator of the Trace", section 2).
+see `gradients.py`.
 """
 
 from __future__ import annotations
@@ -12,24 +10,21 @@ from __future__ import annotations
 import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
-from torch.fx import GraphModule, Interpreter, Node
+from torch.fx import GraphModule
 
+from edgepress.compress.quantize.gradients import NoDerivativeError, OutputGradients, pieces
 from edgepress.compress.quantize.histogram import BINS, Histogram
 
 #: Samples whose gradients are taken.
 SAMPLES = 32
-#: Elements of activations that a backward pass may hold, more than one sample's if that has fewer.
-_ELEMENTS = 1 << 24
 #: Bins on each side of zero, per channel.
 CHANNEL_BINS = 32
 #: Neighbouring values whose weights are averaged: one alone says little.
 _ENOUGH = 16
-_SEED = 0
 
 
 @dataclass(frozen=True)
@@ -67,11 +62,10 @@ def weigh(
     """
     weigher = _Weigher(module, histograms, channels)
     elements = sum(held.total + held.infinities for held in histograms.values()) / samples
-    size = max(int(_ELEMENTS / max(elements, 1)), 1)
-    for batch in zip(*(item.split(size) for item in inputs), strict=True):
+    for batch in pieces(inputs, elements):
         try:
             weigher.add(batch)
-        except _NoDerivativeError as error:
+        except NoDerivativeError as error:
             warnings.warn(f"ranges are chosen by the error of each tensor, as `observer: histogram` does: {error}", stacklevel=2)
             return OutputWeights({}, {})
     return OutputWeights(weigher.tensors(), weigher.channels(samples / len(inputs[0])))
@@ -96,49 +90,14 @@ def scaled_histogram(weights: np.ndarray, channels: np.ndarray, scale: np.ndarra
     return result
 
 
-class _NoDerivativeError(Exception):
-    """Gradients of the outputs cannot be taken: an operator has none."""
-
-
-class _Weigher(Interpreter):  # type: ignore[misc]
+class _Weigher(OutputGradients):
     """Runs a graph with gradients and sums their squares up by value."""
 
     def __init__(self, module: GraphModule, histograms: Mapping[str, Histogram], channels: Mapping[str, np.ndarray]) -> None:
-        super().__init__(module)
+        super().__init__(module, [name for name, held in histograms.items() if held.total])
         self._histograms, self._columns = histograms, channels
         self._sums = {name: torch.zeros(2, 2 * BINS, dtype=torch.float64) for name, held in histograms.items() if held.total}
         self._by_channel = {name: torch.zeros(2, value.shape[1] * 2 * CHANNEL_BINS) for name, value in channels.items()}
-        self._signs = torch.Generator().manual_seed(_SEED)
-
-    def add(self, batch: Sequence[Tensor]) -> None:
-        """Weigh the values of one batch.
-
-        Raises:
-            _NoDerivativeError: the backward pass did not come through.
-        """
-        with torch.enable_grad():
-            outputs = torch.utils._pytree.tree_leaves(self.run(*batch))
-            total = self._sum([item for item in outputs if isinstance(item, Tensor) and item.requires_grad])
-            if total is not None:
-                try:
-                    total.backward()
-                except RuntimeError as error:
-                    raise _NoDerivativeError(str(error).partition("\n")[0]) from error
-
-    def get_attr(self, target: Any, args: Any, kwargs: Any) -> Any:
-        """A constant, which needs no gradient."""
-        held = super().get_attr(target, args, kwargs)
-        return held.detach() if isinstance(held, Tensor) else held
-
-    def run_node(self, n: Node) -> Any:
-        """Run one node; what is weighed takes part in gradients, which are not kept."""
-        result = super().run_node(n)
-        if n.name in self._sums and isinstance(result, Tensor) and result.is_floating_point():
-            values = result.detach()
-            if not result.requires_grad:
-                result = values.clone().requires_grad_()
-            result.register_hook(lambda gradient: self._weigh(n.name, values.float(), gradient))
-        return result
 
     def tensors(self) -> dict[str, Histogram]:
         """Weighted histograms: counts of all samples times the mean weight of such values."""
@@ -166,17 +125,8 @@ class _Weigher(Interpreter):  # type: ignore[misc]
                 found[name] = (counts * mean).astype(np.float32)
         return found
 
-    def _sum(self, outputs: Sequence[Tensor]) -> Tensor | None:
-        """All elements of all outputs, with random signs; no output counts more for being larger."""
-        total = None
-        for output in outputs:
-            signs = torch.randint(0, 2, output.shape, generator=self._signs) * 2 - 1
-            size = (output.detach().square().sum() / len(output)).sqrt().clamp_min(1e-30)
-            part = (output * signs).sum() / size
-            total = part if total is None else total + part
-        return total
-
-    def _weigh(self, name: str, values: Tensor, gradient: Tensor) -> None:
+    def take(self, name: str, values: Tensor, gradient: Tensor) -> None:
+        """Add the squared gradients of a tensor to the bins of its values."""
         held, weights = self._histograms[name], gradient.float().square()
         if held.infinities or not bool(torch.isfinite(weights.sum())):
             weights = torch.where(torch.isfinite(values) & torch.isfinite(weights), weights, 0)

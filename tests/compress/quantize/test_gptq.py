@@ -56,14 +56,10 @@ def refined(name: str, seed: int = 0) -> list[tuple[Layer, Layer]]:
     return seen
 
 
-def error(layer: Layer) -> float:
-    return float((layer.tail(layer.answer()) - layer.tail(layer.target)).square().mean())
-
-
 @pytest.mark.parametrize("name", NETS)
 def test_every_layer_answers_better_than_with_nearest_integers(name: str) -> None:
     for before, after in refined(name):
-        assert error(after) < error(before)
+        assert after.error() < before.error()
 
 
 @pytest.mark.parametrize("name", ["linear", "convolution", "grouped"])

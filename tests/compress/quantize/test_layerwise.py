@@ -86,7 +86,9 @@ def test_means_of_every_layer_agree_with_the_float_model_on_the_samples_that_wer
     after: list[Tensor] = []
 
     def measure(layer: Layer) -> Layer:
-        after.append((layer.answer() - layer.target).mean((0, 2, 3) if layer.channels == 1 and layer.target.dim() == 4 else 0))
+        assert layer.weights is not None
+        shift = (layer.answer() - layer.target) * layer.weights.unsqueeze(layer.channels)
+        after.append(shift.mean((0, 2, 3) if layer.channels == 1 and layer.target.dim() == 4 else 0))
         return layer
 
     refine(

@@ -9,7 +9,7 @@ from hypothesis.extra import numpy as arrays
 from torch import nn
 
 from edgepress.compress.quantize import calibrate, render
-from edgepress.compress.quantize.output_weights import CHANNEL_BINS, _mean, scaled_histogram
+from edgepress.compress.quantize.output_weights import CHANNEL_BINS, SAMPLES, _mean, scaled_histogram
 from edgepress.targets.nouns import Scheme
 from edgepress.targets.rules import rules_for
 
@@ -52,7 +52,7 @@ def test_a_value_weighs_the_square_of_its_gradient() -> None:
         def forward(self, x: torch.Tensor) -> torch.Tensor:
             return torch.tanh(x).sum(dim=1, keepdim=True)
 
-    rows = torch.randn(40, 6, generator=torch.Generator().manual_seed(2))
+    rows = torch.randn(SAMPLES, 6, generator=torch.Generator().manual_seed(2))
     weights = calibrate(exported(Product(), rows[:2]), [(rows,)], "auto").weights
     assert weights is not None
     size = torch.tanh(rows).sum(dim=1).square().mean().sqrt()  # one output: a random sign changes nothing
