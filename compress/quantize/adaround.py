@@ -35,7 +35,7 @@ class AdaRound:
         """The layer with other integers, each at most one away from its nearest."""
 
         def error(weights: Mapping[Node, Tensor], index: Tensor) -> Tensor:
-            return replace(layer, rounded=weights[layer.node]).error(index)
+            return replace(layer.of(index), rounded=weights[layer.node]).error()
 
         positions = layer.target[0].numel() // layer.target.shape[layer.channels]
         task = Task(layer.name, {layer.node: layer.grid}, len(layer.inputs), positions, error)

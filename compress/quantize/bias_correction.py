@@ -20,7 +20,7 @@ def correct_bias(layer: Layer) -> Layer:
     left of their own shift is corrected here too.
     """
     others = [dim for dim in range(layer.target.dim()) if dim != layer.channels]
-    missing = layer.target - layer.answer()
+    missing = layer.target - layer.answer
     if layer.weights is not None:
         missing = missing * layer.weights.unsqueeze(layer.channels)
     lacking = missing.mean(dim=others, dtype=torch.float64)

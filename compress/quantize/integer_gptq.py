@@ -71,7 +71,9 @@ def _moments(layer: Layer, columns: _Columns) -> Tensor:
         read = columns.unfolded(layer.inputs[piece])
         rows += read.shape[2]
         if layer.weights is not None:
-            read = read * layer.weights[piece].flatten().sqrt()
+            weights = layer.weights[piece].flatten()
+            counting = weights.nonzero().squeeze(1)
+            read = read[:, :, counting] * weights[counting].sqrt()
         moments = moments * (1 - read.shape[2] / rows) + (read / rows) @ read.transpose(1, 2)
     return moments
 

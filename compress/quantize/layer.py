@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import cached_property
 
 import torch
 from torch import Tensor
@@ -79,17 +80,22 @@ class Layer:
         """The module of the user's model that makes it."""
         return layer_of(self.node)
 
+    @cached_property
     def answer(self) -> Tensor:
-        """What the quantized layer computes, before the activation."""
+        """What the quantized layer computes, before the activation; kept."""
         rest = self.node.args[3:]
         result: Tensor = self.node.target(self.inputs, self.rounded, self.bias, *rest, **self.node.kwargs)
         return result
 
-    def error(self, index: Tensor | slice = slice(None)) -> Tensor:
-        """Mean squared error of its answers to some samples, activation included, positions by their weights."""
-        answer = replace(self, inputs=self.inputs[index]).answer()
-        squares = (self.tail(answer) - self.tail(self.target[index])).square().mean(dim=self.channels)
-        return (squares if self.weights is None else squares * self.weights[index]).mean()
+    def error(self) -> Tensor:
+        """Mean squared error of its answers, activation included, positions by their weights."""
+        squares = (self.tail(self.answer) - self.tail(self.target)).square().mean(dim=self.channels)
+        return (squares if self.weights is None else squares * self.weights).mean()
+
+    def of(self, samples: Tensor) -> Layer:
+        """The same at some of its samples, by their indices."""
+        weights = None if self.weights is None else self.weights[samples]
+        return replace(self, inputs=self.inputs[samples], target=self.target[samples], weights=weights)
 
 
 #: Chooses another `rounded` weight on the same grid, or another `bias`.

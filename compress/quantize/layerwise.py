@@ -133,7 +133,7 @@ class _Walk:
             return self._arithmetic.rounded(node, self._rounded, {})
         progress(f"refining {layer_of(node)}", self._layers.index(node), len(self._layers))
         layer = self._layer(node, chosen)
-        return self._arithmetic.output(node, (self._refined(layer, chosen) if _free(node) else layer).answer())
+        return self._arithmetic.output(node, (self._refined(layer, chosen) if _free(node) else layer).answer)
 
     def _layer(self, node: Node, chosen: Mapping[Node, Tensor]) -> Layer:
         bias = node.args[2] if len(node.args) > 2 else None

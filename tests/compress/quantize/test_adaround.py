@@ -156,7 +156,7 @@ def test_the_activation_that_a_kernel_fuses_is_part_of_what_is_kept() -> None:
     layer, learnt = found[0]
 
     def errors(which: Layer) -> np.ndarray:
-        return (layer.tail(which.answer()) - layer.tail(layer.target)).square().mean(0).numpy()
+        return (layer.tail(which.answer) - layer.tail(layer.target)).square().mean(0).numpy()
 
     assert not errors(layer)[:3].any() and not errors(learnt)[:3].any()
     assert errors(learnt).sum() < errors(layer).sum()

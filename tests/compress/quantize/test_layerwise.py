@@ -62,8 +62,8 @@ def test_the_walk_computes_what_the_rendering_does(name: str) -> None:
     answers = _values(rendered, {layer.node.name for layer in seen}, inputs)
     assert len(seen) >= 2 and answers.keys() == {layer.node.name for layer in seen}
     for layer in seen:
-        apart = (answers[layer.node.name] - layer.answer()).abs()
-        off = (layer.target - layer.answer()).abs().mean()  # a value between two integers may round to either
+        apart = (answers[layer.node.name] - layer.answer).abs()
+        off = (layer.target - layer.answer).abs().mean()  # a value between two integers may round to either
         assert apart.mean() < 0.1 * off + 1e-5
 
 
@@ -87,7 +87,7 @@ def test_means_of_every_layer_agree_with_the_float_model_on_the_samples_that_wer
 
     def measure(layer: Layer) -> Layer:
         assert layer.weights is not None
-        shift = (layer.answer() - layer.target) * layer.weights.unsqueeze(layer.channels)
+        shift = (layer.answer - layer.target) * layer.weights.unsqueeze(layer.channels)
         after.append(shift.mean((0, 2, 3) if layer.channels == 1 and layer.target.dim() == 4 else 0))
         return layer
 
