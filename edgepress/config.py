@@ -131,6 +131,7 @@ def check(source: Source) -> Config:
     _check_latency(steps, targets, source)
     _check_int4(steps, targets, source)
     _check_refiners(steps, targets, source)
+    _check_training(steps, targets, source)
     check_layers(steps, targets, source)
     check_best(steps, targets, source)
     _check_layouts(top.bundle, targets, source)
@@ -236,6 +237,16 @@ def _check_int4(steps: Sequence[Step], targets: Sequence[TargetEntry], source: S
         elif step.method == "qat" and step.precision == "int4-weights":
             what = "4-bit weights are not trained"
             raise source.error((*place, "method"), what, f"Use {', '.join(INT4_METHODS)}, or precision: int8 with method: qat.")
+
+
+def _check_training(steps: Sequence[Step], targets: Sequence[TargetEntry], source: Source) -> None:
+    """Quantization-aware training stands in a recipe with integers to train for."""
+    for i, step in enumerate(steps):
+        if not isinstance(step, QuantizeConfig) or step.method != "qat":
+            continue
+        if not any((entry.overrides.precision or step.precision) in ("int8", MIXED) for entry in targets):
+            what = f"method 'qat' trains for calibrated integers, and precision {step.precision} has none"
+            raise source.error(("compress", i, "quantize", "method"), what, "Set precision: int8, or method: ptq.")
 
 
 def _check_refiners(steps: Sequence[Step], targets: Sequence[TargetEntry], source: Source) -> None:

@@ -10,7 +10,7 @@ from edgepress.bundle.license import canonical
 from edgepress.quantities import DECIBEL, DROP, DURATION, POINTS, RATIO, SIZE, Dimension, Quantity, parse
 
 Dtype = Literal["float32", "float16", "int64", "int32", "int8", "uint8", "bool"]
-Precision = Literal["fp32", "fp16", "bf16", "int8", "int8-weights", "int4-weights", "mixed"]
+Precision = Literal["fp32", "fp16", "bf16", "fp8", "int8", "int8-weights", "int4-weights", "mixed"]
 
 #: Gates of `against_baseline` and the dimension of each.
 BASELINE_GATES = {"accuracy_drop": DROP, "latency_ratio": RATIO, "size": RATIO, "peak_memory": RATIO}

@@ -70,7 +70,7 @@ class Pipeline:
         if config.quantize and "equalize" in config.quantize.algorithms:
             model = self._steps.equalized(self.plans, model, data)
         calibration = None
-        if any(scheme.kind.startswith("static") for plan in self.plans for scheme in self.schemes(plan)):
+        if any(scheme.calibrated for plan in self.plans for scheme in self.schemes(plan)):
             calibration = self._calibrate("calibrate", model, data)
         about = {"signature": source.value.get("signature")}
         inputs = self._steps.shared("input statistics", "edgepress.steps.inputs:statistics", about, {"data": data})
@@ -106,8 +106,8 @@ class Pipeline:
             chosen = self.config.quantize.scheme if self.config.quantize else "auto"
             kinds = tuple(ladder) if chosen == "auto" else (chosen,)
         else:
-            kinds = ("weights",) if precision in ("int8-weights", INT4) else ("float",)
-        bits = int(plan.target.options.get("weight_bits", 0)) if kinds != ("float",) else 0
+            kinds = ({"int8-weights": "weights", INT4: "weights", "fp8": "fp8"}.get(precision, "float"),)
+        bits = int(plan.target.options.get("weight_bits", 0)) if kinds[0] not in ("float", "fp8") else 0
         return [Scheme(precision, kind, weight_bits=bits) for kind in kinds]
 
     def compress(self, plan: TargetPlan, prepared: Prepared) -> TargetRun:

@@ -35,7 +35,7 @@ class TargetSteps(StepKinds):
         target = plan.target.to_json() | {"precision": scheme.precision, "threads": 1}  # threads are measured with, not exported with
         params = {"target": target, "scheme": vars(scheme), "signature": prepared.model.value.get("signature")}
         inputs = {"model": prepared.source if baseline else prepared.model, "data": prepared.data}
-        if scheme.kind.startswith("static") and prepared.calibration is not None:
+        if scheme.calibrated and prepared.calibration is not None:
             inputs["calibration"] = prepared.calibration
         return self.shared(
             f"export {plan.target.name} {scheme.label}{suffix}" + (" (for comparison)" if baseline else ""),

@@ -59,7 +59,7 @@ def lower_to_onnx(
     Raises:
         ExportError: an input's batch cannot be dynamic.
     """
-    from edgepress.exporters import onnx_int4
+    from edgepress.exporters import onnx_fp8, onnx_int4
     from edgepress.exporters.onnx_library import library_unparsed, rules_by_operator
 
     with _quiet(), library_unparsed(), rules_by_operator():
@@ -73,11 +73,12 @@ def lower_to_onnx(
             opset_version=opset,
             verbose=False,
             external_data=False,
-            custom_translation_table=onnx_int4.translations(),
+            custom_translation_table=onnx_int4.translations() | onnx_fp8.translations(),
         )
     if lowered is None:
         raise ExportError("torch.onnx.export returned nothing", "the exporter gave no reason", "Check the installed torch and onnxscript.")
     onnx_int4.pack_int4_layers(lowered.model)
+    onnx_fp8.store_weights(lowered.model)
     _strip(lowered.model)
     _save(lowered.model, path)
     return path

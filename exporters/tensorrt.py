@@ -12,11 +12,15 @@ import numpy as np
 from edgepress.exporters import tensorrt_build as build
 from edgepress.exporters.base import Exporter, ExportRequest
 from edgepress.exporters.onnx import check_dynamic_batch, lower_request, missing_packages, request_opset
+from edgepress.exporters.onnx_fp8 import FP8_OPSET
 from edgepress.targets.errors import ConfigError, ExportError
 from edgepress.targets.nouns import Artifact, Support
 
 #: Ampere and Ada desktop and workstation GPUs.
 DEFAULT_CAPABILITIES = ("8.6", "8.9")
+
+#: The first GPUs with matrix products of 8-bit floats.
+FP8_CAPABILITY = (8, 9)
 
 _QUANTIZE_OPS = ("QuantizeLinear", "DequantizeLinear")
 
@@ -37,7 +41,7 @@ class TensorRtExporter(Exporter):
         return Support(True, f"tensorrt {full}" if full and build.gpu_capability() else f"tensorrt-rtx {rtx}")
 
     def _export_impl(self, request: ExportRequest, folder: Path) -> Artifact:
-        if request.scheme.kind not in ("float", *self.rules.ladder):
+        if request.scheme.kind not in ("float", "fp8", *self.rules.ladder):
             raise ExportError(
                 f"target {request.target.name!r} has no {request.scheme.label}",
                 "TensorRT takes activation ranges from calibration, never at run time",
@@ -45,6 +49,8 @@ class TensorRtExporter(Exporter):
             )
         opset = request_opset(request.target.options)
         capabilities = requested_capabilities(request.target.options)
+        if request.scheme.precision == "fp8":
+            capabilities = with_fp8(capabilities, "compute_capability" in request.target.options, opset)
         for capability in capabilities:
             build.library_for(capability)  # a capability nobody builds for is refused before the slow part
         model = folder / "model" / "model.onnx"
@@ -100,6 +106,25 @@ def requested_capabilities(options: Mapping[str, Any]) -> list[str]:
     if not entries:
         raise ConfigError("compute_capability is empty", "", "Name at least one, e.g. ['8.6'], or leave the key out.")
     return list(dict.fromkeys(_capability(entry) for entry in entries))
+
+
+def with_fp8(capabilities: list[str], named: bool, opset: int) -> list[str]:
+    """Those with kernels for floats of 8 bits.
+
+    Raises:
+        ConfigError: one that was named has none, or the opset has no such type.
+    """
+    if opset < FP8_OPSET:
+        raise ConfigError(f"opset {opset} has no floats of 8 bits", "precision fp8 needs them", f"Use {FP8_OPSET} or later.")
+    older = [capability for capability in capabilities if tuple(map(int, capability.split("."))) < FP8_CAPABILITY]
+    if older and named:
+        least = ".".join(map(str, FP8_CAPABILITY))
+        raise ConfigError(
+            f"compute capability {older[0]} has no kernels for precision fp8",
+            f"GPUs have them from {least} on (Ada)",
+            f"Name {least} or later alone, or use precision int8.",
+        )
+    return [capability for capability in capabilities if capability not in older]
 
 
 def _capability(entry: object) -> str:
@@ -160,7 +185,7 @@ def check_quantization(model: Path) -> None:
         if node.op_type not in _QUANTIZE_OPS or len(node.input) < 3 or node.input[2] not in constants:
             continue
         zero = numpy_helper.to_array(constants[node.input[2]])
-        if zero.dtype != np.int8 or zero.any():
+        if zero.dtype.name != "float8_e4m3fn" and (zero.dtype != np.int8 or zero.any()):
             raise ExportError(
                 f"{node.op_type} {node.name!r} has the zero point {zero.ravel()[:1].tolist()} of type {zero.dtype}",
                 "TensorRT takes int8 with zero point 0",

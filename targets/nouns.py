@@ -10,10 +10,10 @@ from typing import Any
 from edgepress.targets.errors import ConfigError
 
 #: Precisions a recipe may ask for.
-PRECISIONS = ("fp32", "fp16", "bf16", "int8", "int8-weights", "int4-weights", "mixed")
+PRECISIONS = ("fp32", "fp16", "bf16", "fp8", "int8", "int8-weights", "int4-weights", "mixed")
 
 #: How a precision is carried out, from most to least integer arithmetic (see `QuantRules.ladder`).
-SCHEMES = ("float", "static", "static-matmul", "dynamic", "weights")
+SCHEMES = ("float", "static", "static-matmul", "dynamic", "weights", "fp8")
 
 
 @dataclass(frozen=True)
@@ -55,7 +55,7 @@ class Scheme:
         kind: how it is done (`SCHEMES`): `float` (fp32, fp16, bf16), `static` (integer activations with calibrated
             ranges wherever the runtime has an integer kernel), `static-matmul` (the same on convolutions, linear
             layers and matrix products alone), `dynamic` (activation ranges taken at run time), `weights` (integer
-            weights, float arithmetic).
+            weights, float arithmetic), `fp8` (what linear layers and matrix products read in floats of 8 bits with calibrated scales).
         float_layers: layers that a `static` or `static-matmul` scheme keeps in float, by their node in the canonical graph, sorted.
         tool: the runtime's own quantizer that carries it out (`exporters.native`), empty for edgepress's rendering.
         weight_bits: of the integers that weights are rounded to; 0 leaves it to the rules of the runtime.
@@ -90,6 +90,11 @@ class Scheme:
                 named[layer] = what
 
     @property
+    def calibrated(self) -> bool:
+        """Does it need calibration statistics?"""
+        return self.kind in ("static", "static-matmul", "fp8")
+
+    @property
     def narrow_layers(self) -> dict[str, int]:
         """Layers with fewer than 8 bits: node -> 4 or 2."""
         return dict.fromkeys(self.int4_layers, 4) | dict.fromkeys(self.int2_layers, 2)
@@ -101,7 +106,7 @@ class Scheme:
         kept += f", {len(self.int4_layers)} int4" if self.int4_layers else ""
         kept += f", {len(self.int2_layers)} int2" if self.int2_layers else ""
         tool = f" ({self.tool})" if self.tool else ""
-        return self.precision if self.kind == "float" else f"{self.precision} {self.kind}{kept}{tool}"
+        return self.precision if self.kind in ("float", self.precision) else f"{self.precision} {self.kind}{kept}{tool}"
 
 
 @dataclass(frozen=True)
@@ -192,6 +197,7 @@ class KernelReport:
         int8_macs_share: share (0..1) of multiply-accumulates of convolutions and matrix products that runs in integers;
             None where the runtime does not reveal the shapes.
         source: where this was read, e.g. `onnxruntime optimized graph`.
+        fp8: the same in floats of 8 bits.
         ops: per-op lines for `edgepress explain`: `({"op": "QLinearConv", "name": "…", "type": "int8"}, …)`.
     """
 
@@ -202,6 +208,7 @@ class KernelReport:
     int8_macs_share: float | None
     source: str
     ops: tuple[Mapping[str, Any], ...] = ()
+    fp8: int = 0
 
     def to_json(self) -> dict[str, Any]:
         """Plain lists and dictionaries."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Any
@@ -15,9 +15,10 @@ from torchao.quantization.pt2e.quantize_pt2e import convert_pt2e, prepare_pt2e
 
 from edgepress.compress.quantize.corrections import apply_corrections
 from edgepress.compress.quantize.embeddings import lookups, store_in_integers
+from edgepress.compress.quantize.fp8 import round_to_fp8
 from edgepress.compress.quantize.graph import HEAVY, constant, kind_of
 from edgepress.compress.quantize.placement import Placement, place, summary
-from edgepress.compress.quantize.prepare import canonical_module, float_module
+from edgepress.compress.quantize.prepare import canonical_module, finish, float_module
 from edgepress.compress.quantize.quantizer import RulesQuantizer
 from edgepress.compress.quantize.sharing import TensorParameters
 from edgepress.compress.quantize.smooth import RANGE
@@ -27,8 +28,6 @@ from edgepress.compress.quantize.weight_grid import round_narrow
 from edgepress.targets.errors import QuantizationError
 from edgepress.targets.nouns import Scheme
 from edgepress.targets.rules import QuantRules
-
-_STATIC = ("static", "static-matmul")
 
 
 @dataclass(frozen=True)
@@ -51,7 +50,7 @@ def render(program: torch.export.ExportedProgram, statistics: Statistics | None,
         program: float, eval mode.
         statistics: from `calibrate` on the same program; not needed for `weights`.
         rules: what the runtime executes in integers.
-        scheme: kind `static`, `static-matmul` (convolutions, linear layers and matrix products alone) or `weights`.
+        scheme: kind `static`, `static-matmul` (convolutions, linear layers and matrix products alone), `weights` or `fp8`.
 
     Returns:
         The same model for the same arguments, bit for bit.
@@ -62,6 +61,10 @@ def render(program: torch.export.ExportedProgram, statistics: Statistics | None,
     if scheme.kind == "weights":
         return _render_weights(program, rules)
     module, placement, parameters = placed(program, statistics, rules, scheme)
+    if scheme.kind == "fp8":
+        assert statistics is not None, "placed refuses that"
+        round_to_fp8(module, placement.kinds, _largest(module, statistics))
+        return Rendered(finish(module), summary(placement.reasons))
     round_narrow(module, placement.bits, rules)
     return _rendered(module, RulesQuantizer(rules, placement, parameters), rules, placement.reasons, scheme.narrow_layers)
 
@@ -70,9 +73,9 @@ def placed(
     program: torch.export.ExportedProgram, statistics: Statistics | None, rules: QuantRules, scheme: Scheme
 ) -> tuple[GraphModule, Placement, TensorParameters]:
     """The canonical float graph, which of its ops compute in integers, and with which scales; see `render`."""
-    if scheme.kind not in _STATIC:
+    if not scheme.calibrated:
         raise QuantizationError(
-            f"scheme {scheme.label!r} has no calibrated rendering", remedy=f"Use one of {', '.join((*_STATIC, 'weights'))}."
+            f"scheme {scheme.label!r} has no calibrated rendering", remedy="Use one of static, static-matmul, fp8, weights."
         )
     if statistics is None:
         raise QuantizationError(f"scheme {scheme.label!r} needs calibration statistics", remedy="Calibrate first.")
@@ -81,6 +84,16 @@ def placed(
     _check_layers(module, scheme)
     if rules.smooth:
         spread_outliers(module, statistics, rules, scheme.float_layers)
+
+    placement = place(module, rules, scheme.kind, _largest(module, statistics), scheme.float_layers, scheme.narrow_layers)
+    if not any(kind in HEAVY for kind in placement.kinds.values()):
+        raise _unplaced(placement.reasons)
+    apply_corrections(module, placement.kinds, statistics.corrections)
+    return module, placement, TensorParameters(module, placement, rules, statistics)
+
+
+def _largest(module: GraphModule, statistics: Statistics) -> Callable[[Node], float]:
+    """The largest magnitude of a float tensor: of a constant, or seen in calibration."""
 
     def largest(node: Node) -> float:
         tensor = constant(module, node)
@@ -91,11 +104,7 @@ def placed(
         histogram = statistics.histograms.get(root_of(node).name)
         return math.inf if histogram is None else histogram.largest
 
-    placement = place(module, rules, scheme.kind, largest, scheme.float_layers, scheme.narrow_layers)
-    if not any(kind in HEAVY for kind in placement.kinds.values()):
-        raise _unplaced(placement.reasons)
-    apply_corrections(module, placement.kinds, statistics.corrections)
-    return module, placement, TensorParameters(module, placement, rules, statistics)
+    return largest
 
 
 def _render_weights(program: torch.export.ExportedProgram, rules: QuantRules) -> Rendered:

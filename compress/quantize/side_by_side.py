@@ -22,7 +22,7 @@ from edgepress.compress.quantize.statistics import Statistics
 from edgepress.targets.nouns import Scheme
 from edgepress.targets.rules import QuantRules
 
-_ROUNDED = ("quantize_per_", "dequantize_per_")
+_ROUNDED = ("quantize_per_", "dequantize_per_", "fp8")
 
 
 @dataclass(frozen=True)

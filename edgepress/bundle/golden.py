@@ -11,7 +11,16 @@ from edgepress.bundle.npz import load_npz
 
 #: Allowed deviation as a share of the largest golden output. Another CPU may take other kernels: sums in another order in floats;
 #: in integers an intermediate that lies between two steps may round to the other one.
-SHARE_OF_RANGE = {"fp32": 1e-4, "fp16": 1e-2, "bf16": 3e-2, "int8": 5e-2, "int8-weights": 1e-2, "int4-weights": 5e-2, "mixed": 5e-2}
+SHARE_OF_RANGE = {
+    "fp32": 1e-4,
+    "fp16": 1e-2,
+    "bf16": 3e-2,
+    "fp8": 5e-2,
+    "int8": 5e-2,
+    "int8-weights": 1e-2,
+    "int4-weights": 5e-2,
+    "mixed": 5e-2,
+}
 _RTOL = 1e-3
 
 

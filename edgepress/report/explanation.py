@@ -132,7 +132,10 @@ def _print_parity(out: Console, target: Json) -> None:
             )
         )
     if kernels := target["kernels"]:
-        out.print(plain(f"kernels: {kernels['int8']} int8, {kernels['fp16']} fp16, {kernels['fp32']} fp32, {kernels['unknown']} unknown"))
+        fp8 = f"{kernels['fp8']} fp8, " if kernels.get("fp8") else ""
+        out.print(
+            plain(f"kernels: {kernels['int8']} int8, {fp8}{kernels['fp16']} fp16, {kernels['fp32']} fp32, {kernels['unknown']} unknown")
+        )
 
 
 def _print_lists(out: Console, target: Json, unit: str) -> None:

@@ -94,10 +94,13 @@ class QuantRules:
     static_bits: tuple[int, ...] = ()
 
     def of(self, scheme: Scheme) -> QuantRules:
-        """These rules with the bounds of weights that a scheme has.
+        """These rules with the bounds of weights, and the placement, that a scheme has.
 
-        Narrow weights guard integer kernels against saturation; float arithmetic with integer weights needs no guard.
+        Narrow weights guard integer kernels against saturation; float arithmetic with integer weights needs no guard. TensorRT-RTX has
+        kernels for 8-bit floats in matrix products alone (its documentation, "Working with Quantized Types").
         """
+        if scheme.kind == "fp8":
+            return replace(self, placement=frozenset({"linear", "matmul"}), quantize_outputs=False, smooth=False)
         if scheme.kind == "weights" or scheme.weight_bits == 8:
             return replace(self, weight_min=-127, weight_max=127)
         return self

@@ -62,8 +62,9 @@ class Case:
     def request(self, precision: str, kind: str, **options: object) -> ExportRequest:
         """A request for the tensorrt target."""
         target = Target("tensorrt", "tensorrt", "NVIDIA GPU", precision, {"compute_capability": ["8.6"], **options})
-        statistics = self.statistics if kind.startswith("static") else None
-        return ExportRequest(self.program, self.signature, statistics, target, Scheme(precision, kind), self.samples)
+        scheme = Scheme(precision, kind)
+        statistics = self.statistics if scheme.calibrated else None
+        return ExportRequest(self.program, self.signature, statistics, target, scheme, self.samples)
 
     def feeds(self) -> dict[str, np.ndarray]:
         """The samples by input name."""

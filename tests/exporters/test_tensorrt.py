@@ -11,7 +11,7 @@ pytest.importorskip("tensorrt_rtx_bindings")
 onnx = pytest.importorskip("onnx")
 
 from edgepress.exporters import tensorrt_build as build  # noqa: E402
-from edgepress.exporters.tensorrt import TensorRtExporter, check_quantization, requested_capabilities  # noqa: E402
+from edgepress.exporters.tensorrt import TensorRtExporter, check_quantization, requested_capabilities, with_fp8  # noqa: E402
 from edgepress.targets.errors import ConfigError, ExportError  # noqa: E402
 from edgepress.targets.nouns import KernelReport  # noqa: E402
 from edgepress.validators.runtimes.tensorrt import TensorRt  # noqa: E402
@@ -48,6 +48,32 @@ def test_static_int8_engines_multiply_in_int8(name: str, products: int, tmp_path
     assert [op["type"] for op in matrix] == ["int8"] * products
     assert kernels.int8_macs_share == 1.0
     assert kernels.unknown == 0
+
+
+@pytest.mark.parametrize(("name", "products"), [("cnn", 1), ("transformer", 7)])
+def test_fp8_engines_multiply_matrices_in_floats_of_8_bits(name: str, products: int, tmp_path: Path) -> None:
+    model = case(name)
+    artifact = TensorRtExporter().export(model.request("fp8", "fp8", compute_capability=["8.9"]), tmp_path)
+    with TensorRt().open(artifact, tmp_path) as session:
+        outputs, kernels = session.run(model.feeds())["logits"], session.kernels()
+    expected = model.torch_outputs()
+    assert 1e-5 < np.abs(outputs - expected).max() < 0.1 * np.abs(expected).max()
+    types = [op["type"] for op in kernels.ops if op["op"] == "matrix"]
+    assert types.count("fp8") == products and {*types} <= {"fp8", "fp32"}
+    assert kernels.fp8 == products and kernels.int8 == kernels.unknown == 0
+    weights = [t for t in onnx.load(tmp_path / "model" / "model.onnx").graph.initializer if t.data_type == onnx.TensorProto.FLOAT8E4M3FN]
+    assert sum(len(t.raw_data) > 1 for t in weights) >= min(products, 4)
+
+
+def test_fp8_engines_are_built_for_those_usual_gpus_that_have_its_kernels() -> None:
+    assert with_fp8(requested_capabilities({}), named=False, opset=21) == ["8.9"]
+
+
+def test_fp8_is_refused_where_a_gpu_or_the_opset_has_none(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"compute capability 8.6 has no kernels for precision fp8.*from 8.9"):
+        TensorRtExporter().export(case("cnn").request("fp8", "fp8", compute_capability=["8.6", "8.9"]), tmp_path / "a")
+    with pytest.raises(ConfigError, match="opset 18 has no floats of 8 bits"):
+        TensorRtExporter().export(case("cnn").request("fp8", "fp8", opset=18), tmp_path / "b")
 
 
 @pytest.mark.parametrize("kind", ["static-matmul", "weights"])

@@ -16,7 +16,7 @@ from edgepress.validators.runtimes.base import Arrays, Runtime, Session
 from edgepress.validators.runtimes.onnxruntime import OnnxRuntime, OrtSession
 from edgepress.validators.runtimes.tensorrt_plan import PlanOp, read_plan
 
-_TYPES = ("int8", "fp16", "fp32", "unknown")
+_TYPES = ("int8", "fp8", "fp16", "fp32", "unknown")
 
 
 class TensorRt(Runtime):

@@ -23,13 +23,14 @@ _TYPES = {
     "int8": "int8",
     "uint8": "int8",
     "int4": "int8",
+    "fp8_e4m3": "fp8",
     "half": "fp16",
     "bfloat16": "fp16",
     "bfloat": "fp16",
     "float": "fp32",
     "tf32": "fp32",
 }
-_WIDTH = {"int8": 0, "fp16": 1, "fp32": 2}
+_WIDTH = {"int8": 0, "fp8": 1, "fp16": 2, "fp32": 3}
 
 _MATRIX = frozenset({"corrltn", "convolution", "deconvolution", "corrltn_bwd_data", "fully_connected", "gemm", "matmul"})
 _POOLING = frozenset({"maxpool", "avgpool"})
@@ -47,7 +48,7 @@ class PlanOp:
         kind: `matrix` (convolutions, matrix products, fused attention), `pooling` or `pointwise`.
         name: the kernel's name in the engine.
         layers: names of the ONNX nodes it came from, as far as the engine tells.
-        type: `int8`, `fp16`, `fp32` or `unknown`: the type of what a matrix or pooling kernel multiplies or pools, the widest type
+        type: `int8`, `fp8`, `fp16`, `fp32` or `unknown`: the type of what a matrix or pooling kernel multiplies or pools, the widest type
             that a pointwise kernel touches.
     """
 
@@ -137,10 +138,11 @@ def _fused_type(line: str, inputs: list[str], fusions: list[list[PlanOp]]) -> st
     if line.lstrip().startswith("runtime_fusion") and found and int(found[1]) < len(fusions):
         inside = [op.type for op in fusions[int(found[1])] if op.kind == "matrix"]
         return inside[0] if inside else "unknown"
-    if "mha" in line and inputs.count("int8") >= 3:
-        return "int8"  # queries, keys and values; a float operand beside them is the mask
+    for narrow in ("int8", "fp8"):
+        if "mha" in line and inputs.count(narrow) >= 3:
+            return narrow  # queries, keys and values; a float operand beside them is the mask
     known = {t for t in inputs if t}
-    return "unknown" if "int8" in known and len(known) > 1 else _widest(inputs)
+    return "unknown" if known & {"int8", "fp8"} and len(known) > 1 else _widest(inputs)
 
 
 def _computes(name: str) -> bool:
