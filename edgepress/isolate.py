@@ -69,7 +69,7 @@ class Call:
         folder: where it writes its files.
         label: how errors name it.
         root: the user's project folder, when user code runs: becomes the working directory, and file reads are recorded.
-        ignore: folders whose files are not recorded.
+        ignore: files, and folders whose files, that are not recorded.
         threads: for OpenMP and friends.
         warm: it uses PyTorch, and is forked from a process that has it loaded.
     """

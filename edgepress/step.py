@@ -160,7 +160,7 @@ class Runner:
         space = self._store.workspace()
         folder = space / "files"
         inputs = {name: str(result.folder) for name, result in step.inputs.items()}
-        ignore = (self._store.root, self._log.parent)
+        ignore = (self._store.root, self._log)
         params = {**step.params, **extra, "inputs": inputs}
         request = Call(step.function, params, folder, step.name, step.root, ignore, step.threads, step.warm)
         self._listener.started(step)

@@ -27,7 +27,7 @@ class FileTracker:
 
     Args:
         root: the user's project folder.
-        ignore: folders whose files do not count (the step's own output).
+        ignore: files, and folders whose files, that do not count (the step's own output).
     """
 
     def __init__(self, root: Path, ignore: tuple[Path, ...] = ()) -> None:
@@ -57,7 +57,7 @@ class FileTracker:
         return sorted(f for f in files if self._counts(f) and Path(f).is_file()), sorted(f for f in folders if self._below_root(f))
 
     def _counts(self, path: str) -> bool:
-        return not path.startswith(self._ignored) and f"{os.sep}__pycache__{os.sep}" not in path
+        return not f"{path}{os.sep}".startswith(self._ignored) and f"{os.sep}__pycache__{os.sep}" not in path
 
     def _below_root(self, path: str) -> bool:
         return Path(path).is_dir() and Path(path).is_relative_to(self._root) and self._counts(path + os.sep)
