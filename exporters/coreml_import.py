@@ -8,6 +8,8 @@ import sys
 from collections.abc import Iterator
 from types import ModuleType
 
+from edgepress.targets.hidden import hidden
+
 #: Frameworks whose models coremltools converts, and hubs it reads, where they are installed.
 _UNUSED = ("sklearn", "transformers", "xgboost", "libsvm", "executorch", "tensorflow", "torchvision", "torchaudio")
 
@@ -16,13 +18,8 @@ def coremltools() -> ModuleType:
     """The module `coremltools`; converters of other frameworks than PyTorch are off in it, unless it was imported before."""
     if "coremltools" in sys.modules:
         return sys.modules["coremltools"]
-    hidden = [name for name in _UNUSED if name not in sys.modules]
-    sys.modules.update(dict.fromkeys(hidden))  # type: ignore[arg-type]  # None: importing it raises ModuleNotFoundError
-    try:
+    with hidden(*_UNUSED):
         return importlib.import_module("coremltools")
-    finally:
-        for name in hidden:
-            del sys.modules[name]
 
 
 @contextlib.contextmanager

@@ -14,6 +14,7 @@ from edgepress.compress.training.config import TrainConfig
 from edgepress.compress.training.launch import launched
 from edgepress.compress.training.objective import Objective, modules_of
 from edgepress.targets.errors import TrainingError
+from edgepress.targets.hidden import hidden
 
 if TYPE_CHECKING:
     from lightning_fabric import Fabric
@@ -34,7 +35,8 @@ def make_fabric(config: TrainConfig, module: nn.Module) -> Fabric:
     Raises:
         TrainingError: the machine does not have what the configuration asks for.
     """
-    from lightning_fabric import Fabric  # seconds to import, and of no use to whoever only reads a configuration
+    with hidden("torchmetrics"):  # whose version Fabric looks at for its detection of spikes: seconds to import
+        from lightning_fabric import Fabric  # of no use to whoever only reads a configuration
     from lightning_fabric.plugins.environments import LightningEnvironment
 
     cuda = torch.cuda.is_available()

@@ -1,4 +1,4 @@
-"""What converters are kept from doing leaves them whole."""
+"""What converters and Lightning Fabric are kept from doing leaves them whole."""
 
 from __future__ import annotations
 
@@ -14,10 +14,16 @@ tools = coremltools()
 assert tools is coremltools() and callable(tools.convert)
 assert not {"sklearn", "transformers"} & set(sys.modules), "imported all the same, or left hidden"
 import sklearn
+from torch import nn
+from edgepress.compress.train import TrainConfig
+from edgepress.compress.training.fabric import make_fabric
+assert make_fabric(TrainConfig(), nn.Linear(1, 1)).world_size == 1
+assert "torchmetrics" not in sys.modules, "imported all the same, or left hidden"
+import torchmetrics
 """
 
 
-def test_coremltools_comes_without_other_frameworks_which_can_be_imported_later() -> None:
+def test_coremltools_and_fabric_come_without_other_frameworks_which_can_be_imported_later() -> None:
     for name in ("coremltools", "sklearn"):
         pytest.importorskip(name)
     done = subprocess.run([sys.executable, "-c", HIDES], capture_output=True, text=True, timeout=120)
