@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import operator
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import torch
 from torch.fx import GraphModule, Node
@@ -20,6 +21,8 @@ aten = torch.ops.aten
 _DROPOUT = frozenset(["dropout", "feature_dropout", "alpha_dropout", "feature_alpha_dropout", "native_dropout"])
 _NOTHING = frozenset(["alias", "detach", "lift_fresh_copy"])
 _CHECKS = frozenset(["_assert_tensor_metadata", "_assert_scalar", "_assert_async", "sym_constrain_range", "sym_constrain_range_for_size"])
+#: Programs that write in place -> the same without; it takes longer than all else that is done to a small model's graph.
+_rewritten: WeakKeyDictionary[torch.export.ExportedProgram, torch.export.ExportedProgram] = WeakKeyDictionary()
 _FOLDABLE = frozenset(["conv1d", "conv2d", "conv3d", "linear", "conv_transpose1d", "conv_transpose2d", "conv_transpose3d"])
 
 
@@ -95,13 +98,19 @@ def _drop_unused_tensors(module: GraphModule) -> None:
 
 
 def _functional(program: torch.export.ExportedProgram) -> torch.export.ExportedProgram:
-    """Ops that write in place make a quantize node read a value that changes later; torch rewrites them."""
+    """Ops that write in place make a quantize node read a value that changes later; torch rewrites them, once for each program."""
+    found = _rewritten.get(program)
+    if found is not None:
+        return found
     writes = any(
         isinstance(node.target, torch._ops.OpOverload) and node.target._schema.is_mutable
         for node in program.graph.nodes
         if node.op == "call_function" and op_name(node) not in ("batch_norm",)
     )
-    return program.run_decompositions({}) if writes else program
+    if not writes:
+        return program
+    _rewritten[program] = program.run_decompositions({})
+    return _rewritten[program]
 
 
 def _drop_inference_noise(module: GraphModule) -> None:

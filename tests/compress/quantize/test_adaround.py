@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from functools import cache
 from pathlib import Path
 
 import numpy as np
@@ -33,9 +34,14 @@ def four_bits(runtime: str) -> QuantRules:
     return replace(rules_for(runtime), weight_min=-7, weight_max=7)
 
 
+@cache
+def calibrated(name: str) -> Statistics:
+    return calibrate(program_of(name), [samples_of(name, 32)])
+
+
 def refined(name: str, rules: QuantRules, rounding: AdaRound = QUICK) -> tuple[Statistics, Statistics]:
     """Statistics of one of the small nets before and after rounding was learnt."""
-    before = calibrate(program_of(name), [samples_of(name, 32)])
+    before = calibrated(name)
     return before, refine(program_of(name), before, rules, STATIC, [samples_of(name, 32)], [rounding])
 
 
@@ -105,8 +111,7 @@ def test_integers_move_by_one_at_most_and_zeros_and_the_ends_stay() -> None:
         seen.append((sparse, QUICK(sparse)))
         return layer
 
-    statistics = calibrate(program_of("residual"), [samples_of("residual", 32)])
-    refine(program_of("residual"), statistics, four_bits("tensorrt"), STATIC, [samples_of("residual", 32)], [look])
+    refine(program_of("residual"), calibrated("residual"), four_bits("tensorrt"), STATIC, [samples_of("residual", 32)], [look])
     moved = 0
     for before, after in seen:
         steps, integers = before.grid.weight / before.grid.scale, (after.rounded / before.grid.scale).round()
@@ -125,8 +130,7 @@ def test_a_layer_that_learning_does_not_help_keeps_its_rounding() -> None:
         seen.append(wild(layer) is layer)
         return layer
 
-    statistics = calibrate(program_of("residual"), [samples_of("residual", 32)])
-    refine(program_of("residual"), statistics, rules_for("tensorrt"), STATIC, [samples_of("residual", 32)], [look])
+    refine(program_of("residual"), calibrated("residual"), rules_for("tensorrt"), STATIC, [samples_of("residual", 32)], [look])
     assert all(seen) and seen
 
 
