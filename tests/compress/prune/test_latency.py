@@ -163,7 +163,7 @@ def test_noise_never_makes_less_work_cost_more() -> None:
 
 def test_a_pruned_model_costs_what_its_removal_did(program: ExportedProgram, structure: Structure) -> None:
     table = table_of(program, structure, 0.5)
-    for removed in removals(structure, 1):
+    for removed in removals(structure):
         smaller = remove(program, structure, removed)
         later = analyse(smaller)
         again = table.cost(later, smaller)(np.zeros(later.unit_count, dtype=bool))

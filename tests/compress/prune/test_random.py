@@ -124,7 +124,7 @@ def test_random_graphs_lose_exactly_what_is_removed(drawn: list[Step]) -> None:
     structure = analyse(program)
     if not structure.unit_count:
         return
-    for removed in removals(structure, seeds=1):
+    for removed in removals(structure):
         smaller = remove(program, structure, removed)
         check(program, smaller, structure, removed, [image().double()])
         expect_counts(smaller, structure, removed)
