@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
+import signal
 import subprocess
 import sys
+from contextlib import redirect_stderr, redirect_stdout
 from pathlib import Path
 from typing import Any
 
+import pytest
 import yaml
 from safetensors.numpy import load_file, save_file
 
+from edgepress.cli import main
 from edgepress.starter import write_starter
 
 NUMPY_TARGET = ["numpy"]
@@ -45,10 +50,28 @@ def spoil(recipe: Path) -> Path:
     return recipe
 
 
-def edgepress(
-    *arguments: str | Path, cwd: Path | None = None, timeout: float = 300, **environment: str
-) -> subprocess.CompletedProcess[str]:
-    """Run the command line as a user does."""
+def edgepress(*arguments: str | Path, cwd: Path | None = None, **environment: str) -> subprocess.CompletedProcess[str]:
+    """Run the command line, in this process: PyTorch is loaded, and what steps are forked from serves all commands of a session."""
+    out, err = io.StringIO(), io.StringIO()
+    with pytest.MonkeyPatch.context() as patch, redirect_stdout(out), redirect_stderr(err):
+        for name, value in environment.items():
+            patch.setenv(name, value)
+        if cwd is not None:
+            patch.chdir(cwd)
+        patch.setattr(sys, "argv", ["edgepress", *map(str, arguments)])
+        before = signal.getsignal(signal.SIGTERM)
+        try:
+            main()
+            code = 0
+        except SystemExit as end:
+            code = end.code if isinstance(end.code, int) else int(end.code is not None)
+        finally:
+            signal.signal(signal.SIGTERM, before)
+    return subprocess.CompletedProcess(sys.argv, code, out.getvalue(), err.getvalue())
+
+
+def started(*arguments: str | Path, cwd: Path | None = None, timeout: float = 300, **environment: str) -> subprocess.CompletedProcess[str]:
+    """Run the command line as a user does, in a process of its own."""
     command = [sys.executable, "-m", "edgepress", *map(str, arguments)]
     variables = {**os.environ, **environment}
     return subprocess.run(command, cwd=cwd, capture_output=True, text=True, timeout=timeout, env=variables)

@@ -11,7 +11,7 @@ import pytest
 
 from edgepress.report.schema import load_schema
 from tests import native_quantizers
-from tests.project import digits, edgepress, report_of
+from tests.project import digits, edgepress, report_of, started
 
 Run = tuple[subprocess.CompletedProcess[str], dict[str, Any], Path]
 PEER = "int8 static (copier)"
@@ -23,7 +23,7 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Run:
     environment = native_quantizers.install(folder / "site")
     gates = {"accuracy_drop": {"max": "5pp"}}
     recipe = digits(folder / "project", compress=[{"quantize": {"method": "best"}}], gates=gates, run={"jobs": 2})
-    done = edgepress("run", recipe, "--out", folder / "run", COLUMNS="200", **environment)
+    done = started("run", recipe, "--out", folder / "run", COLUMNS="200", **environment)
     return done, report_of(folder / "run"), folder / "run"
 
 
@@ -83,7 +83,7 @@ def test_terminal_and_page_list_every_candidate(finished: Run) -> None:
 
 def test_a_plan_names_the_steps_of_every_candidate_and_runs_none(tmp_path: Path) -> None:
     environment = native_quantizers.install(tmp_path / "site")
-    done = edgepress("plan", digits(tmp_path / "project", compress=[{"quantize": {"method": "best"}}]), COLUMNS="200", **environment)
+    done = started("plan", digits(tmp_path / "project", compress=[{"quantize": {"method": "best"}}]), COLUMNS="200", **environment)
     assert done.returncode == 0 and f"export numpy {PEER}" in done.stdout and "latency numpy int8 weights" in done.stdout
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from edgepress.bundle.digest import digest
-from tests.project import edgepress, report_of
+from tests.project import report_of, started
 
 RECIPES = Path(__file__).parent.parent / "benchmarks" / "cases"
 CASES = Path(os.environ.get("EDGEPRESS_CASES", Path(__file__).parents[2] / "shared" / "cases")).absolute()
@@ -17,7 +17,7 @@ pytestmark = [pytest.mark.slow, pytest.mark.skipif(not CASES.is_dir(), reason=f"
 
 def check(recipe: Path, out: Path, worst_pp: float) -> None:
     store = str(out.parent / "store")
-    done = edgepress("run", recipe, "--out", out, timeout=2400, EDGEPRESS_CASES=str(CASES), EDGEPRESS_STORE=store)
+    done = started("run", recipe, "--out", out, timeout=2400, EDGEPRESS_CASES=str(CASES), EDGEPRESS_STORE=store)
     report = report_of(out)
     targets = {target["name"]: target for target in report["targets"]}
     assert [t["error"] for t in targets.values() if t["error"]] == [], done.stdout

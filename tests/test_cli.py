@@ -16,7 +16,7 @@ from edgepress.config import load, recipe
 from edgepress.config_models import TargetOverrides, TopLevel, keys_of, model_of
 from edgepress.config_steps import STEPS
 from edgepress.targets.catalog import CATALOG
-from tests.project import edgepress
+from tests.project import edgepress, started
 
 ROOT = Path(__file__).parent.parent
 HEAVY = (
@@ -88,12 +88,12 @@ def test_the_recipes_in_the_docs_load(page: str, tmp_path: Path) -> None:
 
 
 def test_usage_errors_exit_with_two() -> None:
-    assert edgepress("run", "--no-such-option").returncode == 2
+    assert started("run", "--no-such-option").returncode == 2
     assert edgepress("no-such-command").returncode == 2
 
 
 def test_data_goes_to_stdout_as_json_and_has_no_colours() -> None:
-    done = edgepress("targets", "--json")
+    done = started("targets", "--json")
     names = [row["name"] for row in json.loads(done.stdout)]
     assert {"onnxruntime", "openvino", "tensorrt", "coreml", "tflite"} <= set(names)
     assert "\x1b[" not in done.stdout + done.stderr

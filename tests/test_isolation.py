@@ -23,18 +23,25 @@ from edgepress.store import Store
 from edgepress.targets.errors import EdgepressError, ExportError, IsolationError
 from edgepress.targets.nouns import Scheme, Signature, Target, TensorSpec
 from tests import faults
-from tests.project import digits, edgepress, report_of
+from tests.project import digits, report_of, started
 
 SIGNATURE = Signature((TensorSpec("x", "float32", (None, 4)),), (TensorSpec("y", "float32", (None, 1)),))
 NO_TIME = Limits(timeout_s=4)
 NO_MEMORY = Limits(timeout_s=60, memory_bytes=700 << 20)
 
 
+@pytest.fixture(scope="module", autouse=True)
+def registered(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Faults are registered, in one place: what steps are forked from serves one path of modules."""
+    with pytest.MonkeyPatch.context() as patch:
+        for name, value in faults.install(tmp_path_factory.mktemp("package")).items():
+            patch.setenv(name, value)
+        yield
+
+
 @pytest.fixture(autouse=True)
-def pids(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
-    """Faults are registered, and every process they start is gone when the test ends."""
-    for name, value in faults.install(tmp_path / "package").items():
-        monkeypatch.setenv(name, value)
+def pids(registered: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """Every process that faults start is gone when the test ends."""
     file = tmp_path / "pids.txt"
     monkeypatch.setenv(faults.PIDS, str(file))
     yield file
@@ -174,7 +181,7 @@ def export_step(fault: str, data: Path, limits: Limits = isolate.DEFAULT_LIMITS)
     folder = Result({}, data, "digest", False, 0.0)
     target = Target(fault, fault, "nowhere", "fp32")
     params = {"target": target.to_json(), "scheme": vars(Scheme("fp32", "float")), "signature": SIGNATURE.to_json()}
-    return Step(f"export {fault}", "edgepress.steps.export:export", params, {"data": folder, "model": folder}, limits=limits)
+    return Step(f"export {fault}", "edgepress.steps.export:export", params, {"data": folder, "model": folder}, limits=limits, warm=True)
 
 
 def test_each_faulty_exporter_costs_its_own_target_and_leaves_no_file(tmp_path: Path) -> None:
@@ -264,7 +271,7 @@ def test_a_run_with_every_fault_validates_the_good_target_and_names_each_bad_one
     pytest.importorskip("edgepress_numpy")
     names = [name for name in faults.EXPORTERS if name != "prints-garbage"]
     recipe = digits(tmp_path / "project", ["numpy", *names], run={"timeout": "90 s", "memory": "3GB"})
-    done = edgepress("run", recipe, "--out", tmp_path / "run", timeout=600)
+    done = started("run", recipe, "--out", tmp_path / "run", timeout=600)
     assert done.returncode == 2, done.stderr
     targets = {target["name"]: target for target in report_of(tmp_path / "run")["targets"]}
     assert targets["numpy"]["status"] == "validated", targets["numpy"]["error"]

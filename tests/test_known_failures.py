@@ -7,14 +7,17 @@ fabricated reports. A baseline of another machine: `test_baseline.py`; an expire
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
+from subprocess import CompletedProcess
 from typing import Any
 
 import pytest
 import yaml
 
 from tests import faults
-from tests.project import digits, edgepress, report_of
+from tests.project import digits, edgepress, report_of, started
 from tests.report_sample import failing, gate, lost, not_executable, report, target
 
 Json = dict[str, Any]
@@ -30,12 +33,12 @@ def project(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return recipe
 
 
-def run(project: Path, **changes: Any) -> tuple[int, str, Path]:
+def run(project: Path, command: Callable[..., CompletedProcess[str]] = edgepress, **changes: Any) -> tuple[int, str, Path]:
     """Run the project with other top-level entries: exit code, everything printed on one line, and the run's folder."""
     changed = project.with_name("changed.yaml")
     changed.write_text(yaml.safe_dump(yaml.safe_load(project.read_text()) | changes))
     out = project.parent / "run"
-    done = edgepress("run", changed, "--out", out)
+    done = command("run", changed, "--out", out)
     assert "Traceback" not in done.stderr
     return done.returncode, " ".join((done.stdout + done.stderr).split()), out
 
@@ -51,10 +54,8 @@ def test_a_tolerance_that_is_broken(project: Path) -> None:
     assert {g["name"]: g["verdict"] for g in report_of(out)["targets"][0]["gates"]} == {"sqnr": "fail", "argmax_agreement": "pass"}
 
 
-def test_a_format_that_failed_beside_one_that_passed(project: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    for name, value in faults.install(tmp_path / "package").items():
-        monkeypatch.setenv(name, value)
-    code, printed, out = run(project, targets=["numpy", "refuses"])
+def test_a_format_that_failed_beside_one_that_passed(project: Path, tmp_path: Path) -> None:
+    code, printed, out = run(project, partial(started, **faults.install(tmp_path / "package")), targets=["numpy", "refuses"])
     assert code == 2 and "has no op 'frobnicate'" in printed
     assert [t["status"] for t in report_of(out)["targets"]] == ["validated", "failed"]
 

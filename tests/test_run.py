@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -14,17 +14,25 @@ import pytest
 import yaml
 
 from edgepress.bundle.digest import digest
-from tests.project import digits, edgepress, report_of
+from tests.project import digits, edgepress, report_of, started
 
 SCHEMA = Path(__file__).parent.parent / "edgepress" / "report" / "schema" / "report.v1.json"
 
 
+@pytest.fixture(scope="module", autouse=True)
+def stored_beside_the_recipe() -> Iterator[None]:
+    """These runs find nothing of other modules."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.delenv("EDGEPRESS_STORE")
+        yield
+
+
 @pytest.fixture(scope="module")
-def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def finished(stored_beside_the_recipe: None, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A finished run in `<project>/run`; tests that change the project copy it first."""
     folder = tmp_path_factory.mktemp("digits")
     recipe = digits(folder / "project")
-    done = edgepress("run", recipe, "--out", recipe.parent / "run")
+    done = started("run", recipe, "--out", recipe.parent / "run")
     assert done.returncode == 0, done.stderr + done.stdout
     return recipe.parent
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import signal
 import subprocess
 import sys
@@ -93,7 +94,7 @@ def test_an_unchanged_run_trains_nothing_again(pruned: Path) -> None:
 @pytest.mark.slow
 def test_a_training_killed_with_9_goes_on_to_the_same_weights(folder: Path, tmp_path: Path) -> None:
     recipe = recipe_of(folder, "killed", {"distill": {"epochs": 60, "lr": 0.01}})
-    store = folder / ".edgepress" / "store"
+    store = Path(os.environ["EDGEPRESS_STORE"])
     command = [sys.executable, "-m", "edgepress", "run", str(recipe), "--out", str(tmp_path / "cut")]
     process = subprocess.Popen(command, stderr=subprocess.PIPE)
     deadline = time.monotonic() + 120
@@ -127,7 +128,7 @@ def test_quantization_aware_training_is_kept_where_it_is_better_and_said_where_n
 @pytest.mark.slow
 def test_masks_keep_their_zeros_through_fine_tuning(folder: Path, tmp_path: Path) -> None:
     recipe = recipe_of(folder, "masks", {"prune": {"mask": "50%", "finetune": TRAIN}})
-    store = folder / ".edgepress" / "store"
+    store = Path(os.environ["EDGEPRESS_STORE"])
     done = edgepress("run", recipe, "--out", tmp_path / "run")
     assert done.returncode == 0, done.stderr
     stage = report_of(tmp_path / "run")["stages"][1]
