@@ -164,8 +164,17 @@ def test_signed_integers_before_a_pooling_are_checked_as_the_graph_has_them(tmp_
     check_dynamic_batch(tmp_path / "model.onnx", ExportRequest(program, signature, None, target, Scheme("int8", "static"), (sample,)))
 
 
-@pytest.mark.parametrize(("kind", "model"), [("static", "cnn"), ("static-matmul", "transformer"), ("dynamic", "transformer")])
-@pytest.mark.parametrize(("bits", "largest"), [(0, 64), (7, 64), (8, 128)])
+@pytest.mark.parametrize(
+    ("kind", "model", "bits", "largest"),
+    [
+        ("static", "cnn", 0, 64),
+        ("static", "cnn", 7, 64),
+        ("static", "cnn", 8, 128),
+        ("static-matmul", "transformer", 8, 128),  # a static rendering too
+        ("dynamic", "transformer", 0, 64),
+        ("dynamic", "transformer", 8, 128),
+    ],
+)
 def test_weights_use_the_bits_that_the_target_asks_for(kind: str, model: str, bits: int, largest: int, tmp_path: Path) -> None:
     wanted = request(model, "int8", kind)
     artifact = OnnxRuntimeExporter().export(replace(wanted, scheme=replace(wanted.scheme, weight_bits=bits)), tmp_path)
