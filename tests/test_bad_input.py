@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pickle
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -116,9 +117,18 @@ CASES: list[tuple[Callable[[Path], None], list[str]]] = [
 ]
 
 
+@pytest.fixture(scope="module")
+def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Where every spoilt project stands: what a mistake leaves as it was is found in the store."""
+    return tmp_path_factory.mktemp("spoilt") / "project"
+
+
 @pytest.mark.parametrize(("spoil", "fragments"), CASES, ids=[spoil.__name__ for spoil, _ in CASES])
-def test_a_mistake_is_one_line_exit_two_and_no_output(spoil: Callable[[Path], None], fragments: list[str], tmp_path: Path) -> None:
-    recipe = digits(tmp_path / "project")
+def test_a_mistake_is_one_line_exit_two_and_no_output(
+    spoil: Callable[[Path], None], fragments: list[str], place: Path, tmp_path: Path
+) -> None:
+    shutil.rmtree(place, ignore_errors=True)
+    recipe = digits(place)
     spoil(recipe.parent)
     done = edgepress("run", recipe, "--out", tmp_path / "out" / "run", cwd=tmp_path)
     errors = [line for line in done.stderr.splitlines() if line.startswith("error:")]
@@ -128,7 +138,7 @@ def test_a_mistake_is_one_line_exit_two_and_no_output(spoil: Callable[[Path], No
     for fragment in fragments:
         assert fragment.lower() in errors[0].lower(), f"{fragment!r} not in {errors[0]}"
     assert not [p for p in (tmp_path / "out").glob("**/*") if p.is_file()] if (tmp_path / "out").exists() else True
-    assert not list(tmp_path.rglob("pwned"))
+    assert not [found for folder in (tmp_path, place) for found in folder.rglob("pwned")]
 
 
 @pytest.mark.parametrize(
