@@ -33,7 +33,7 @@ class Sentences(nn.Module):
             self.words.weight.mul_(torch.rand(ROWS, 1) * 3)  # rows of different sizes
 
     def forward(self, ids: Tensor) -> Tensor:
-        x = self.words(ids) + self.places(torch.arange(TOKENS))
+        x = self.words(ids) + self.places(ids.clamp(max=TOKENS - 1))
         if self.tied:
             return nn.functional.linear(x, self.words.weight).mean(1)[:, :4]
         return self.head(torch.relu(self.up(x)).mean(1))
