@@ -77,8 +77,8 @@ def lower_to_onnx(
         )
     if lowered is None:
         raise ExportError("torch.onnx.export returned nothing", "the exporter gave no reason", "Check the installed torch and onnxscript.")
-    onnx_int4.pack_int4_layers(lowered.model)
     onnx_fp8.store_weights(lowered.model)
+    onnx_int4.pack_int4_layers(lowered.model)  # which also takes out what nothing reads any more
     _strip(lowered.model)
     _save(lowered.model, path)
     return path

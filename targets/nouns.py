@@ -197,8 +197,8 @@ class KernelReport:
         int8_macs_share: share (0..1) of multiply-accumulates of convolutions and matrix products that runs in integers;
             None where the runtime does not reveal the shapes.
         source: where this was read, e.g. `onnxruntime optimized graph`.
-        fp8: the same in floats of 8 bits.
         ops: per-op lines for `edgepress explain`: `({"op": "QLinearConv", "name": "…", "type": "int8"}, …)`.
+        fp8: number of compute ops in floats of 8 bits.
     """
 
     int8: int

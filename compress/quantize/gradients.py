@@ -8,6 +8,7 @@ of the Trace", section 2).
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Collection, Iterator, Sequence
 from typing import Any
 
@@ -24,7 +25,7 @@ class NoDerivativeError(Exception):
     """Gradients of the outputs cannot be taken: an operator has none."""
 
 
-class OutputGradients(Interpreter):  # type: ignore[misc]
+class OutputGradients(Interpreter, ABC):  # type: ignore[misc]
     """Runs a graph and hands out the gradients of its outputs with respect to some of its tensors, which are not kept.
 
     Args:
@@ -37,9 +38,9 @@ class OutputGradients(Interpreter):  # type: ignore[misc]
         self._names = names
         self._signs = torch.Generator().manual_seed(_SEED)
 
+    @abstractmethod
     def take(self, name: str, values: Tensor, gradient: Tensor) -> None:
         """Called in no particular order with every such tensor of a batch, float, and the gradient of the same shape."""
-        raise NotImplementedError
 
     def add(self, batch: Sequence[Tensor]) -> None:
         """Run one batch forward and backward.
