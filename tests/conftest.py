@@ -12,6 +12,9 @@ from collections.abc import Iterator
 
 import pytest
 
+#: Tests are about the CPU, on machines with GPUs too; those of a GPU (test_gpu.py) show one to a process of their own.
+os.environ["CUDA_VISIBLE_DEVICES"] = ""
+
 worker = re.fullmatch(r"gw(\d+)", os.environ.get("PYTEST_XDIST_WORKER", ""))
 if worker is not None and hasattr(os, "sched_setaffinity"):
     cores = sorted(os.sched_getaffinity(0))

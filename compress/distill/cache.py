@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from edgepress.compress.distill.teacher import Lesson, Teacher
+from edgepress.compress.training.devices import training_device
 from edgepress.targets.errors import TrainingError
 from edgepress.targets.progress import progress
 
@@ -89,10 +90,11 @@ def cache_outputs(teacher: Teacher, data: Rows, folder: Path, batch: int = 128, 
 
 def _fill(teacher: Teacher, data: Rows, folder: Path, batch: int, dtype: str) -> None:
     arrays: list[np.ndarray] = []
+    device = training_device()
     for start in range(0, len(data), batch):
         progress("computing the teacher's outputs", start, len(data))
         rows = range(start, min(start + batch, len(data)))
-        for i, output in enumerate(teacher(_stack(data, rows), torch.tensor(rows)).outputs):
+        for i, output in enumerate(teacher(_stack(data, rows, device), torch.tensor(rows)).outputs):
             with np.errstate(over="ignore"):
                 value = output.float().cpu().numpy().astype(dtype)
             if not np.isfinite(value).all():
@@ -109,9 +111,9 @@ def _fill(teacher: Teacher, data: Rows, folder: Path, batch: int, dtype: str) ->
         (folder / f"output_{i}.npy.new").replace(folder / f"output_{i}.npy")
 
 
-def _stack(data: Rows, rows: Sequence[int]) -> tuple[Tensor, ...]:
+def _stack(data: Rows, rows: Sequence[int], device: torch.device) -> tuple[Tensor, ...]:
     inputs = [item if isinstance(item, tuple | list) else (item,) for item, _ in (data[row] for row in rows)]
-    return tuple(torch.stack([torch.as_tensor(value) for value in column]) for column in zip(*inputs, strict=True))
+    return tuple(torch.stack([torch.as_tensor(value) for value in column]).to(device) for column in zip(*inputs, strict=True))
 
 
 def may_cache(augment: Sequence[str], layers: Sequence[str]) -> bool:

@@ -13,6 +13,7 @@ from torch.export import ExportedProgram
 
 from edgepress.compress.distill.features import Features, Layer, layers_of
 from edgepress.compress.project.outputs import flatten
+from edgepress.compress.training.devices import move
 from edgepress.targets.errors import TrainingError
 
 #: How an ensemble's members are averaged.
@@ -79,7 +80,7 @@ class ModuleTeacher:
     def _follow(self, inputs: Sequence[Tensor]) -> None:
         first = next(self.module.parameters(), None)
         if first is not None and first.device != inputs[0].device:
-            self.module.to(inputs[0].device)
+            move(self.module, inputs[0].device)
 
 
 class EnsembleTeacher:

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from edgepress.compress.training.augment import Augment
 from edgepress.compress.training.config import TrainConfig
 from edgepress.compress.training.data import Batch
+from edgepress.compress.training.devices import answering_on, move, rename
 from edgepress.compress.training.fabric import Sealed, Step
 from edgepress.compress.training.layout import channels_last, class_count
 from edgepress.compress.training.modes import set_training
@@ -51,6 +52,7 @@ class Learner:
         self._home = next(module.parameters()).device
         self._reordered = not is_sharded(config) and channels_last(module, example.inputs)  # FSDP cuts contiguous parameters alone
         self._place = place(self._step, config, fabric, folder)
+        rename(self._step, fabric.device)
         self._optimizer, self.in_parts = self._place.optimizer, self._place.in_parts
         self._average = self._weights.copy() if config.ema is not None else None
         self.waited = 0.0
@@ -104,13 +106,16 @@ class Learner:
 
     @contextmanager
     def evaluated(self) -> Iterator[nn.Module]:
-        """The module in eval mode, without gradients, with the averaged weights where there are such; entered by all processes together."""
+        """The module in eval mode, without gradients, with the averaged weights where there are such; entered by all processes together.
+
+        It takes and gives tensors on the device it came from.
+        """
         mine = self._weights.copy() if self._average is not None else None
         if self._average is not None:
             self._weights.load(self._average)
         self.train_mode(False)
         try:
-            with torch.no_grad(), self._place.assembled():
+            with torch.no_grad(), self._place.assembled(), answering_on(self._module, self._home):
                 yield self._module
         finally:
             if mine is not None:
@@ -170,7 +175,7 @@ class Learner:
         self._place.release()
         if self._reordered:
             self._module.to(memory_format=torch.contiguous_format)
-        self._step.to(self._home)
+        move(self._step, self._home)
 
 
 def _check(loss: Any) -> None:

@@ -24,7 +24,7 @@ from edgepress.compress.training.loggers import Loggers
 from edgepress.compress.training.memory import checkpointed
 from edgepress.compress.training.objective import Objective
 from edgepress.compress.training.optimize import rate_share
-from edgepress.compress.training.random import generators_kept, seed_everything, seed_for
+from edgepress.compress.training.random import generators_kept, repeatable_kernels, seed_everything, seed_for
 from edgepress.compress.training.state import State
 from edgepress.targets.errors import TrainingError
 from edgepress.targets.progress import progress
@@ -65,7 +65,7 @@ def train(
             the checkpoint of another training, a checkpoint that cannot be written or read.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    with generators_kept():
+    with generators_kept(), repeatable_kernels():
         seed_everything(seed_for("setup", config.seed))
         return _Run(module, data, objective, config, folder, evaluate).go()
 
@@ -127,6 +127,8 @@ class _Run:
             self.state.remarks.append(f"batch is {self.feed.batch}, not {self.config.batch}: there are {self.feed.size} samples")
         if self.config.strategy == "fsdp" and self.fabric.world_size == 1:
             self.state.remarks.append("strategy fsdp cut nothing: there is one process")
+        if self.fabric.device.type == "cuda":
+            self.state.remarks.append(f"trained on {torch.cuda.get_device_name(self.fabric.device)}")
         self.state.begin(self._metric())
         self._keep_best()
 

@@ -28,11 +28,23 @@ def seed_everything(seed: int) -> None:
 
 @contextmanager
 def generators_kept() -> Iterator[None]:
-    """Give the caller's random generators back as they were."""
+    """Give the caller's random generators back as they were; of GPUs the current one's."""
     numpy_state, python_state = np.random.get_state(), random.getstate()
-    with torch.random.fork_rng():
+    with torch.random.fork_rng([torch.cuda.current_device()] if torch.cuda.is_initialized() else []):
         try:
             yield
         finally:
             np.random.set_state(numpy_state)
             random.setstate(python_state)
+
+
+@contextmanager
+def repeatable_kernels() -> Iterator[None]:
+    """On a GPU, convolutions by algorithms that give the same result every time, not by the ones that a trial found fastest."""
+    cudnn = torch.backends.cudnn
+    before = cudnn.deterministic, cudnn.benchmark
+    cudnn.deterministic, cudnn.benchmark = True, False
+    try:
+        yield
+    finally:
+        cudnn.deterministic, cudnn.benchmark = before
