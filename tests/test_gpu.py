@@ -11,8 +11,8 @@ from typing import Any
 
 import pytest
 import yaml
+from safetensors.torch import load_file
 
-from edgepress.compress.compressed import load
 from tests.project import digits, report_of, started
 
 pytestmark = pytest.mark.skipif(not list(Path("/dev").glob("nvidia[0-9]*")), reason="this machine has no NVIDIA GPU")
@@ -41,7 +41,7 @@ def test_every_kind_of_training_runs_on_it(steps: str, tmp_path: Path) -> None:
     assert all(any(remark.startswith("trained on NVIDIA") for remark in report["remarks"]) for report in trained)
     assert trained or steps == "qat"
     if steps == "mask":
-        weights = load(tmp_path / "run" / "compressed").state_dict().values()
+        weights = load_file(tmp_path / "run" / "compressed" / "model.safetensors").values()
         assert (
             sum(int((weight == 0).sum()) for weight in weights if weight.ndim > 1) > 4000
         )  # of 12,000, not all with a multiple of 4 inputs
