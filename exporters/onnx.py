@@ -219,6 +219,7 @@ class OnnxRuntimeExporter(Exporter):
                 onnx_passes.convert_to_fp16(path)
             if request.scheme.kind in ("static", "static-matmul"):
                 onnx_passes.quantize_output_biases(path)
+                onnx_passes.fuse_biases(path)
                 onnx_passes.guard_float_layers(path)
             if request.scheme.kind == "weights":
                 onnx_passes.fold_at_load(path)

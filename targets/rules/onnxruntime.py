@@ -5,6 +5,9 @@ products of 255 x 127 saturate there; two of 255 x 63 do not.
 
 The parts of a concat keep ranges of their own (QLinearConcat rescales them): a shared range with negative values would keep a
 ReLU that writes into it from fusing with the sum or convolution before it.
+
+Products of two activations stay in float: rounding both factors takes longer than the integer product saves (a vision transformer of 65
+tokens, AVX2: 0.95 of float against 1.18; MiniLM, 64 tokens: 0.98 of the file with integer products).
 """
 
 from __future__ import annotations
@@ -19,9 +22,7 @@ RULES = QuantRules(
     activation_max=255,
     weight_min=-63,
     weight_max=63,
-    placement=frozenset(
-        {"conv", "conv_transpose", "linear", "matmul", "add", "mul", "cat", "max_pool", "avg_pool", "mean", "softmax", "shape", "embedding"}
-    ),
+    placement=frozenset({"conv", "conv_transpose", "linear", "add", "mul", "cat", "max_pool", "avg_pool", "mean", "shape", "embedding"}),
     precisions=(
         "fp32",
         "fp16",
@@ -36,9 +37,8 @@ RULES = QuantRules(
         "dynamic",
         "weights",
     ),
-    softmax_output=(1 / 256, 0),
     shared=frozenset({"shape", "max_pool"}),
-    float_output=frozenset({"linear", "matmul"}),
+    float_output=frozenset({"linear"}),
     int4=Int4Rules(),
     static_bits=(4, 2),
 )

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 onnx = pytest.importorskip("onnx")
 pytest.importorskip("onnxruntime")
 
+from edgepress.exporters import onnx_passes  # noqa: E402
 from edgepress.exporters.base import ExportRequest  # noqa: E402
 from edgepress.exporters.onnx import OnnxRuntimeExporter, check_dynamic_batch, lower_to_onnx, request_opset  # noqa: E402
 from edgepress.exporters.onnx_passes import fold_at_load  # noqa: E402
@@ -66,6 +67,17 @@ def test_a_static_file_holds_uint8_activations_and_7_bit_weights(tmp_path: Path)
     assert max(int(np.abs(weight).max()) for weight in weights) == 63
     points = {tensors[n.input[2]].dtype for n in model.graph.node if n.op_type == "QuantizeLinear"}
     assert points == {np.dtype(np.uint8)}
+
+
+def test_integer_layers_add_their_bias_themselves_with_the_same_results(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    wanted = request("transformer", "int8", "static")
+    fused = tmp_path / "fused" / OnnxRuntimeExporter().export(wanted, tmp_path / "fused").path
+    monkeypatch.setattr(onnx_passes, "fuse_biases", lambda path: None)
+    apart = tmp_path / "apart" / OnnxRuntimeExporter().export(wanted, tmp_path / "apart").path
+    layers = op_counts(fused)["MatMulIntegerToFloat"]
+    assert layers >= 4
+    assert op_counts(apart)["Add"] - op_counts(fused)["Add"] == op_counts(apart)["MatMul"] - op_counts(fused).get("MatMul", 0) == layers
+    np.testing.assert_array_equal(run_file(fused, case("transformer").feeds()), run_file(apart, case("transformer").feeds()))
 
 
 def test_static_matmul_leaves_sums_in_float_and_says_so(tmp_path: Path) -> None:
