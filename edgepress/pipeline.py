@@ -21,7 +21,7 @@ from edgepress.results import Candidate, Prepared, TargetRun
 from edgepress.stages import Origin, Stages
 from edgepress.step import Executor, Result
 from edgepress.target_steps import INT4
-from edgepress.targets.errors import EdgepressError
+from edgepress.targets.errors import EdgepressError, QuantizationError, TrainingError
 from edgepress.targets.nouns import Scheme
 from edgepress.targets.rules import rules_for
 from edgepress.validators.runtimes import RUNTIMES
@@ -208,6 +208,8 @@ class Pipeline:
         for scheme, refiners in self._rungs(schemes):
             try:
                 candidates = self._tries(run.plan, prepared, scheme, refiners, only)
+            except TrainingError:
+                raise
             except EdgepressError as error:
                 last = error
                 run.tried.append(Candidate(scheme, None, None, False, str(error)))
@@ -242,7 +244,11 @@ class Pipeline:
         return named or (RESCUE if scheme.narrow_layers else ())
 
     def _tries(self, plan: TargetPlan, prepared: Prepared, scheme: Scheme, refiners: Sequence[str], only: bool) -> list[Candidate]:
-        """One scheme: as it is, and after quantization-aware training where the recipe asks for it. The first wins where they tie."""
+        """One scheme: as it is, and after quantization-aware training where the recipe asks for it. The first wins where they tie.
+
+        Raises:
+            TrainingError: the training failed. What the recipe asks for is not replaced by another scheme then.
+        """
         quantize = self.config.quantize
         train = quantize is not None and quantize.method == "qat" and scheme.kind.startswith("static") and prepared.calibration is not None
         plain = self._try(plan, prepared, scheme, refiners, only and not train)
@@ -251,7 +257,12 @@ class Pipeline:
         origin = Origin(prepared.data, prepared.source, prepared.reference)
         settings = quantize.qat or QatConfig()
         runtime = plan.target.runtime
-        trained = self._stages.qat(settings, origin, prepared.model, prepared.calibration, runtime, scheme)
+        try:
+            trained = self._stages.qat(settings, origin, prepared.model, prepared.calibration, runtime, scheme)
+        except QuantizationError as error:  # these integers cannot be simulated; without training they are there
+            return [replace(plain, why=f"{plain.why}; no quantization-aware training: {error}")]
+        except EdgepressError as error:
+            raise TrainingError(f"quantization-aware training in {scheme.label}: {error.what}", error.why, error.remedy) from error
         calibration = self._calibrate(f"calibrate {plan.target.name} {scheme.label} after training", trained, prepared.data)
         prepared = replace(prepared, model=trained, calibration=calibration)
         again = self._try(plan, prepared, scheme, refiners, False, " after training")

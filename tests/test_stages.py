@@ -125,6 +125,14 @@ def test_quantization_aware_training_is_kept_where_it_is_better_and_said_where_n
     assert word in trained["why"]
 
 
+def test_a_training_in_integers_that_fails_is_the_targets_error_and_not_another_scheme(folder: Path, tmp_path: Path) -> None:
+    recipe = recipe_of(folder, "qat-fails", {"quantize": {"method": "qat", "qat": {"epochs": 1, "accumulate": 10_000}}})
+    done = edgepress("run", recipe, "--out", tmp_path / "run")
+    target = report_of(tmp_path / "run")["targets"][0]
+    assert done.returncode == 2 and target["status"] == "error"
+    assert "quantization-aware training in int8 static: accumulate is 10000" in str(target["error"])
+
+
 @pytest.mark.slow
 def test_masks_keep_their_zeros_through_fine_tuning(folder: Path, tmp_path: Path) -> None:
     recipe = recipe_of(folder, "masks", {"prune": {"mask": "50%", "finetune": TRAIN}})
