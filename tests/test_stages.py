@@ -129,7 +129,7 @@ def test_a_training_in_integers_that_fails_is_the_targets_error_and_not_another_
     recipe = recipe_of(folder, "qat-fails", {"quantize": {"method": "qat", "qat": {"epochs": 1, "accumulate": 10_000}}})
     done = edgepress("run", recipe, "--out", tmp_path / "run")
     target = report_of(tmp_path / "run")["targets"][0]
-    assert done.returncode == 2 and target["status"] == "error"
+    assert done.returncode == 2 and target["status"] == "failed"
     assert "quantization-aware training in int8 static: accumulate is 10000" in str(target["error"])
 
 
