@@ -209,7 +209,7 @@ class OnnxRuntimeExporter(Exporter):
         return Support(True, version("onnxruntime"))
 
     def _export_impl(self, request: ExportRequest, folder: Path) -> Artifact:
-        from edgepress.exporters import onnx_passes
+        from edgepress.exporters import onnx_biases, onnx_passes
 
         opset = request_opset(request.target.options)
         path = folder / "model.onnx"
@@ -218,8 +218,8 @@ class OnnxRuntimeExporter(Exporter):
             if request.scheme.precision == "fp16":
                 onnx_passes.convert_to_fp16(path)
             if request.scheme.kind in ("static", "static-matmul"):
-                onnx_passes.quantize_output_biases(path)
-                onnx_passes.fuse_biases(path)
+                onnx_biases.quantize_output_biases(path)
+                onnx_biases.fuse_biases(path)
                 onnx_passes.guard_float_layers(path)
             if request.scheme.kind == "weights":
                 onnx_passes.fold_at_load(path)

@@ -8,8 +8,6 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-import numpy as np
-
 from edgepress.targets.errors import ExportError
 
 #: Ops whose weights onnxruntime multiplies in integers when activation ranges are taken at run time, and the lookup
@@ -95,101 +93,6 @@ def fold_at_load(path: Path) -> None:
         nodes.append(onnx.helper.make_node("Mul", [f"{name}_integers", f"{name}_scale"], [name], f"{name}_mul"))
     replace_nodes(model, nodes)
     write(model, path)
-
-
-def quantize_output_biases(path: Path) -> None:
-    """Give Gemms whose output stays float an int32 bias, in place: with a float one onnxruntime keeps the product in float.
-
-    The bias has scale (activation scale x weight scale) per channel and zero point 0, as the integer accumulator has.
-    """
-    import onnx
-
-    model = onnx.load(path)
-    tensors = {tensor.name: tensor for tensor in model.graph.initializer}
-    makers = {name: node for node in model.graph.node for name in node.output}
-    rounded = {name for node in model.graph.node if node.op_type == "QuantizeLinear" for name in node.input[:1]}
-    nodes = []
-    for node in model.graph.node:
-        pair = [makers.get(name) for name in node.input[:2]]
-        wanted = node.op_type == "Gemm" and len(node.input) == 3 and node.input[2] in tensors and node.output[0] not in rounded
-        if wanted and all(maker is not None and maker.op_type == "DequantizeLinear" for maker in pair):
-            source, weight = (onnx.numpy_helper.to_array(tensors[maker.input[1]]) for maker in pair if maker is not None)
-            bias = onnx.numpy_helper.to_array(tensors[node.input[2]])
-            name, scale = f"{node.output[0]}_bias", np.broadcast_to(source * weight, bias.shape).astype(np.float32)
-            limit = 2**31 - 1
-            integers = np.clip(np.round(bias / scale.astype(np.float64)), -limit, limit).astype(np.int32)
-            for key, value in (("integers", integers), ("scale", scale), ("zero", np.zeros(bias.shape, np.int32))):
-                model.graph.initializer.append(onnx.numpy_helper.from_array(np.ascontiguousarray(value), f"{name}_{key}"))
-            inputs = [f"{name}_integers", f"{name}_scale", f"{name}_zero"]
-            nodes.append(onnx.helper.make_node("DequantizeLinear", inputs, [name], f"{name}_dequantize", axis=0))
-            node.input[2] = name
-        nodes.append(node)
-    replace_nodes(model, nodes)
-    write(model, path)
-
-
-def fuse_biases(path: Path) -> None:
-    """Write integer layers with a bias as onnxruntime's MatMulIntegerToFloat, in place, which adds the bias while the result is at hand.
-
-    Its loader makes that op of a MatMul between DequantizeLinears too, but leaves the Add apart. Results are equal bit for bit.
-    """
-    import onnx
-
-    model = onnx.load(path)
-    nodes = list(model.graph.node)
-    makers = {name: node for node in nodes for name in node.output}
-    readers = Counter(name for node in nodes for name in node.input)
-    tensors = {tensor.name: tensor for tensor in model.graph.initializer}
-    fused: dict[str, list[Any]] = {}
-    for node in nodes:
-        product = next((makers[name] for name in node.input if name in makers and makers[name].op_type == "MatMul"), None)
-        bias = next((name for name in node.input if name in tensors and len(tensors[name].dims) == 1), None)
-        if node.op_type != "Add" or product is None or bias is None or readers[product.output[0]] > 1:
-            continue
-        source, weight = (makers.get(name) for name in product.input)
-        turned = weight if weight is not None and weight.op_type == "Transpose" else None
-        weight = makers.get(turned.input[0]) if turned is not None else weight
-        if source is None or weight is None:
-            continue
-        if _is_rounded(source, makers) and _is_weight(weight, tensors, axis=1 if turned is None else 0):
-            integers = weight.input[0]
-            made = []
-            if turned is not None:  # of a constant: onnxruntime does it once, when it loads the file
-                made.append(onnx.helper.make_node("Transpose", [integers], [f"{turned.output[0]}_integers"], turned.name, perm=[1, 0]))
-                integers = made[0].output[0]
-            inputs = [source.input[0], integers, source.input[1], weight.input[1], source.input[2], "", bias]
-            made.append(onnx.helper.make_node("MatMulIntegerToFloat", inputs, node.output, product.name, domain="com.microsoft"))
-            fused[node.output[0]] = made
-            fused[product.output[0]] = []
-    if fused:
-        nodes = [one for node in nodes for one in fused.get(node.output[0], [node])]
-        read = {name for node in nodes for name in node.input} | {output.name for output in model.graph.output}
-        unread = ("DequantizeLinear", "Transpose")
-        for _ in unread:  # a DequantizeLinear that a Transpose alone read
-            nodes = [node for node in nodes if node.op_type not in unread or read.intersection(node.output)]
-            read = {name for node in nodes for name in node.input} | {output.name for output in model.graph.output}
-        model.opset_import.append(onnx.helper.make_opsetid("com.microsoft", 1))
-        replace_nodes(model, nodes)
-        write(model, path)
-
-
-def _is_rounded(node: Any, makers: Mapping[str, Any]) -> bool:
-    """Does this node dequantize what another one quantized?"""
-    if node.op_type != "DequantizeLinear" or len(node.input) < 3:
-        return False
-    return getattr(makers.get(node.input[0]), "op_type", None) == "QuantizeLinear"
-
-
-def _is_weight(node: Any, tensors: Mapping[str, Any], axis: int) -> bool:
-    """Does this node dequantize a constant with zero point 0, with a scale per output or one for all?"""
-    import onnx
-
-    if node.op_type != "DequantizeLinear" or node.input[0] not in tensors or tensors[node.input[0]].data_type != onnx.TensorProto.INT8:
-        return False
-    scale = tensors[node.input[1]]
-    along = next((attribute.i for attribute in node.attribute if attribute.name == "axis"), 1)
-    symmetric = len(node.input) < 3 or not onnx.numpy_helper.to_array(tensors[node.input[2]]).any()
-    return symmetric and len(tensors[node.input[0]].dims) == 2 and (not scale.dims or along == axis)
 
 
 #: Ops whose float weight onnxruntime rounds to 8 bits, one scale per tensor, when it loads a file in which they read a DequantizeLinear.

@@ -11,7 +11,8 @@ from torch import Tensor, nn
 onnx = pytest.importorskip("onnx")
 pytest.importorskip("onnxruntime")
 
-from edgepress.exporters import onnx_passes  # noqa: E402
+from edgepress.compress.quantize import calibrate  # noqa: E402
+from edgepress.exporters import onnx_biases  # noqa: E402
 from edgepress.exporters.base import ExportRequest  # noqa: E402
 from edgepress.exporters.onnx import OnnxRuntimeExporter, check_dynamic_batch, lower_to_onnx, request_opset  # noqa: E402
 from edgepress.exporters.onnx_passes import fold_at_load  # noqa: E402
@@ -69,15 +70,44 @@ def test_a_static_file_holds_uint8_activations_and_7_bit_weights(tmp_path: Path)
     assert points == {np.dtype(np.uint8)}
 
 
-def test_integer_layers_add_their_bias_themselves_with_the_same_results(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    wanted = request("transformer", "int8", "static")
+class Tied(nn.Module):
+    """One layer used twice, one without a bias, and a product that is read beside its bias."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer, self.plain = nn.Linear(8, 8), nn.Linear(8, 8, bias=False)
+        self.offset = nn.Parameter(torch.ones(8))
+
+    def forward(self, x: Tensor) -> Tensor:
+        product = self.plain(torch.relu(self.layer(torch.relu(self.layer(x)))))
+        return (product + self.offset) * product
+
+
+def tied(folder: Path) -> ExportRequest:
+    torch.manual_seed(0)
+    x = torch.randn(4, 5, 8)
+    program = torch.export.export(Tied().eval(), (x,), dynamic_shapes=({0: torch.export.Dim.DYNAMIC},))
+    torch.export.save(program, folder / "model.pt2")
+    calibrate(program, [(x,)]).save(folder / "statistics")
+    signature = Signature((TensorSpec("x", "float32", (None, 5, 8)),), (TensorSpec("logits", "float32", (None, 5, 8)),))
+    target, scheme = Target("onnxruntime", "onnxruntime", "CPU", "int8"), Scheme("int8", "static")
+    return ExportRequest(folder / "model.pt2", signature, folder / "statistics", target, scheme, (x.numpy(),))
+
+
+@pytest.mark.parametrize(("name", "least"), [("transformer", 4), ("tied", 2)])
+def test_integer_layers_add_their_bias_themselves_with_the_same_results(
+    name: str, least: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    wanted = tied(tmp_path) if name == "tied" else request(name, "int8", "static")
+    feeds = {spec.name: sample for spec, sample in zip(wanted.signature.inputs, wanted.samples, strict=True)}
     fused = tmp_path / "fused" / OnnxRuntimeExporter().export(wanted, tmp_path / "fused").path
-    monkeypatch.setattr(onnx_passes, "fuse_biases", lambda path: None)
+    monkeypatch.setattr(onnx_biases, "fuse_biases", lambda path: None)
     apart = tmp_path / "apart" / OnnxRuntimeExporter().export(wanted, tmp_path / "apart").path
-    layers = op_counts(fused)["MatMulIntegerToFloat"]
-    assert layers >= 4
-    assert op_counts(apart)["Add"] - op_counts(fused)["Add"] == op_counts(apart)["MatMul"] - op_counts(fused).get("MatMul", 0) == layers
-    np.testing.assert_array_equal(run_file(fused, case("transformer").feeds()), run_file(apart, case("transformer").feeds()))
+    before, after = op_counts(apart), op_counts(fused)
+    layers = after["MatMulIntegerToFloat"]
+    assert layers >= least
+    assert before["Add"] - after.get("Add", 0) == before["MatMul"] - after.get("MatMul", 0) == layers
+    np.testing.assert_array_equal(run_file(fused, feeds), run_file(apart, feeds))
 
 
 def test_static_matmul_leaves_sums_in_float_and_says_so(tmp_path: Path) -> None:
