@@ -146,9 +146,18 @@ def test_targets_says_what_is_missing_and_how_to_get_it() -> None:
 
 
 def test_doctor_shows_machine_and_packages() -> None:
-    facts = {"python": "3.11", "system": "Linux", "cpu": "EPYC", "cores": 2, "fingerprint": "ab", "packages": {"torch": "2.13.0"}}
+    facts = {
+        "python": "3.11",
+        "system": "Linux",
+        "cpu": "EPYC",
+        "cores": 2,
+        "gpu": None,
+        "fingerprint": "ab",
+        "packages": {"torch": "2.13.0"},
+    }
     text = printed(print_doctor, {**facts, "targets": [row(True)]})
-    assert all(word in text for word in ("EPYC", "torch", "2.13.0", "coreml"))
+    assert all(word in text for word in ("EPYC", "torch", "2.13.0", "coreml")) and "gpu" not in text
+    assert "compute capability 8.9" in printed(print_doctor, {**facts, "gpu": "NVIDIA, compute capability 8.9", "targets": []})
 
 
 @pytest.mark.parametrize(("code", "word"), [(0, "INTACT"), (1, "DIFFERS"), (2, "CANNOT TELL"), (3, "UNDECIDED")])

@@ -33,16 +33,19 @@ def check_machine(install: str | None, as_json: bool) -> None:
         EdgepressError: the runtime to install is unknown, or its installation failed.
     """
     from edgepress.environment import package_versions
+    from edgepress.exporters.tensorrt_build import gpu_capability
     from edgepress.report.console import print_doctor
 
     if install is not None:
         _install(install)
         return
+    capability = gpu_capability()
     facts: dict[str, Any] = {
         "python": platform.python_version(),
         "system": platform.platform(),
         "cpu": cpu_name(),
         "cores": cores(),
+        "gpu": capability and f"NVIDIA, compute capability {capability}",
         "fingerprint": fingerprint(),
         "packages": package_versions(),
         "targets": [_row(name, CATALOG.get(name)) for name in sorted(CATALOG.table())],

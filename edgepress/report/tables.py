@@ -91,8 +91,9 @@ def print_doctor(facts: Json, console: Console | None = None) -> None:
     out = console or stdout()
     made = table(machine="left", value="left")
     made.show_header = False
-    for name in ("python", "system", "cpu", "cores", "fingerprint"):
-        made.add_row(plain(name, "dim"), plain(facts[name]))
+    for name in ("python", "system", "cpu", "cores", "gpu", "fingerprint"):
+        if facts[name] is not None:
+            made.add_row(plain(name, "dim"), plain(facts[name]))
     out.print(made)
     packages = table(package="left", version="left")
     for name, version in sorted(facts["packages"].items()):
