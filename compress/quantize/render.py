@@ -96,12 +96,13 @@ def _largest(module: GraphModule, statistics: Statistics) -> Callable[[Node], fl
     """The largest magnitude of a float tensor: of a constant, or seen in calibration."""
 
     def largest(node: Node) -> float:
-        tensor = constant(module, node)
+        root = root_of(node)
+        tensor = constant(module, root)
         if tensor is not None:
             return float(tensor.detach().abs().max()) if tensor.numel() else 0.0
         if RANGE in node.meta:
             return float(max(-node.meta[RANGE][0], node.meta[RANGE][1]))
-        histogram = statistics.histograms.get(root_of(node).name)
+        histogram = statistics.histograms.get(root.name)
         return math.inf if histogram is None else histogram.largest
 
     return largest

@@ -145,11 +145,12 @@ class TensorParameters:
         learnt = self._statistics.corrections.get(f"{node.name}.{RANGE_PART}")
         if learnt is not None:
             return float(learnt[0]), float(learnt[1])
-        tensor = constant(self._module, node)
+        root = root_of(node)
+        tensor = constant(self._module, root)
         if tensor is not None:
             low, high = torch.aminmax(tensor.detach())
             return min(float(low), 0.0), max(float(high), 0.0)
         if RANGE in node.meta:
             known: Range = node.meta[RANGE]
             return known
-        return self._statistics.range_of(root_of(node).name, self._rules.activation_symmetric)
+        return self._statistics.range_of(root.name, self._rules.activation_symmetric)

@@ -102,6 +102,30 @@ def test_a_mask_that_calibration_never_saw_is_still_kept_out() -> None:
     assert sqnr_db(name, module) > 25
 
 
+class Beside(nn.Module):
+    """A learnt constant, one for every sample, beside what a convolution computes."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second = nn.Conv2d(3, 8, 3, padding=1), nn.Conv2d(12, 8, 3, padding=1)
+        self.learnt = nn.Parameter(3 * torch.randn(1, 4, 8, 8))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        computed = torch.relu(self.first(x))
+        return self.second(torch.cat([self.learnt.expand(x.shape[0], -1, -1, -1), computed], 1))
+
+
+@pytest.mark.parametrize("runtime", RUNTIMES)
+def test_a_constant_that_is_repeated_for_every_sample_is_rounded_by_its_own_range(runtime: str) -> None:
+    torch.manual_seed(0)
+    x = torch.randn(8, 3, 8, 8)
+    program = torch.export.export(Beside().eval(), (x[:2],), dynamic_shapes=({0: torch.export.Dim.DYNAMIC},))
+    result = render(program, calibrate(program, [(x,)]), rules_for(runtime), STATIC)
+    assert "aten.cat" not in {line["op"] for line in result.float_ops}
+    wanted, got = program.module()(x), result.module(x)
+    assert 10 * torch.log10(wanted.square().mean() / (got - wanted).square().mean()) > 33
+
+
 @pytest.mark.parametrize("name", ["residual", "vision-fused", "sentence-sdpa", "shared"])
 def test_the_batch_stays_dynamic(name: str) -> None:
     module, inputs = rendered(name, "litert").module, samples_of(name, 3)
