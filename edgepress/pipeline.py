@@ -21,7 +21,7 @@ from edgepress.results import Candidate, Prepared, TargetRun
 from edgepress.stages import Origin, Stages
 from edgepress.step import Executor, Result
 from edgepress.target_steps import INT4
-from edgepress.targets.errors import EdgepressError, QuantizationError, TrainingError
+from edgepress.targets.errors import EdgepressError, TrainingError
 from edgepress.targets.nouns import Scheme
 from edgepress.targets.rules import rules_for
 from edgepress.validators.runtimes import RUNTIMES
@@ -228,13 +228,8 @@ class Pipeline:
         """
         rungs = [(scheme, self._refiners(scheme)) for scheme in schemes]
         last = next((place for place, scheme in enumerate(schemes) if scheme.kind == "weights"), 0)
-        if (
-            last
-            and schemes[0].kind.startswith("static")
-            and not rungs[0][1]
-            and self.config.quantize
-            and self.config.quantize.method == "ptq"
-        ):
+        unrefined = schemes[0].kind.startswith("static") and not rungs[0][1]
+        if last and unrefined and self.config.quantize and self.config.quantize.method == "ptq":
             rungs.insert(last, (schemes[0], RESCUE))
         return rungs
 
@@ -246,8 +241,7 @@ class Pipeline:
     def _tries(self, plan: TargetPlan, prepared: Prepared, scheme: Scheme, refiners: Sequence[str], only: bool) -> list[Candidate]:
         """One scheme: as it is, and after quantization-aware training where the recipe asks for it. The first wins where they tie.
 
-        Raises:
-            TrainingError: the training failed. What the recipe asks for is not replaced by another scheme then.
+        A training that fails raises `TrainingError`: what the recipe asks for is not replaced by another scheme.
         """
         quantize = self.config.quantize
         train = quantize is not None and quantize.method == "qat" and scheme.kind.startswith("static") and prepared.calibration is not None
@@ -255,12 +249,9 @@ class Pipeline:
         if not train or quantize is None or prepared.calibration is None:
             return [plain]
         origin = Origin(prepared.data, prepared.source, prepared.reference)
-        settings = quantize.qat or QatConfig()
-        runtime = plan.target.runtime
+        settings, runtime = quantize.qat or QatConfig(), plan.target.runtime
         try:
             trained = self._stages.qat(settings, origin, prepared.model, prepared.calibration, runtime, scheme)
-        except QuantizationError as error:  # these integers cannot be simulated; without training they are there
-            return [replace(plain, why=f"{plain.why}; no quantization-aware training: {error}")]
         except EdgepressError as error:
             raise TrainingError(f"quantization-aware training in {scheme.label}: {error.what}", error.why, error.remedy) from error
         calibration = self._calibrate(f"calibrate {plan.target.name} {scheme.label} after training", trained, prepared.data)

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from edgepress.compress.train import TrainConfig, task_loss, to_program, train, trainable
 from edgepress.compress.training.checkpoint import digest
-from tests.compress.training.nets import accuracy, program, vectors
+from tests.compress.training.nets import Cut, accuracy, loss_until, program, vectors
 
 
 class Attention(nn.Module):
@@ -32,28 +32,17 @@ class Attention(nn.Module):
         return self.leave((scores.softmax(-1) @ tokens).mean(1))
 
 
-class Cut(Exception):
-    """Stands for the end of the process."""
-
-
-def learn(precision: str, folder: Path, cut_at: int = 0) -> dict[str, Any]:
+def learn(precision: str, folder: Path, cut_at: int | None = None) -> dict[str, Any]:
     """One training from the same start, given up at a step where that is asked for; what it did, and where the module is now."""
     torch.manual_seed(0)
-    data, steps = vectors(), 0
+    data = vectors()
     exported = program(Attention(), data.tensors[0][:2])
     module = trainable(exported)
-
-    def loss(outputs: Tensor, labels: Tensor) -> Tensor:
-        nonlocal steps
-        steps += 1
-        if steps == cut_at:
-            raise Cut
-        return nn.functional.cross_entropy(outputs, labels)
 
     config = TrainConfig(
         epochs=20, batch=16, optimizer="adamw", lr=0.01, ema=0.9, clip=1.0, precision=precision, seed=1, checkpoint_every_s=0.0
     )
-    result = train(module, data, task_loss(loss), config, folder, accuracy(data))
+    result = train(module, data, task_loss(loss_until(cut_at)), config, folder, accuracy(data))
     torch.testing.assert_close(to_program(module, exported).module(check_guards=False)(data.tensors[0]), module(data.tensors[0]))
     devices = {str(tensor.device) for tensor in (*module.parameters(), *module.buffers())}
     return {

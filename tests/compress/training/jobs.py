@@ -15,14 +15,10 @@ from torch import Tensor, nn
 
 from edgepress.compress.train import TrainConfig, TrainResult, task_loss, train, trainable
 from edgepress.targets.errors import TrainingError
-from tests.compress.training.nets import Listed, accuracy, conv, images, mlp, program, vectors, weights
+from tests.compress.training.nets import Cut, Listed, accuracy, conv, images, loss_until, mlp, program, vectors, weights
 
 CONFIG = TrainConfig(epochs=3, batch=32, lr=0.1, ema=0.9, clip=1.0, checkpoint_every_s=0.0)
 Found = tuple[TrainResult, dict[str, Tensor]]
-
-
-class Cut(Exception):
-    """Stands for the end of the processes."""
 
 
 class Tied(nn.Module):
@@ -97,17 +93,9 @@ def cut(folder: Path, strategy: str, at: int | None = 5) -> Found:
 
 def left(folder: Path, strategy: str, at: int | None = 5) -> Any:
     """Cut after some steps and left so, where `at` says when."""
-    module, data, steps = mlp(), vectors(), 0
-
-    def loss(outputs: Tensor, labels: Tensor) -> Tensor:
-        nonlocal steps
-        steps += 1
-        if steps == at:
-            raise Cut
-        return nn.functional.cross_entropy(outputs, labels)
-
+    module, data = mlp(), vectors()
     with contextlib.suppress(Cut):
-        return train(module, data, task_loss(loss), replace(CONFIG, strategy=strategy), folder, accuracy(data)), weights(module)
+        return train(module, data, task_loss(loss_until(at)), replace(CONFIG, strategy=strategy), folder, accuracy(data)), weights(module)
 
 
 def held(folder: Path, strategy: str) -> int:

@@ -19,31 +19,17 @@ from torch import nn
 from edgepress.compress.train import TrainConfig, TrainResult, task_loss, train
 from edgepress.compress.training import checkpoint
 from edgepress.targets.errors import TrainingError
-from tests.compress.training.nets import accuracy, conv, images, mlp, same, vectors, weights
+from tests.compress.training.nets import Cut, accuracy, conv, images, loss_until, mlp, same, vectors, weights
 
 CONFIG = TrainConfig(epochs=6, batch=16, lr=0.05, ema=0.9, augment=("flip", "crop2"), checkpoint_every_s=0.0, seed=7)
 ROOT = Path(__file__).parents[3]
 
 
-class Cut(Exception):
-    """Stands for the end of the process."""
-
-
 def run(
     folder: Path, cut_at: int | None = None, config: TrainConfig = CONFIG, calls: list[None] | None = None
 ) -> tuple[TrainResult, dict[str, Any]]:
-    module, data, steps = conv(), images(), 0
-
-    def loss(outputs: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
-        nonlocal steps
-        steps += 1
-        if steps == cut_at:
-            raise Cut
-        if calls is not None:
-            calls.append(None)
-        return nn.functional.cross_entropy(outputs, labels)
-
-    result = train(module, data, task_loss(loss), config, folder, accuracy(data))
+    module, data = conv(), images()
+    result = train(module, data, task_loss(loss_until(cut_at, calls)), config, folder, accuracy(data))
     return result, weights(module)
 
 
