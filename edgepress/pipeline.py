@@ -228,8 +228,8 @@ class Pipeline:
         """
         rungs = [(scheme, self._refiners(scheme)) for scheme in schemes]
         last = next((place for place, scheme in enumerate(schemes) if scheme.kind == "weights"), 0)
-        unrefined = schemes[0].kind.startswith("static") and not rungs[0][1]
-        if last and unrefined and self.config.quantize and self.config.quantize.method == "ptq":
+        ptq = self.config.quantize is not None and self.config.quantize.method == "ptq"
+        if last and ptq and schemes[0].kind.startswith("static") and not rungs[0][1]:
             rungs.insert(last, (schemes[0], RESCUE))
         return rungs
 
