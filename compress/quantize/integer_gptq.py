@@ -5,19 +5,25 @@ The second moments are those of what the quantized layers before it give.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from math import prod
+from statistics import median
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.fx import Node
 
 from edgepress.compress.quantize.gptq import inverse_factor, rounded_columns
-from edgepress.compress.quantize.graph import kind_of
+from edgepress.compress.quantize.graph import kind_of, value_of
 from edgepress.compress.quantize.layer import Layer
 from edgepress.targets.progress import progress
 
+#: Samples from which second moments are taken at least, and positions per input of a layer: with twice as many, 8-bit weights are no less
+#: noisy (benchmarks/quantization.md).
+SAMPLES, ROWS = 256, 8
 #: Elements of unfolded inputs that are held at a time.
 HELD = 2**24
 
@@ -40,6 +46,17 @@ def gptq(layer: Layer) -> Layer:
         return layer
     chosen = replace(layer, rounded=columns.weight(torch.stack(found)))
     return chosen if float(chosen.error()) < float(layer.error()) else layer
+
+
+def enough(layers: Sequence[Node]) -> int:
+    """How many samples second moments need: `ROWS` positions per input of the layer in the middle, and `SAMPLES` at least."""
+    needs = [ROWS * value_of(node.args[1]).numel() / _elements(node) for node in layers]
+    return max(SAMPLES, int(median(needs))) if needs else SAMPLES
+
+
+def _elements(node: Node) -> int:
+    """What a layer answers for one sample: its positions, each as often as it has channels."""
+    return prod(size for size in value_of(node).shape[1:] if isinstance(size, int))
 
 
 def _rounded(moments: Tensor, parts: list[Tensor], level: Callable[[Tensor], Tensor]) -> Tensor | None:

@@ -19,6 +19,7 @@ from torch.fx import GraphModule, Node
 from edgepress.compress.quantize.arithmetic import Arithmetic
 from edgepress.compress.quantize.blocks import BlockRefiner, Values, block_of, split
 from edgepress.compress.quantize.graph import constant, evaluate, kind_of, layer_of, value_of
+from edgepress.compress.quantize.integer_gptq import enough, gptq
 from edgepress.compress.quantize.layer import Layer, Refiner
 from edgepress.compress.quantize.learnt_ranges import RangeLearning
 from edgepress.compress.quantize.living import last_uses, samples_that_fit
@@ -49,7 +50,7 @@ def refine(
         statistics: of the same program.
         rules: of one runtime; 4-bit weights have bounds of -7 and 7.
         scheme: kind `static` or `static-matmul`.
-        batches: calibration samples, tuples of positional inputs; no more are read than fit into memory.
+        batches: calibration samples, tuples of positional inputs; no more are read than fit into memory, or than GPTQ by itself needs.
         refiners: applied to every layer one after the other. Beforehand, in each block, `RangeLearning` among them learns the ranges
             of what is rounded there and nowhere else, and a `BlockRefiner` then rounds the layers together.
 
@@ -91,7 +92,7 @@ class _Walk:
         nodes = [node for node in self._module.graph.nodes if node.op != "output"]
         whole = self._of_blocks is not None or self._of_ranges is not None
         pieces = split(self._module, self._layers, self._placement.tails) if whole else [[node] for node in nodes]
-        inputs = samples_that_fit(self._module, pieces, batches)
+        inputs = samples_that_fit(self._module, pieces, batches, enough(self._layers) if self._refiners == [gptq] and not whole else None)
         self._weights = weigh_positions(self._module, inputs, {node.name: _channels(node) for node in self._layers})
         last, waiting = last_uses(self._module), iter(inputs)
         for piece in pieces:

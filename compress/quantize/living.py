@@ -29,18 +29,22 @@ def last_uses(module: GraphModule) -> dict[Node, list[Node]]:
     return found
 
 
-def samples_that_fit(module: GraphModule, pieces: Sequence[Sequence[Node]], batches: Iterable[Sequence[Any]]) -> list[Tensor]:
+def samples_that_fit(
+    module: GraphModule, pieces: Sequence[Sequence[Node]], batches: Iterable[Sequence[Any]], enough: int | None = None
+) -> list[Tensor]:
     """As many calibration samples as may live at a time, joined into one batch.
 
     Args:
         module: the graph that is run twice, float and quantized.
         pieces: its nodes in order; values are freed after the piece that reads them last.
         batches: tuples of positional inputs.
+        enough: so many are taken at most.
 
     Raises:
         QuantizationError: no samples.
     """
     limit = max(MIN_SAMPLES, LIMIT_BYTES // max(2 * _living_bytes(module, pieces), 1))
+    limit = min(limit, enough) if enough else limit
     found: list[list[Tensor]] = []
     for batch in batches:
         tensors = [torch.as_tensor(item) for item in batch]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 
 import pytest
@@ -60,6 +60,23 @@ def refined(name: str, seed: int = 0) -> list[tuple[Layer, Layer]]:
 def test_every_layer_answers_better_than_with_nearest_integers(name: str) -> None:
     for before, after in refined(name):
         assert after.error() < before.error()
+
+
+@pytest.mark.parametrize(("shape", "width", "used"), [((600, 9, 16), 24, 256), ((600, 40), 24, 320), ((600, 100), 24, 600)])
+def test_no_more_samples_are_run_than_the_moments_of_a_layer_need(shape: tuple[int, ...], width: int, used: int) -> None:
+    """Tokens give many positions each; features of a sample one, and 8 per input are wanted."""
+    torch.manual_seed(0)
+    inputs, taken = torch.randn(shape), 0
+    program = program_of(nn.Linear(shape[-1], width), inputs)
+
+    def counted() -> Iterator[tuple[torch.Tensor]]:
+        nonlocal taken
+        for piece in inputs.split(8):
+            taken += len(piece)
+            yield (piece,)
+
+    refine(program, calibrate(program, [(inputs,)]), four_bits("onnxruntime"), STATIC, counted(), [gptq])
+    assert taken == used
 
 
 @pytest.mark.parametrize("name", ["linear", "convolution", "grouped"])
