@@ -23,7 +23,7 @@ from edgepress.step import Executor, Result
 from edgepress.target_steps import INT4
 from edgepress.targets.errors import EdgepressError, TrainingError
 from edgepress.targets.nouns import Scheme
-from edgepress.targets.rules import rules_for
+from edgepress.targets.rules import RULES, rules_for
 from edgepress.validators.runtimes import RUNTIMES
 
 _PROJECT = "edgepress.compress.project.steps"
@@ -92,7 +92,9 @@ class Pipeline:
 
     def _calibrate(self, name: str, model: Result, data: Result) -> Result:
         observer = (self.config.quantize or QuantizeConfig()).observer
-        params = {"observer": observer, "signature": model.value.get("signature")}
+        calibrated = {plan.target.runtime for plan in self.plans if any(scheme.calibrated for scheme in self.schemes(plan))}
+        # What edgepress has rules for is always among them, so that another target finds the calibration done.
+        params = {"observer": observer, "signature": model.value.get("signature"), "runtimes": sorted({*RULES.builtins, *calibrated})}
         return self._steps.shared(name, "edgepress.steps.quantize:calibrate", params, {"model": model, "data": data})
 
     def schemes(self, plan: TargetPlan) -> list[Scheme]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import importlib
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from difflib import get_close_matches
 from importlib.metadata import entry_points
 from typing import Any
@@ -25,6 +25,11 @@ class Registry:
     def __init__(self, group: str, builtins: Mapping[str, str]) -> None:
         self.group = group
         self._builtins = dict(builtins)
+
+    @property
+    def builtins(self) -> Collection[str]:
+        """The names that edgepress itself registers."""
+        return self._builtins.keys()
 
     def table(self) -> dict[str, str]:
         """Every known name with the `module:attribute` it stands for."""

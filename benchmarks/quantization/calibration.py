@@ -15,6 +15,7 @@ import statistics
 import sys
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -22,6 +23,10 @@ from outliers import CALIBRATION, exported, pieces
 
 from edgepress.compress.quantize import calibrate
 from edgepress.forkserver import _KEPT_MEMORY
+from edgepress.targets.rules import RULES, rules_for
+
+#: Whose integers a run takes statistics for.
+RUNTIMES = [rules_for(name) for name in RULES.builtins]
 
 
 def seconds(work: Callable[[], object]) -> float:
@@ -63,7 +68,8 @@ def main() -> int:
     for _ in range(arguments.rounds):
         for observer, found in ratios.items():
             plain = seconds(forward)
-            found.append(seconds(lambda observer=observer: calibrate(program, pieces(samples, 32), observer)) / plain)  # type: ignore[misc]
+            calibrating = partial(calibrate, program, observer=observer, runtimes=RUNTIMES)
+            found.append(seconds(lambda take=calibrating: take(pieces(samples, 32))) / plain)  # type: ignore[misc]
     print("| observer | over forward passes | smallest | largest |\n|---|---|---|---|")
     for observer, found in ratios.items():
         print(f"| {observer} | {statistics.median(found):.2f} | {min(found):.2f} | {max(found):.2f} |")

@@ -76,6 +76,8 @@ PIECES = frozenset(["chunk", "split", "split_with_sizes", "unbind", "tensor_spli
 ACTIVATIONS = frozenset(["relu", "relu6", "hardtanh", "clamp", "clamp_min", "clamp_max"])
 #: Ops with a weight or two factors, the ones that cost time.
 HEAVY = frozenset({"conv", "conv_transpose", "linear", "matmul"})
+#: Key in a node's meta: the range (low, high) of a tensor that smoothing made, which calibration never saw.
+RANGE = "edgepress.range"
 
 
 def op_name(node: Node) -> str:

@@ -31,9 +31,9 @@ class Histogram:
         exponent: None until the first value arrives.
         minimum, maximum: finite extremes.
         moving_minimum, moving_maximum: exponential moving averages over batches.
-        zeros: how many values are exactly zero (a ReLU makes many; quantization represents them without error).
+        zeros: how many values in the bins are exactly zero (a ReLU makes many; quantization represents them without error).
         infinities: how many values are -inf (additive masks); they are in no bin.
-        total: how many finite values are in the bins.
+        total: how many finite values are in the bins; 0 where extremes alone were kept.
     """
 
     counts: np.ndarray = field(default_factory=lambda: np.zeros(2 * BINS, dtype=np.int64))
@@ -46,8 +46,12 @@ class Histogram:
     infinities: int = 0
     total: float = 0
 
-    def update(self, tensor: torch.Tensor) -> None:
+    def update(self, tensor: torch.Tensor, counted: bool = True) -> None:
         """Add every value of a float tensor of any shape.
+
+        Args:
+            tensor: floats.
+            counted: whether values are counted in bins; extremes are kept anyway.
 
         Raises:
             ValueError: a value is NaN or +inf.
@@ -68,6 +72,8 @@ class Histogram:
                 return
             values, low = finite, float(finite.min())
         self._extremes(low, high)
+        if not counted:
+            return
         self.cover(max(-low, high))
         assert self.exponent is not None
         scale = 2.0 ** (BINS.bit_length() - 1 - self.exponent)
@@ -78,7 +84,7 @@ class Histogram:
         self.total += values.numel()
 
     def _extremes(self, low: float, high: float) -> None:
-        if self.total == 0:
+        if not self.seen:
             self.moving_minimum, self.moving_maximum = low, high
         else:
             self.moving_minimum += MOVING_WEIGHT * (low - self.moving_minimum)
@@ -101,6 +107,11 @@ class Histogram:
         return Histogram(counts, self.exponent, self.minimum, self.maximum, total=float(counts.sum()))
 
     @property
+    def seen(self) -> bool:
+        """Has any finite value arrived?"""
+        return self.minimum <= self.maximum
+
+    @property
     def width(self) -> float:
         """Width of one bin, in units of the tensor."""
         return math.ldexp(1.0 / BINS, self.exponent if self.exponent is not None else 0)
@@ -110,4 +121,4 @@ class Histogram:
         """The largest magnitude that was seen; infinite where -inf was seen; 0 where nothing was."""
         if self.infinities:
             return math.inf
-        return max(-self.minimum, self.maximum, 0.0) if self.total else 0.0
+        return max(-self.minimum, self.maximum, 0.0) if self.seen else 0.0

@@ -31,16 +31,17 @@ def choose_range(histogram: Histogram, observer: str, symmetric: bool) -> Range:
         symmetric: whether the runtime's zero point is fixed in the middle.
 
     Returns:
-        A range inside the extremes that were seen, widened to contain zero; (0, 0) for an all-zero or empty tensor.
+        A range inside the extremes that were seen, widened to contain zero: all of it where no values were counted; (0, 0) for an all-zero
+        or empty tensor.
 
     Raises:
         QuantizationError: unknown observer.
     """
     if observer not in OBSERVERS:
         raise QuantizationError(f"unknown observer {observer!r}", remedy=f"Use one of {', '.join(OBSERVERS)}.")
-    if not histogram.total:
+    if not histogram.seen:
         return 0.0, 0.0
-    low, high = OBSERVERS[observer](histogram, symmetric)
+    low, high = OBSERVERS[observer](histogram, symmetric) if histogram.total else minmax(histogram, symmetric)
     low, high = max(low, histogram.minimum), min(high, histogram.maximum)
     return min(low, 0.0), max(high, 0.0)
 

@@ -9,9 +9,8 @@ from types import MappingProxyType
 import torch
 from torch.fx import GraphModule, Node
 
-from edgepress.compress.quantize.graph import ACTIVATIONS, HEAVY, PIECES, constant, is_float, kind_of, op_name, value_of
+from edgepress.compress.quantize.graph import ACTIVATIONS, HEAVY, PIECES, RANGE, constant, is_float, kind_of, op_name, value_of
 from edgepress.compress.quantize.masks import LARGEST, masked_nodes
-from edgepress.compress.quantize.smooth import RANGE
 from edgepress.targets.rules import QuantRules
 
 _FUSES = HEAVY | {"add", "mul"}
@@ -37,6 +36,12 @@ class Placement:
     outputs: frozenset[Node]
     reasons: Mapping[Node, str]
     bits: Mapping[Node, int] = field(default_factory=dict)
+
+    @property
+    def rounded(self) -> frozenset[Node]:
+        """The tensors whose values become integers."""
+        read = {item for node, kind in self.kinds.items() for item in data_inputs(node, kind) if is_float(item)}
+        return self.outputs | read
 
 
 def data_inputs(node: Node, kind: str) -> list[Node]:

@@ -9,10 +9,9 @@ import numpy as np
 import torch
 from torch.fx import GraphModule, Node
 
-from edgepress.compress.quantize.graph import PIECES, constant, is_float, op_name
+from edgepress.compress.quantize.graph import PIECES, RANGE, constant, is_float, op_name
 from edgepress.compress.quantize.observers import Range
 from edgepress.compress.quantize.placement import Placement, data_inputs
-from edgepress.compress.quantize.smooth import RANGE
 from edgepress.compress.quantize.statistics import Statistics, root_of
 from edgepress.targets.rules import QuantRules
 

@@ -14,12 +14,10 @@ import torch
 from torch.fx import GraphModule, Node
 
 from edgepress.compress.quantize.attention import call
-from edgepress.compress.quantize.graph import HEAVY, constant, is_float, kind_of, op_name, set_attribute, value_of
+from edgepress.compress.quantize.graph import HEAVY, RANGE, constant, is_float, kind_of, op_name, set_attribute, value_of
 from edgepress.compress.quantize.statistics import Statistics, root_of
 from edgepress.targets.rules import QuantRules
 
-#: Key in a node's meta: the range (low, high) of a tensor that smoothing made, which calibration never saw.
-RANGE = "edgepress.range"
 #: Exponents tried for s_c = max|x_c|**a / max|W_c|**(1 - a).
 EXPONENTS = tuple(step / 20 for step in range(2, 19))
 #: A multiplication is added only where the predicted squared error falls below this share of what it was.

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -16,8 +16,10 @@ from edgepress.compress.quantize.graph import SAME_VALUES, is_float, layer_of, o
 from edgepress.compress.quantize.histogram import BINS, Histogram
 from edgepress.compress.quantize.observers import OBSERVERS, WEIGHTED, Range, choose_range
 from edgepress.compress.quantize.output_weights import SAMPLES, OutputWeights, scaled_histogram, weigh
+from edgepress.compress.quantize.placement import place
 from edgepress.compress.quantize.prepare import canonical_module
 from edgepress.targets.errors import QuantizationError
+from edgepress.targets.rules import QuantRules
 
 _NUMBERS = ("minimum", "maximum", "moving_minimum", "moving_maximum")
 _COUNTS = ("zeros", "infinities", "total")
@@ -118,8 +120,13 @@ def _row(tensors: Mapping[str, np.ndarray], index: int) -> Histogram:
     return Histogram(tensors["counts"][index], None if exponent == _EMPTY else exponent, **numbers, **totals)  # type: ignore[arg-type]
 
 
-def calibrate(program: torch.export.ExportedProgram, batches: Iterable[Sequence[Any]], observer: str = WEIGHTED) -> Statistics:
-    """Run samples through the float model once and keep extremes and a histogram of every float tensor.
+def calibrate(
+    program: torch.export.ExportedProgram,
+    batches: Iterable[Sequence[Any]],
+    observer: str = WEIGHTED,
+    runtimes: Collection[QuantRules] | None = None,
+) -> Statistics:
+    """Run samples through the float model once and keep extremes of every float tensor, and a histogram where it may become integers.
 
     Where `observer` is `auto`, some of them are run once more with gradients, see `output_weights`.
 
@@ -127,6 +134,8 @@ def calibrate(program: torch.export.ExportedProgram, batches: Iterable[Sequence[
         program: float, eval mode.
         batches: tuples of positional inputs (torch tensors or numpy arrays), dimension 0 is the batch.
         observer: see `observers.OBSERVERS`.
+        runtimes: whose integers the statistics are for; None counts the values of every tensor. A tensor that they never round has a
+            range of its extremes.
 
     Returns:
         Statistics of a size that does not depend on the number of samples.
@@ -137,7 +146,7 @@ def calibrate(program: torch.export.ExportedProgram, batches: Iterable[Sequence[
     if observer not in OBSERVERS:
         raise QuantizationError(f"unknown observer {observer!r}", remedy=f"Use one of {', '.join(OBSERVERS)}.")
     module = canonical_module(program)
-    recorder = _Recorder(module)
+    recorder = _Recorder(module, None if runtimes is None else _rounded(module, runtimes))
     samples, kept = 0, []
     with torch.no_grad():
         for batch in batches:
@@ -154,11 +163,17 @@ def calibrate(program: torch.export.ExportedProgram, batches: Iterable[Sequence[
     return Statistics(observer, samples, recorder.histograms, channels, weights=weights)
 
 
+def _rounded(module: GraphModule, runtimes: Collection[QuantRules]) -> set[str]:
+    """The tensors that some runtime rounds in a static scheme if magnitudes allow it."""
+    return {root_of(node).name for rules in runtimes for node in place(module, rules, "static", lambda _: 0.0).rounded}
+
+
 class _Recorder(Interpreter):  # type: ignore[misc]
     """Runs a graph and adds every float tensor to its histogram; values are freed after their last use."""
 
-    def __init__(self, module: GraphModule) -> None:
+    def __init__(self, module: GraphModule, counted: Collection[str] | None) -> None:
         super().__init__(module)
+        self._counted = counted
         self.histograms: dict[str, Histogram] = {node.name: Histogram() for node in module.graph.nodes if recorded(node)}
         read = {node.args[0].name for node in module.graph.nodes if op_name(node) == "linear" and is_float(node.args[0])}
         self._extremes: dict[str, list[tuple[torch.Tensor, ...]]] = {name: [] for name in sorted(read)}
@@ -187,7 +202,7 @@ class _Recorder(Interpreter):  # type: ignore[misc]
         histogram = self.histograms.get(node.name)
         if histogram is not None:
             try:
-                histogram.update(result)
+                histogram.update(result, self._counted is None or node.name in self._counted)
             except ValueError as error:
                 raise QuantizationError(
                     f"layer {layer_of(node)!r} ({op_name(node)}) produced {error} during calibration",

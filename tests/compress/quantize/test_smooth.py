@@ -5,7 +5,8 @@ import torch
 from torch import nn
 
 from edgepress.compress.quantize import calibrate, canonical_module, render
-from edgepress.compress.quantize.smooth import RANGE, smooth
+from edgepress.compress.quantize.graph import RANGE
+from edgepress.compress.quantize.smooth import smooth
 from edgepress.targets.nouns import Scheme
 from edgepress.targets.rules import rules_for
 

@@ -5,10 +5,12 @@ import pytest
 import torch
 from torch import nn
 
-from edgepress.compress.quantize import Statistics, calibrate, canonical_module
+from edgepress.compress.quantize import Statistics, calibrate, canonical_module, render
 from edgepress.targets.errors import QuantizationError
+from edgepress.targets.nouns import Scheme
+from edgepress.targets.rules import RULES, rules_for
 
-from .nets import program_of, samples_of
+from .nets import NETS, outputs_of, program_of, samples_of
 
 
 def exported(module: nn.Module, *example: torch.Tensor) -> torch.export.ExportedProgram:
@@ -25,6 +27,33 @@ def test_statistics_do_not_depend_on_how_samples_are_batched() -> None:
     assert whole.histograms[name].total == parts.histograms[name].total
     assert whole.histograms["x"].counts.tolist() == parts.histograms["x"].counts.tolist()
     assert whole.range_of(name, False) == pytest.approx(parts.range_of(name, False), rel=1e-2)
+
+
+@pytest.mark.parametrize("name", NETS)
+def test_values_are_counted_where_a_runtime_rounds_them_and_ranges_are_the_same(name: str) -> None:
+    """A tensor that none of them rounds has extremes and no counts: nothing that is shipped may depend on them."""
+    program, samples = program_of(name), samples_of(name, 12)
+    every = calibrate(program, [samples])
+    for runtime in RULES.builtins:
+        some = calibrate(program, [samples], runtimes=[rules_for(runtime)])
+        counted = {name for name, held in some.histograms.items() if held.total}
+        assert counted < {name for name, held in every.histograms.items() if held.total}
+        assert all(
+            (held.minimum, held.maximum) == (every.histograms[n].minimum, every.histograms[n].maximum)
+            for n, held in some.histograms.items()
+        )
+        for kind in ("static", "static-matmul"):
+            scheme = Scheme("int8", kind)
+            whole, part = (outputs_of(render(program, s, rules_for(runtime), scheme).module, samples) for s in (every, some))
+            assert all(torch.equal(first, second) for first, second in zip(whole, part, strict=True)), runtime
+
+
+def test_a_tensor_whose_values_are_not_counted_has_the_range_of_its_extremes() -> None:
+    (images,) = samples_of("residual", 12)
+    statistics = calibrate(program_of("residual"), [(images[:5],), (images[5:],)], runtimes=[])
+    held = statistics.histograms["x"]
+    assert held.total == 0 and held.largest == float(images.abs().max())
+    assert statistics.range_of("x", False) == (float(images.min()), float(images.max()))
 
 
 def test_the_same_samples_give_the_same_file_and_the_file_reads_back(tmp_path: Path) -> None:
