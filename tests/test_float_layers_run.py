@@ -84,6 +84,7 @@ def test_a_budget_of_bytes_that_no_assignment_reaches_ends_with_2_and_names_the_
     assert f"{SPOILT}: {bits[SPOILT]} bits" in (tmp_path / "nearest" / "report.html").read_text()
 
 
+@pytest.mark.slow
 def test_a_budget_of_latency_is_measured_in_the_runtime_and_refused_with_the_nearest(recipe: Path, tmp_path: Path) -> None:
     code, printed, _ = run(recipe, tmp_path / "slow", precision="mixed", budget={"latency": "50x"})
     assert code == 0 and "within latency 50x of the float original's" in printed, printed

@@ -11,6 +11,7 @@ from tests.project import digits, edgepress, report_of
 pytest.importorskip("tensorrt_rtx_bindings")
 
 
+@pytest.mark.slow
 def test_a_recipe_line_gives_an_engine_that_multiplies_in_floats_of_8_bits(tmp_path: Path) -> None:
     target = {"tensorrt": {"unmeasured": {"latency": "accept"}}}
     recipe = digits(tmp_path / "project", [target], compress=[{"quantize": {"precision": "fp8"}}], gates={"accuracy_drop": {"max": "5pp"}})

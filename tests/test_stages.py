@@ -125,6 +125,7 @@ def test_quantization_aware_training_is_kept_where_it_is_better_and_said_where_n
     assert word in trained["why"]
 
 
+@pytest.mark.slow
 def test_a_training_in_integers_that_fails_is_the_targets_error_and_not_another_scheme(folder: Path, tmp_path: Path) -> None:
     recipe = recipe_of(folder, "qat-fails", {"quantize": {"method": "qat", "qat": {"epochs": 1, "accumulate": 10_000}}})
     done = edgepress("run", recipe, "--out", tmp_path / "run")

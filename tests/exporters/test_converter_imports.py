@@ -23,6 +23,7 @@ import torchmetrics
 """
 
 
+@pytest.mark.slow
 def test_coremltools_and_fabric_come_without_other_frameworks_which_can_be_imported_later() -> None:
     for name in ("coremltools", "sklearn"):
         pytest.importorskip(name)

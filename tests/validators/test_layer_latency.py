@@ -169,7 +169,9 @@ def settings(folder: Path, runtime: str, **changes: Any) -> dict[str, Any]:
     return {"runtime": runtime, "precision": "fp32", "threads": 1, "batch": 1, "multiple": 16, "inputs": project(folder, 64)} | changes
 
 
-@pytest.mark.parametrize(("runtime", "precision"), [("numpy", "fp32"), ("onnxruntime", "fp32"), ("onnxruntime", "int8")])
+@pytest.mark.parametrize(
+    ("runtime", "precision"), [("numpy", "fp32"), *(pytest.param("onnxruntime", each, marks=pytest.mark.slow) for each in ("fp32", "int8"))]
+)
 def test_the_step_times_every_layer_in_the_runtime(runtime: str, precision: str, tmp_path: Path) -> None:
     params = settings(tmp_path, runtime, precision=precision, batch=2, multiple=32)
     table = LatencyTable.from_json(json.loads(json.dumps(latencies(params, tmp_path))))

@@ -133,6 +133,7 @@ def test_without_the_environment_the_command_that_makes_it_is_named(tmp_path: Pa
     assert str(tmp_path) in str(support.missing)
 
 
+@pytest.mark.slow
 def test_a_failed_installation_says_why_and_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("EDGEPRESS_ENVS", str(tmp_path))
     monkeypatch.setenv("PIP_NO_INDEX", "1")
