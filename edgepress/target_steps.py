@@ -30,6 +30,11 @@ NAMED = 4
 class TargetSteps(StepKinds):
     """Builds the steps of targets and hands them to an executor."""
 
+    @property
+    def _own_cores(self) -> int:
+        """Threads of what is done for each target of the recipe, side by side; with `--only` too, since sums depend on their number."""
+        return max(1, cores() // len(self.config.targets))
+
     def export(self, plan: TargetPlan, prepared: Prepared, scheme: Scheme, baseline: bool = False, suffix: str = "") -> Result:
         """Write the artifact of a scheme; `baseline` is the original's, for comparison."""
         target = plan.target.to_json() | {"precision": scheme.precision, "threads": 1}  # threads are measured with, not exported with
@@ -42,7 +47,7 @@ class TargetSteps(StepKinds):
             "edgepress.steps.export:export",
             params,
             inputs,
-            threads=max(1, cores() // len(self.config.targets)),  # they run side by side
+            self._own_cores,
         )
 
     def equalized(self, plans: Sequence[TargetPlan], model: Result, data: Result) -> Result:
@@ -63,7 +68,7 @@ class TargetSteps(StepKinds):
         }
         inputs = {"model": prepared.model, "data": prepared.data, "calibration": prepared.calibration}
         name = f"refine {plan.target.runtime} {scheme.label}{suffix} ({', '.join(algorithms)})"
-        return self.shared(name, "edgepress.steps.algorithms:refine", params, inputs)
+        return self.shared(name, "edgepress.steps.algorithms:refine", params, inputs, self._own_cores)
 
     def sensitivity(self, plan: TargetPlan, prepared: Prepared, scheme: Scheme, narrow: Sequence[int] = ()) -> Result:
         """What the integers of each layer cost, and its weight in `narrow` bits below 8, measured on samples that choose between schemes.
@@ -80,7 +85,7 @@ class TargetSteps(StepKinds):
         }
         inputs = {"model": prepared.model, "data": prepared.data, "calibration": prepared.calibration}
         name = f"sensitivity {plan.target.runtime} {scheme.kind}" + (f" and {' and '.join(map(str, narrow))} bits" if narrow else "")
-        return self.shared(name, "edgepress.steps.sensitivity:sensitivity", params, inputs)
+        return self.shared(name, "edgepress.steps.sensitivity:sensitivity", params, inputs, self._own_cores)
 
     def layers(self, plan: TargetPlan, prepared: Prepared, export: Step) -> Result:
         """How far every layer of an export is from the float one; with 4-bit weights the export reads a model that has them.
