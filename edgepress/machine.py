@@ -39,6 +39,12 @@ def cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
+def own_threads() -> int:
+    """Threads that the step which this process runs was given; as many as there are cores outside of a step."""
+    given = os.environ.get("OMP_NUM_THREADS", "")
+    return int(given) if given.isdecimal() and int(given) else cores()
+
+
 def resident_bytes(pid: int) -> int:
     """Resident memory of a process and all its descendants, in bytes; 0 when it is gone."""
     total = 0

@@ -149,7 +149,7 @@ class TargetSteps(StepKinds):
             params,
             {"export": export, "data": prepared.data},
             machine=True,
-            threads=cores(),
+            threads=self._own_cores,
             limits=self._limits,
         )
         return self._do(step)

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from edgepress.machine import cores
+from edgepress.machine import own_threads
 from edgepress.targets.nouns import Artifact, Signature
 from edgepress.targets.progress import track
 
@@ -39,7 +39,7 @@ def execute(params: dict[str, Any], folder: Path) -> dict[str, Any]:
     artifact = Artifact.from_json(params["artifact"])
     samples = load_inputs(inputs["data"] / params["share"], signature)
     runtime = RUNTIMES.get(params["runtime"])()
-    with runtime.open(artifact, inputs["export"] / "artifact", cores()) as session:
+    with runtime.open(artifact, inputs["export"] / "artifact", own_threads()) as session:
         pieces = [session.run(piece) for piece in track(batches(samples, _BATCH), f"running the {params['share']} samples")]
         kernels = session.kernels()
         outputs = {spec.name: np.concatenate([piece[spec.name] for piece in pieces]) for spec in signature.outputs}
