@@ -36,8 +36,9 @@ _PRELOADED = (
     "torch.export.pt2_archive._package",  # these three are what reading and exporting a program imports late
     "torch.export._trace",
     "torch._functorch.aot_autograd",
-    "torchao.quantization.pt2e.quantize_pt2e",
 )
+#: What only steps that work on a traced model need; loaded while the model is traced.
+_QUANTIZER = "torchao.quantization.pt2e.quantize_pt2e"
 _MESSAGE_BYTES = 4096
 #: What a step's tensors free stays with its process: fresh pages for every large tensor take longer than many an operator.
 _KEPT_MEMORY = {"MALLOC_MMAP_THRESHOLD_": str(32 << 20), "MALLOC_TRIM_THRESHOLD_": str(256 << 20)}
@@ -185,8 +186,7 @@ def main() -> None:
     """Serve until the other end of the socket is closed."""
     connection = socket.socket(fileno=int(sys.argv[1]))
     for name in _PRELOADED:
-        with contextlib.suppress(Exception):  # a step that needs it says what is wrong with it
-            importlib.import_module(name)
+        _load(name)
     tracking.owners()  # kept, for all children
     gc.freeze()  # a collection in a child would touch, and so copy, every page that it shares
     ended, wake = os.pipe()
@@ -195,7 +195,7 @@ def main() -> None:
     signal.signal(signal.SIGCHLD, lambda *_: None)
     signal.set_wakeup_fd(wake)
     children: dict[int, int] = {}
-    chores: dict[str, Callable[[], None]] = {"torch": _warm}
+    chores: dict[str, Callable[[], None]] = {_QUANTIZER: partial(_load, _QUANTIZER), "torch": _warm}
     held: Path | None = None
     while True:
         ready, _, _ = select.select([connection.fileno(), ended], [], [], 0 if chores and children else None)
@@ -211,6 +211,10 @@ def main() -> None:
             if not request:
                 return
             output, events, status = descriptors
+            model = _model(Path(request.decode()))
+            if model is not None and _QUANTIZER in chores:
+                chores.pop(_QUANTIZER)()
+                gc.freeze()
             pid = os.fork()
             if pid == 0:
                 signal.set_wakeup_fd(-1)
@@ -222,9 +226,13 @@ def main() -> None:
             children[pid] = status
             os.close(output)
             os.close(events)
-            model = _model(Path(request.decode()))
             if model not in (None, held):
                 chores["model"], held = partial(_hold, model), model
+
+
+def _load(module: str) -> None:
+    with contextlib.suppress(Exception):  # a step that needs it says what is wrong with it
+        importlib.import_module(module)
 
 
 def _warm() -> None:
@@ -241,10 +249,10 @@ def _warm() -> None:
 
 
 def _model(request: Path) -> Path | None:
-    """What a child works on, and the next ones will."""
+    """What a child will work on, and the next ones; None where it works on no model."""
     try:
         return Path(json.loads(request.read_text())["params"]["inputs"]["model"]) / "model.pt2"
-    except (OSError, ValueError, KeyError, TypeError):  # the child has ended already, or works on no model
+    except (OSError, ValueError, KeyError, TypeError):  # whoever asked has gone, or there is none
         return None
 
 

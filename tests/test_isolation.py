@@ -148,6 +148,8 @@ file = Path(sys.argv[1])
 torch.export.save(torch.export.export(torch.nn.Linear(512, 2048), (torch.zeros(2, 512),)), file)
 before = torch.get_rng_state()
 threads = psutil.Process().num_threads()
+for module in (*forkserver._PRELOADED, forkserver._QUANTIZER):
+    forkserver._load(module)
 forkserver._warm()
 forkserver._hold(file)
 from edgepress.compress import program

@@ -6,8 +6,9 @@
 
 All see the same 512 training samples. Drops are percentage points on the whole validation set, paired with the float model, with their
 95 % interval. `x fp32` is latency over that of the float file in the same runtime, batch 1, 1 thread, in ABBA order with a 95 % bootstrap
-interval; where the runtime cannot be timed here it says so. `ours / it` is the same of edgepress's file of the same kind (its first, where
-there is none) over a peer's, in interleaved pairs of the two: rows of `x fp32` have a window each. Seconds are wall time of the quantizer
+interval; where the runtime cannot be timed here it says so. `x ORT fp32` is the same over the float file in ONNX Runtime. `ours / it` is
+the same of edgepress's file of the same kind (its first, where there is none) over a peer's, in interleaved pairs of the two: rows of
+`x fp32` have a window each. Seconds are wall time of the quantizer
 alone on a float file that is there.
 `--noise` measures nothing of that but, on training samples kept apart, the noise of the outputs: mean squared difference to the
 float model over the outputs' variance, and how many samples have more than one largest output. Prints Markdown.
@@ -28,14 +29,17 @@ import numpy as np
 from peer_files import CASES, INDEX, File, Files, keep, kept, load_case, make
 
 from edgepress.steps.measure import InTurns, Side
-from edgepress.targets.nouns import Artifact
+from edgepress.targets.nouns import Artifact, Support
 from edgepress.validators.intervals import newcombe_paired
 from edgepress.validators.latency import LatencyPlan, compare_opened
 from edgepress.validators.runtimes import RUNTIMES
+from edgepress.validators.runtimes.base import Runtime, Session
 
 RUN = 218
+#: The runtime whose float file all others are compared with.
+ANCHOR = "onnxruntime"
 RUNTIMES_COMPARED = ("onnxruntime", "openvino", "tensorrt", "coreml", "litert")
-COLUMNS = ("drop (95 %)", "x fp32", "ours / it", "MB", "s")
+COLUMNS = ("drop (95 %)", "x fp32", "x ORT fp32", "ours / it", "MB", "s")
 HEAD = "| runtime | quantizer | {} |\n|{}"
 #: Where coremltools' reference executor is an interpreter in numpy, the first samples alone.
 JUDGED = {"coreml": 1000}
@@ -73,14 +77,25 @@ def drop(before: np.ndarray, after: np.ndarray) -> str:
     return f"{100 * (before.mean() - after.mean()):+.2f} pp ({100 * low:+.2f} to {100 * high:+.2f})"
 
 
-def ratio(runtime: str, pair: tuple[tuple[Artifact, Path], tuple[Artifact, Path]], samples: Mapping[str, np.ndarray], pairs: int) -> str:
+class EachInItsOwn(Runtime):
+    """Opens files of several runtimes, each in that which it was made for."""
+
+    name = "each in its own"
+
+    def supports(self) -> Support:
+        return Support(True)
+
+    def _open_impl(self, artifact: Artifact, folder: Path, threads: int) -> Session:
+        return RUNTIMES.get(artifact.target)().open(artifact, folder, threads)
+
+
+def ratio(pair: tuple[tuple[Artifact, Path], tuple[Artifact, Path]], samples: Mapping[str, np.ndarray], pairs: int) -> str:
     """Latency of the first over the second."""
-    if RUNTIMES.get(runtime)().timing_unavailable() is not None:
+    if any(RUNTIMES.get(artifact.target)().timing_unavailable() is not None for artifact, _ in pair):
         return "not timed here"
     sample = {key: value[:1] for key, value in samples.items()}
-    opener = RUNTIMES.get(runtime)()
     new, old = (Side(artifact, folder, sample) for artifact, folder in pair)
-    result = compare_opened(InTurns(opener, new, old, threads=1), plan=LatencyPlan(min_pairs=pairs, max_pairs=pairs, seconds=240))
+    result = compare_opened(InTurns(EachInItsOwn(), new, old, threads=1), plan=LatencyPlan(min_pairs=pairs, max_pairs=pairs, seconds=240))
     return f"{result.ratio:.3f} ({result.interval[0]:.3f} to {result.interval[1]:.3f})"
 
 
@@ -98,23 +113,25 @@ def report_noise(runtime: str, files: Files, samples: Mapping[str, np.ndarray]) 
         print(f"| {runtime} | {file.tool}, {file.kind} | {cells} |", flush=True)
 
 
-def report(runtime: str, files: Files, samples: Mapping[str, np.ndarray], labels: np.ndarray, pairs: int) -> None:
-    """Rows of what a runtime's files lose, take and weigh."""
+def report(
+    runtime: str, files: Files, anchor: tuple[Artifact, Path], samples: Mapping[str, np.ndarray], labels: np.ndarray, pairs: int
+) -> None:
+    """Rows of what a runtime's files lose, take and weigh; `anchor` is the float file in ONNX Runtime."""
     before = right(runtime, *files.original, samples, labels)
     ours: dict[str, tuple[Artifact, Path]] = {}
     for file in files.candidates:
         cells = f"| {runtime} | {file.tool}, {file.kind} |"
         if isinstance(file.made, str):
-            print(f"{cells} failed: {file.made} | | | | {file.seconds:.1f} |", flush=True)
+            print(f"{cells} failed: {file.made} | | | | | {file.seconds:.1f} |", flush=True)
             continue
         it, direct = (file.made, file.folder), ""
         lost = drop(before, right(runtime, *it, samples, labels))
-        timed = ratio(runtime, (it, files.original), samples, pairs)
+        timed, across = (ratio((it, other), samples, pairs) for other in (files.original, anchor))
         if file.tool == "edgepress":
             ours[file.kind] = it
         elif ours:
-            direct = ratio(runtime, (ours.get(file.kind, next(iter(ours.values()))), it), samples, pairs)
-        print(f"{cells} {lost} | {timed} | {direct} | {size(*it) / 1e6:.2f} | {file.seconds:.1f} |", flush=True)
+            direct = ratio((ours.get(file.kind, next(iter(ours.values()))), it), samples, pairs)
+        print(f"{cells} {lost} | {timed} | {across} | {direct} | {size(*it) / 1e6:.2f} | {file.seconds:.1f} |", flush=True)
 
 
 def main() -> int:
@@ -130,14 +147,15 @@ def main() -> int:
     runtimes = arguments.runtime or RUNTIMES_COMPARED
     if arguments.measure is not None:
         runtimes = [runtime for runtime in runtimes if (arguments.measure / runtime / INDEX).is_file()]
-        if not runtimes:
-            print(f"no files in {arguments.measure}: leave some there with --make", file=sys.stderr)
+        if not runtimes or not (arguments.measure / ANCHOR / INDEX).is_file():
+            print(f"no files in {arguments.measure}, or none of {ANCHOR}: leave some there with --make", file=sys.stderr)
             return 2
+        anchor = kept(arguments.measure / ANCHOR).original
         pack = dict(np.load(arguments.measure / "validation.npz"))
         labels = pack.pop("labels")
         print(HEAD.format(" | ".join(COLUMNS), "---|" * (2 + len(COLUMNS))), flush=True)
         for runtime in runtimes:
-            report(runtime, kept(arguments.measure / runtime), pack, labels, arguments.pairs)
+            report(runtime, kept(arguments.measure / runtime), anchor, pack, labels, arguments.pairs)
         return 0
     root = Path(os.environ.get("EDGEPRESS_CASES", "../shared/cases"))
     if not (root / CASES[arguments.case][0]).is_dir():
@@ -154,12 +172,13 @@ def main() -> int:
             return 0
         columns = ("noise", "ties") if arguments.noise else COLUMNS
         print(HEAD.format(" | ".join(columns), "---|" * (2 + len(columns))), flush=True)
+        anchor = make(ANCHOR, case, Path(temporary) / "anchor").original
         for runtime in runtimes:
             files = make(runtime, case, Path(temporary) / runtime)
             if arguments.noise:
                 report_noise(runtime, files, case.apart)
             else:
-                report(runtime, files, case.validation, case.labels, arguments.pairs)
+                report(runtime, files, anchor, case.validation, case.labels, arguments.pairs)
     return 0
 
 

@@ -4,6 +4,8 @@ Weights keep to 7 bits, for the reason given in the rules of ONNX Runtime: witho
 
 Products of two activations stay in float: the plugin fuses matmul, softmax, matmul of an attention into one float kernel, which is
 faster than integer products with a softmax and roundings between them (MiniLM, 64 tokens, AVX-512 VNNI: 0.41 against 0.51 of fp32).
+The kernel can read queries and keys as int8 with zero point 0, as NNCF places them: of the time with floats that takes 0.98 on MiniLM,
+1.05 to 1.07 on vision transformers of 65 tokens, and 1.02 without VNNI.
 """
 
 from __future__ import annotations
