@@ -56,4 +56,17 @@ def export_like(module: nn.Module, like: ExportedProgram) -> ExportedProgram:
         star = any(p.kind is p.VAR_POSITIONAL for p in inspect.signature(module.forward).parameters.values())
         axes = (each,) if star else each
     with torch.no_grad():
-        return torch.export.export(module, inputs, dynamic_shapes=axes)
+        return any_layout(torch.export.export(module, inputs, dynamic_shapes=axes))
+
+
+def any_layout(program: ExportedProgram) -> ExportedProgram:
+    """The program, changed in place so that it runs whatever strides its kernels give their results.
+
+    Tracing writes a reshape as a view where the strides it saw allow one. Kernels choose strides of their own: that of attention with a
+    mask gives others as soon as gradients are asked for.
+    """
+    for node in program.graph.nodes:
+        if node.target is torch.ops.aten.view.default:
+            node.target = torch.ops.aten.reshape.default
+    program.graph_module.recompile()
+    return program

@@ -11,10 +11,12 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.export import Dim
 
+from edgepress.compress.program import export_like
 from edgepress.compress.project.model import count_macs
 from edgepress.compress.project.reference import reference_outputs
 from edgepress.compress.project.steps import check_labels, reference, trace
 from edgepress.compress.project.trace import Traced, TraceOptions, trace_model
+from edgepress.compress.quantize import calibrate
 from edgepress.targets.errors import ProjectError
 from edgepress.targets.nouns import Signature, TensorSpec
 
@@ -87,6 +89,30 @@ def test_macs_count_attention_too() -> None:
 
     x = np.ones((3, 2, 5, 8), np.float32)
     assert count_macs(traced(Attention(), x).program, [x]) == 2 * (2 * 5 * 5 * 8)
+
+
+class BiasedAttention(nn.Module):
+    """Attention with a learnt bias, its heads joined by `.contiguous().view()`: with gradients its kernel gives other strides."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.query, self.key, self.value = nn.Linear(8, 8), nn.Linear(8, 8), nn.Linear(8, 8)
+        self.bias = nn.Parameter(torch.zeros(1, 2, 5, 5))
+
+    def forward(self, x: Tensor) -> Tensor:
+        heads = [layer(x).view(-1, 5, 2, 4).transpose(1, 2) for layer in (self.query, self.key, self.value)]
+        joined = F.scaled_dot_product_attention(*heads, attn_mask=self.bias.abs())
+        return torch.add(joined.transpose(1, 2).contiguous().view(-1, 5, 8), 1.0).relu_().flatten(1)
+
+
+def test_a_traced_model_runs_with_gradients_whatever_strides_its_kernels_choose(tmp_path: Path) -> None:
+    rows = np.random.default_rng(0).standard_normal((4, 5, 8)).astype(np.float32)
+    program = trace_model(BiasedAttention().eval(), [rows], tmp_path).program
+    module, inputs = program.module(), torch.from_numpy(rows)
+    module(inputs).sum().backward()
+    assert all(parameter.grad is not None for parameter in module.parameters())
+    assert torch.equal(module(inputs), export_like(module, program).module()(inputs))
+    calibrate(program, [(inputs,)], "auto")
 
 
 class Reshapes(nn.Module):
