@@ -96,7 +96,7 @@ class Exporter(ABC):
         except Exception as error:  # a foreign converter may raise anything; the target is lost, named, and nothing else
             raise ExportError(
                 f"target {request.target.name!r} ({request.scheme.label}) could not be exported",
-                f"{type(error).__name__}: {first_line(error)}",
+                f"{type(error).__name__}: {self.reason(error)}",
                 self.remedy(error),
             ) from error
         self._check(request, artifact, folder)
@@ -142,6 +142,10 @@ class Exporter(ABC):
                 result = module(*(torch.from_numpy(np.array(x[start : start + _BATCH])) for x in inputs))
                 pieces.append([value.numpy() for value in torch.utils._pytree.tree_leaves(result)])
         return [np.concatenate(column) for column in zip(*pieces, strict=True)], source
+
+    def reason(self, error: Exception) -> str:
+        """What a converter's exception says, in a line."""
+        return first_line(error)
 
     def remedy(self, error: Exception) -> str:
         """What a user can do about a converter's exception; backends name the op where they can."""

@@ -8,7 +8,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-from edgepress.exporters.base import Exporter, ExportRequest
+from edgepress.exporters.base import Exporter, ExportRequest, first_line
 from edgepress.exporters.onnx import DEFAULT_OPSET, check_dynamic_batch, lower_request, missing_packages
 from edgepress.exporters.openvino_int4 import trim_zero_points
 from edgepress.targets.errors import ExportError
@@ -34,6 +34,12 @@ class OpenVinoExporter(Exporter):
         if missing:
             return Support(False, None, f"{', '.join(missing)} not installed", "pip install 'edgepress[openvino]'")
         return Support(True, version("openvino"))
+
+    def reason(self, error: Exception) -> str:
+        """The op that the frontend could not convert, and its last words about it: the lines before are places in its sources."""
+        lines = [line.strip() for line in str(error).partition("\nSummary:")[0].splitlines() if line.strip()]
+        op = next((line[3:].partition(" with a message")[0] for line in lines if line.startswith("-- ")), "")
+        return f"{op}: {lines[-1][:300]}" if op else first_line(error)
 
     def _export_impl(self, request: ExportRequest, folder: Path) -> Artifact:
         import openvino

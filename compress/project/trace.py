@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.export import Dim, ExportedProgram
 
-from edgepress.compress.program import any_layout
+from edgepress.compress.program import portable
 from edgepress.compress.project.outputs import FlatOutputs, check_batched, flatten, is_flat, largest_error, output_names
 from edgepress.compress.project.usercode import user_error, user_line
 from edgepress.targets.errors import ProjectError
@@ -82,7 +82,7 @@ def trace_model(
         program = model
     else:
         program = _export(module if is_flat(runs.raw) else FlatOutputs(module).eval(), tuple(i[: fixed or 2] for i in inputs), fixed, root)
-    any_layout(program)
+    portable(program)
     _check(program, runs, inputs, outputs, fixed)
     specs = [
         tuple(TensorSpec(name, str(t.dtype).removeprefix("torch."), (fixed, *t.shape[1:])) for name, t in zip(labels, tensors, strict=True))

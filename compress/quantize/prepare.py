@@ -12,7 +12,7 @@ from weakref import WeakKeyDictionary
 import torch
 from torch.fx import GraphModule, Node
 
-from edgepress.compress.program import any_layout
+from edgepress.compress.program import portable
 from edgepress.compress.quantize.attention import decomposable, fold_attention_scales
 from edgepress.compress.quantize.attention import decompose_attention as _decompose_attention
 from edgepress.compress.quantize.constants import fold_constants
@@ -110,7 +110,7 @@ def _functional(program: torch.export.ExportedProgram) -> torch.export.ExportedP
     )
     if not writes:
         return program
-    _rewritten[program] = any_layout(program.run_decompositions({}))
+    _rewritten[program] = portable(program.run_decompositions({}))
     return _rewritten[program]
 
 

@@ -120,3 +120,13 @@ def test_patches_with_a_class_token_are_computed_as_rendered(convolution: type[n
         expected = render(program, statistics, rules_for("openvino"), STATIC).module(images).numpy()
     found = compiled({"image": images.numpy()})["logits"]
     assert np.square(found - expected).mean() < 1e-5 * np.square(expected).mean()  # 8 bits themselves cost 1e-4
+
+
+def test_a_refusal_names_the_op_and_what_is_wrong_with_it() -> None:
+    said = (
+        "Exception from src/inference/src/cpp/core.cpp:84:\nCheck 'false' failed at src/frontends/report.cpp:151:\n"
+        "Model wasn't fully converted. Failed operations detailed log:\n-- AveragePool-18 with a message:\n"
+        "While validating node 'y':\nKernel has size (dim: 320) larger than the data.\n\nSummary:\n-- Conversion is failed for: AveragePool-18\n"
+    )
+    assert OpenVinoExporter().reason(RuntimeError(said)) == "AveragePool-18: Kernel has size (dim: 320) larger than the data."
+    assert OpenVinoExporter().reason(RuntimeError("no such file\nat all")) == "no such file"
