@@ -16,6 +16,7 @@ from edgepress.exporters.openvino import OpenVinoExporter  # noqa: E402
 from edgepress.targets.nouns import Scheme, Signature, Target, TensorSpec  # noqa: E402
 from edgepress.targets.rules import rules_for  # noqa: E402
 from edgepress.validators.runtimes.openvino import core  # noqa: E402
+from tests.compress.quantize.nets import program_of, samples_of  # noqa: E402
 from tests.exporters.tensorrt_models import case  # noqa: E402
 
 STATIC = Scheme("int8", "static")
@@ -122,11 +123,32 @@ def test_patches_with_a_class_token_are_computed_as_rendered(convolution: type[n
     assert np.square(found - expected).mean() < 1e-5 * np.square(expected).mean()  # 8 bits themselves cost 1e-4
 
 
+@pytest.mark.parametrize("batch", [None, 1])
+def test_layers_of_a_vision_transformer_compute_in_integers_with_a_fixed_batch_too(batch: int | None, tmp_path: Path) -> None:
+    program, samples = program_of("vision-fused"), samples_of("vision-fused", 32)
+    torch.export.save(program, tmp_path / "model.pt2")
+    calibrate(program, [samples]).save(tmp_path / "statistics")
+    (image,) = (value[:2].numpy() for value in samples)
+    signature = Signature((TensorSpec("x", "float32", (None, *image.shape[1:])),), (TensorSpec("logits", "float32", (None, 5)),))
+    target = Target("openvino", "openvino", "x86-64 CPU", "int8")
+    artifact = OpenVinoExporter().export(
+        ExportRequest(tmp_path / "model.pt2", signature, tmp_path / "statistics", target, STATIC, (image,)), tmp_path / "exported"
+    )
+    model = openvino.Core().read_model(tmp_path / "exported" / artifact.path / "model.xml")
+    if batch is not None:
+        model.reshape({"x": [batch, *image.shape[1:]]})
+    ran = core().compile_model(model, "CPU", {"INFERENCE_PRECISION_HINT": "f32"}).get_runtime_model().get_ops()
+    facts = [{name: value.astype(str) for name, value in op.get_rt_info().items()} for op in ran]
+    layers = [fact["runtimePrecision"] for fact in facts if fact["layerType"] in ("FullyConnected", "Convolution")]
+    assert layers == ["u8"] * 10
+
+
 def test_a_refusal_names_the_op_and_what_is_wrong_with_it() -> None:
     said = (
         "Exception from src/inference/src/cpp/core.cpp:84:\nCheck 'false' failed at src/frontends/report.cpp:151:\n"
         "Model wasn't fully converted. Failed operations detailed log:\n-- AveragePool-18 with a message:\n"
-        "While validating node 'y':\nKernel has size (dim: 320) larger than the data.\n\nSummary:\n-- Conversion is failed for: AveragePool-18\n"
+        "While validating node 'y':\nKernel has size (dim: 320) larger than the data.\n\n"
+        "Summary:\n-- Conversion is failed for: AveragePool-18\n"
     )
     assert OpenVinoExporter().reason(RuntimeError(said)) == "AveragePool-18: Kernel has size (dim: 320) larger than the data."
     assert OpenVinoExporter().reason(RuntimeError("no such file\nat all")) == "no such file"
