@@ -15,6 +15,29 @@ from torch.fx import Node
 _HELD_BYTES = 256 << 20
 #: Pools that average, and may have windows larger than their input -> over how many dimensions.
 _AVERAGES = {torch.ops.aten.avg_pool1d.default: 1, torch.ops.aten.avg_pool2d.default: 2}
+#: Second names of operators, with the same overloads and arguments -> the first.
+_ALIASES = {
+    "absolute": "abs",
+    "clip": "clamp",
+    "concat": "cat",
+    "concatenate": "cat",
+    "divide": "div",
+    "greater": "gt",
+    "greater_equal": "ge",
+    "less": "lt",
+    "less_equal": "le",
+    "linalg_matmul": "matmul",
+    "moveaxis": "movedim",
+    "multiply": "mul",
+    "negative": "neg",
+    "not_equal": "ne",
+    "special_exp2": "exp2",
+    "special_expit": "sigmoid",
+    "special_expm1": "expm1",
+    "special_log1p": "log1p",
+    "subtract": "sub",
+    "true_divide": "div",
+}
 _held: dict[tuple[Path, int, int, int], ExportedProgram] = {}
 
 
@@ -67,9 +90,11 @@ def portable(program: ExportedProgram) -> ExportedProgram:
 
     Tracing writes a reshape as a view where the strides it saw allow one. Kernels choose strides of their own: that of attention with a
     mask gives others as soon as gradients are asked for. Such views become reshapes. An average over a window larger than its input,
-    which `ceil_mode` allows and other frameworks refuse, becomes a mean.
+    which `ceil_mode` allows and other frameworks refuse, becomes a mean. Second names of operators become the first.
     """
     for node in program.graph.nodes:
+        if isinstance(node.target, torch._ops.OpOverload):
+            node.target = _first_name(node.target)
         if node.target is torch.ops.aten.view.default:
             node.target = torch.ops.aten.reshape.default
         elif node.target in _AVERAGES and _exceeds_its_input(node):
@@ -77,6 +102,14 @@ def portable(program: ExportedProgram) -> ExportedProgram:
             node.target, node.args, node.kwargs = torch.ops.aten.mean.dim, (node.args[0], axes, True), {}
     program.graph_module.recompile()
     return program
+
+
+def _first_name(op: torch._ops.OpOverload) -> torch._ops.OpOverload:
+    name = op._opname.removesuffix("_")
+    if op.namespace != "aten" or name not in _ALIASES:
+        return op
+    found: torch._ops.OpOverload = getattr(getattr(torch.ops.aten, op._opname.replace(name, _ALIASES[name])), op._overloadname)
+    return found
 
 
 def _windows(node: Node) -> list[int]:

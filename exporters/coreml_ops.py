@@ -6,6 +6,7 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
+from torch._export.utils import _get_decomp_for_cia, _is_cia_op
 from torch.export import ExportedProgram
 
 from edgepress.exporters import coreml_int4
@@ -52,13 +53,22 @@ def unknown_ops(program: ExportedProgram) -> set[Any]:
 def _rules(unknown: set[Any]) -> dict[Any, Callable[..., Any]]:
     own: dict[Any, Callable[..., Any]] = {
         _ATEN.__and__.Tensor: _ATEN.bitwise_and.Tensor,
-        _ATEN.__or__.Tensor: _ATEN.bitwise_or.Tensor,
-        _ATEN.__xor__.Tensor: _ATEN.bitwise_xor.Tensor,
+        _ATEN.__or__.Tensor: _on_booleans(torch.logical_or),
+        _ATEN.__xor__.Tensor: _on_booleans(torch.logical_xor),
+        _ATEN.bitwise_or.Tensor: _on_booleans(torch.logical_or),
+        _ATEN.bitwise_xor.Tensor: _on_booleans(torch.logical_xor),
+        torch.ops.prims.where.default: _where,  # what torch makes of `where` with a number
         _ATEN.new_ones.default: _new_filled(1),
         _ATEN.new_zeros.default: _new_filled(0),
     }
     torch_rules = torch._decomp.get_decompositions(list(unknown - own.keys()))
+    torch_rules |= {op: _get_decomp_for_cia(op) for op in unknown - own.keys() - torch_rules.keys() if _is_cia_op(op)}
     return {**torch_rules, **{op: rule for op, rule in own.items() if op in unknown}}
+
+
+def _on_booleans(logical: Callable[..., torch.Tensor]) -> Callable[..., Any]:
+    """The bitwise op that Core ML has for booleans alone."""
+    return lambda x, y: logical(x, y) if x.dtype == y.dtype == torch.bool else NotImplemented
 
 
 def _new_filled(value: int) -> Callable[..., torch.Tensor]:
@@ -66,6 +76,12 @@ def _new_filled(value: int) -> Callable[..., torch.Tensor]:
         return torch.full(size, value, dtype=dtype or x.dtype)
 
     return filled
+
+
+def _where(condition: torch.Tensor, *choices: torch.Tensor | float) -> torch.Tensor:
+    dtype = next(choice.dtype for choice in choices if isinstance(choice, torch.Tensor))
+    tensors = [choice if isinstance(choice, torch.Tensor) else torch.full([1], choice, dtype=dtype) for choice in choices]
+    return torch.where(condition, *tensors)
 
 
 def register() -> None:

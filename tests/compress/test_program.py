@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import nn
 
-from edgepress.compress.program import hold, load_program, portable
+from edgepress.compress.program import _ALIASES, hold, load_program, portable
 
 
 def stored(path: Path, weight: float) -> Path:
@@ -62,3 +62,25 @@ def test_a_pool_whose_window_exceeds_its_input_becomes_a_mean(pool: nn.Module, s
     program = portable(torch.export.export(nn.Sequential(pool), (x,)))
     assert [node.target._opname for node in program.graph.nodes if node.op == "call_function"] == [becomes]
     torch.testing.assert_close(program.module()(x), pool(x))
+
+
+def test_second_names_have_the_overloads_and_arguments_of_the_first() -> None:
+    for second, first in _ALIASES.items():
+        ops = [getattr(torch.ops.aten, name) for name in (second, first)]
+        for overload in ops[0].overloads():
+            schemas = [getattr(op, overload)._schema for op in ops]
+            assert [str(argument.type) for argument in schemas[0].arguments] == [str(argument.type) for argument in schemas[1].arguments]
+
+
+class SecondNames(nn.Module):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        joined = torch.concat([x.multiply(2.0), torch.clip(x, 0.0, 1.0)], 1)
+        return torch.where(torch.greater(joined, 0.5), joined.multiply_(3.0), torch.divide(torch.negative(joined), 2.0))
+
+
+def test_second_names_become_the_first_with_the_same_values() -> None:
+    x = torch.randn(2, 3, generator=torch.Generator().manual_seed(0))
+    program = portable(torch.export.export(SecondNames(), (x,)))
+    names = {node.target._opname for node in program.graph.nodes if node.op == "call_function"}
+    assert names == {"cat", "mul", "clamp", "gt", "mul_", "div", "neg", "where"}
+    assert torch.equal(program.module()(x), SecondNames()(x))

@@ -5,10 +5,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
+from torch import Tensor, nn
 
 pytest.importorskip("coremltools")
 
 from edgepress.exporters.coreml import CoreMlExporter, minimum_os_of
+from edgepress.exporters.coreml_ops import decompose, unknown_ops
 from edgepress.targets.errors import ExportError
 from edgepress.targets.nouns import KernelReport, Scheme
 from edgepress.validators.runtimes.coreml import ReferenceSession
@@ -130,3 +133,18 @@ def test_nothing_is_printed(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -
 def test_an_op_without_a_rule_is_named_with_a_remedy() -> None:
     remedy = CoreMlExporter().remedy(NotImplementedError("Unsupported fx node fft_1, kind fft_rfft"))
     assert "'fft_rfft'" in remedy
+
+
+class Masks(nn.Module):
+    """What masks are made of: booleans combined bit by bit, and `where` with a number."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        kept = ((x > 0) | (x < -1)) ^ torch.bitwise_or(x > 2, x < -2)
+        return torch.where(kept, x, -1.0) + torch.where(kept, 0.5, x)
+
+
+def test_what_masks_are_made_of_comes_down_to_ops_that_have_rules() -> None:
+    x = torch.randn(2, 8, generator=torch.Generator().manual_seed(0))
+    program = decompose(torch.export.export(Masks(), (x,)))
+    assert not unknown_ops(program)
+    assert torch.equal(program.module()(x), Masks()(x))
