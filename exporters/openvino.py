@@ -89,15 +89,21 @@ def _fold_biases(model: Any) -> None:
 
 
 def _drop_zero_offsets(model: Any) -> None:
-    """Take out subtractions of zero points that are all zero, in place.
+    """Take out subtractions of all-zero zero points from int8 weights, in place.
 
-    The CPU plugin takes one behind a weight for work to be done at run time where all shapes are static, and then computes layers and
-    convolutions in floats (vision transformers at batch 1: 12 of 25 and 30 of 37 linear layers; seen in OpenVINO 2026.4).
+    Where all shapes are static the CPU plugin takes one for work to be done at run time, and then computes layers and convolutions in
+    floats (vision transformers at batch 1: 12 of 25 and 30 of 37 linear layers; seen in OpenVINO 2026.4). Weights that are unpacked
+    first need it to be taken for weights at all.
     """
+    from openvino import Type
+
     for op in model.get_ordered_ops():
         if op.get_type_name() != "Subtract":
             continue
-        offset = op.input_value(1).get_node()
+        weight, offset = (value.get_node() for value in op.input_values())
+        weight = weight.input_value(0).get_node() if weight.get_type_name() == "Convert" else weight
+        if weight.get_type_name() != "Constant" or weight.get_element_type() != Type.i8:
+            continue
         while offset.get_type_name() in ("Reshape", "Convert"):
             offset = offset.input_value(0).get_node()
         if offset.get_type_name() == "Constant" and not offset.data.any():
