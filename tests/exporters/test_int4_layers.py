@@ -84,7 +84,7 @@ def test_4_bits_halve_the_file_and_run_in_the_same_integer_kernels(
     weights = ROWS * WIDTH + 96 * WIDTH * 3 + 96 * 128 + 128 * 5
     assert size - smaller == pytest.approx(weights / 2, rel=0.03)
     assert np.abs(found - expected).max() < 0.05 * np.abs(expected).max() < np.abs(whole - expected).max() * 10
-    assert (narrow.int8, narrow.int8_macs_share) == (kernels.int8, kernels.int8_macs_share) and narrow.int8 > 0
+    assert narrow.int8_macs_share == kernels.int8_macs_share == 1 and narrow.int8 >= kernels.int8 > 0
 
 
 @pytest.mark.parametrize("runtime", ["onnxruntime", "openvino"])
