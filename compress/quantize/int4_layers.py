@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.fx import GraphModule, Node
 
-from edgepress.compress.quantize.graph import constant, kind_of, layer_of, op_name
+from edgepress.compress.quantize.graph import constant, kind_of, layer_of
 from edgepress.targets.errors import QuantizationError
 from edgepress.targets.rules import Int4Rules
 
@@ -77,13 +77,11 @@ def fitting_group(inputs: int, rules: Int4Rules, group: int) -> int | None:
 
 def _parts(module: GraphModule, node: Node) -> tuple[Tensor, Node | None] | None:
     """Weight (outputs, inputs) and bias of a layer with a constant float32 matrix, None for any other node."""
-    if kind_of(node) not in ("linear", "matmul") or not isinstance(node.args[0], Node) or node.args[0].op == "get_attr":
+    if kind_of(node) != "linear" or not isinstance(node.args[0], Node) or node.args[0].op == "get_attr":
         return None
     weight = constant(module, node.args[1])
     if weight is None or weight.ndim != 2 or weight.dtype != torch.float32:
         return None
-    if op_name(node) != "linear":
-        return weight.detach().T.contiguous(), None
     return weight.detach(), node.args[2] if len(node.args) > 2 else None
 
 

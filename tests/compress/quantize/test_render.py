@@ -235,6 +235,35 @@ def test_missing_and_foreign_statistics_and_unknown_schemes_are_errors() -> None
         render(program_of("dense"), None, rules, Scheme("int8", "dynamic"))
 
 
+class Products(nn.Module):
+    """Layers written as products with a matrix: `addmm`, as GPT-2 has them, and `@`, as CLIP projects."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.weight, self.bias, self.projection = (nn.Parameter(torch.randn(shape)) for shape in ((8, 16), (16,), (16, 4)))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        hidden = torch.addmm(self.bias, x.reshape(-1, 8), self.weight).reshape(-1, 5, 16)
+        return torch.relu(hidden) @ self.projection
+
+
+@pytest.mark.parametrize("runtime", RUNTIMES)
+def test_products_with_a_constant_matrix_are_linear_layers(runtime: str) -> None:
+    samples = torch.randn(64, 5, 8, generator=torch.Generator().manual_seed(0))
+    program = _exported(Products(), samples[:2])
+    with torch.no_grad():
+        exact = program.module()(samples)
+        torch.testing.assert_close(float_module(program)(samples), exact)
+    module = render(program, calibrate(program, [(samples,)]), rules_for(runtime), STATIC).module
+    weights = render(program, None, rules_for(runtime), WEIGHTS).module
+    assert share_of_macs(module) == 1.0
+    for rendering in (module, weights):
+        assert sum("dequantize_per_channel" in str(node.target) for node in rendering.graph.nodes) == 2
+    with torch.no_grad():
+        assert 10 * torch.log10(exact.square().sum() / (module(samples) - exact).square().sum()) > 33
+
+
 class Huge(nn.Module):
     """A product whose input reaches 1e9, beside one that does not."""
 
