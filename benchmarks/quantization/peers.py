@@ -8,8 +8,7 @@ All see the same 512 training samples. Drops are percentage points on the whole 
 95 % interval. `x fp32` is latency over that of the float file in the same runtime, batch 1, 1 thread, in ABBA order with a 95 % bootstrap
 interval; where the runtime cannot be timed here it says so. `x ORT fp32` is the same over the float file in ONNX Runtime. `ours / it` is
 the same of edgepress's file of the same kind (its first, where there is none) over a peer's, in interleaved pairs of the two: rows of
-`x fp32` have a window each. Seconds are wall time of the quantizer
-alone on a float file that is there.
+`x fp32` have a window each. Seconds are wall time of the quantizer alone on a float file that is there.
 `--noise` measures nothing of that but, on training samples kept apart, the noise of the outputs: mean squared difference to the
 float model over the outputs' variance, and how many samples have more than one largest output. Prints Markdown.
 `--make` leaves all files in a folder and measures nothing; `--measure` takes them up, on another machine too: it needs the runtimes alone.
@@ -172,12 +171,12 @@ def main() -> int:
             return 0
         columns = ("noise", "ties") if arguments.noise else COLUMNS
         print(HEAD.format(" | ".join(columns), "---|" * (2 + len(columns))), flush=True)
-        anchor = make(ANCHOR, case, Path(temporary) / "anchor").original
         for runtime in runtimes:
             files = make(runtime, case, Path(temporary) / runtime)
             if arguments.noise:
                 report_noise(runtime, files, case.apart)
             else:
+                anchor = files.original if runtime == ANCHOR else make(ANCHOR, case, Path(temporary) / "anchor").original
                 report(runtime, files, anchor, case.validation, case.labels, arguments.pairs)
     return 0
 

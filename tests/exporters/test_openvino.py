@@ -15,6 +15,7 @@ from edgepress.exporters.base import ExportRequest  # noqa: E402
 from edgepress.exporters.openvino import OpenVinoExporter  # noqa: E402
 from edgepress.targets.nouns import Scheme, Signature, Target, TensorSpec  # noqa: E402
 from edgepress.targets.rules import rules_for  # noqa: E402
+from edgepress.validators.runtimes import RUNTIMES  # noqa: E402
 from edgepress.validators.runtimes.openvino import core  # noqa: E402
 from tests.compress.quantize.nets import program_of, samples_of  # noqa: E402
 from tests.exporters.tensorrt_models import case  # noqa: E402
@@ -141,6 +142,16 @@ def test_layers_of_a_vision_transformer_compute_in_integers_with_a_fixed_batch_t
     facts = [{name: value.astype(str) for name, value in op.get_rt_info().items()} for op in ran]
     layers = [fact["runtimePrecision"] for fact in facts if fact["layerType"] in ("FullyConnected", "Convolution")]
     assert layers == ["u8"] * 10
+
+
+def test_what_ran_before_does_not_show_in_the_report(tmp_path: Path) -> None:
+    artifact = OpenVinoExporter().export(request("transformer", "fp32", "float"), tmp_path)
+    with RUNTIMES.get("openvino")().open(artifact, tmp_path) as session:
+        before = session.kernels().ops
+        session.run(case("transformer").feeds())
+        after = session.kernels().ops
+    counts = [[op.get("macs", 0) for op in ops] for ops in (before, after)]
+    assert counts[0] == counts[1] and any(counts[0])
 
 
 def test_a_refusal_names_the_op_and_what_is_wrong_with_it() -> None:

@@ -91,12 +91,13 @@ class OpenVinoSession(Session):
         return request
 
     def kernels(self) -> KernelReport:
-        """Precisions of the execution graph; shapes from the model reshaped to batch 1."""
+        """Precisions of the execution graph, from one that has run nothing: shapes of the last batch would stay in it."""
         from edgepress.validators.runtimes import openvino_graph
 
         model = self._core.read_model(self._xml)
         model.reshape({spec.name: [1 if d is None else d for d in spec.shape] for spec in self.signature.inputs})
-        return openvino_graph.kernel_report(self._compiled.get_runtime_model(), model, "openvino runtime model")
+        compiled = self._core.compile_model(self._core.read_model(self._xml), "CPU", self._settings)
+        return openvino_graph.kernel_report(compiled.get_runtime_model(), model, "openvino runtime model")
 
     def layers(self, inputs: Arrays) -> dict[str, np.ndarray]:
         """Float results of the model's layers by tensor name, from a copy whose layers are outputs too."""
