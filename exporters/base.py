@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
+import io
+import logging
+import re
+import warnings
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -18,6 +23,8 @@ if TYPE_CHECKING:
     from edgepress.compress.quantize import Rendered
 
 _BATCH = 32
+#: What switches a terminal's colours.
+_COLOUR = re.compile(r"\x1b\[[0-9;]*m")
 
 
 @dataclass(frozen=True)
@@ -96,7 +103,7 @@ class Exporter(ABC):
         except Exception as error:  # a foreign converter may raise anything; the target is lost, named, and nothing else
             raise ExportError(
                 f"target {request.target.name!r} ({request.scheme.label}) could not be exported",
-                f"{type(error).__name__}: {self.reason(error)}",
+                f"{type(cause(error)).__name__}: {self.reason(error)}",
                 self.remedy(error),
             ) from error
         self._check(request, artifact, folder)
@@ -162,7 +169,27 @@ class Exporter(ABC):
             raise ExportError(f"target {request.target.name!r}: inputs are {got}, the model's are {wanted}")
 
 
+def cause(error: BaseException) -> BaseException:
+    """The exception that an exception was raised from in the end: converters wrap it in one that says which of their steps it was."""
+    while error.__cause__ is not None:
+        error = error.__cause__
+    return error
+
+
 def first_line(error: BaseException) -> str:
-    """The first non-empty line of an exception's text, at most 300 characters."""
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    """The first non-empty line of the text of what caused an exception, without colours, at most 300 characters."""
+    lines = [line.strip() for line in _COLOUR.sub("", str(cause(error))).splitlines() if line.strip()]
     return lines[0][:300] if lines else "(no message)"
+
+
+@contextlib.contextmanager
+def quiet() -> Iterator[None]:
+    """Keep off the terminal what converters print, their progress and their warnings, while they are imported too; errors still raise."""
+    before = logging.root.manager.disable
+    logging.disable(logging.WARNING)
+    try:
+        with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logging.disable(before)

@@ -2,12 +2,8 @@
 
 from __future__ import annotations
 
-import contextlib
-import io
-import logging
 import re
-import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -18,7 +14,7 @@ from torch.export import ExportedProgram
 
 from edgepress.compress.program import load_program
 from edgepress.exporters import coreml_ops, coreml_package
-from edgepress.exporters.base import Exporter, ExportRequest
+from edgepress.exporters.base import Exporter, ExportRequest, quiet
 from edgepress.exporters.coreml_import import coremltools, unchecked
 from edgepress.targets.errors import ExportError
 from edgepress.targets.nouns import Artifact, Scheme, Signature, Support, TensorSpec
@@ -75,7 +71,7 @@ class CoreMlExporter(Exporter):
         with quiet():
             coremltools()
             coreml_ops.register()
-            program = coreml_ops.fixed_batch(module, examples)
+            program = coreml_ops.fixed_batch(module, examples, half=_compute(request.scheme) == "float16")
             model = _convert(program, signature, minimum_os, request.scheme)
             _check_names(model, signature, request.target.name)
             coreml_package.save(model, folder / PACKAGE)
@@ -167,17 +163,3 @@ def _check_names(model: Any, signature: Signature, target: str) -> None:
                 "Core ML feature names are identifiers",
                 "Rename them to letters, digits and underscores.",
             )
-
-
-@contextlib.contextmanager
-def quiet() -> Iterator[None]:
-    """Keep the converter's progress bars and warnings off the terminal; its exceptions pass."""
-    log = logging.getLogger("coremltools")
-    level = log.level
-    log.setLevel(logging.ERROR)
-    try:
-        with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()), warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        log.setLevel(level)

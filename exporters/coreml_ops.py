@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -10,9 +11,12 @@ from torch._export.utils import _get_decomp_for_cia, _is_cia_op
 from torch.export import ExportedProgram
 
 from edgepress.exporters import coreml_int4
+from edgepress.exporters.coreml_decompositions import MENDED, WRITTEN_OUT
 from edgepress.exporters.programs import program_of
 
 _ATEN = torch.ops.aten
+#: The largest number of half precision, and what stands for larger ones.
+_HALF, _HIDES = float(torch.finfo(torch.float16).max), 32752.0
 
 
 def decompose(program: ExportedProgram) -> ExportedProgram:
@@ -22,66 +26,71 @@ def decompose(program: ExportedProgram) -> ExportedProgram:
     a converter rule are replaced, by torch's own decomposition of exactly these, until none with one is left.
     """
     program = program.run_decompositions({})
-    for _ in range(8):  # a decomposition may bring in further unknown ops; real ones need at most two rounds
-        table = _rules(unknown_ops(program))
-        if not table:
-            break
-        program = program.run_decompositions(table)
-    return _with_pool_strides(program)
+    before, unknown = set[Any](), unknown_ops(program)
+    while unknown - before:  # a decomposition may bring in further unknown ops; real ones need at most two rounds
+        program = program.run_decompositions(_rules(unknown))
+        before, unknown = unknown, unknown_ops(program)
+    return _with_defaults(program)
 
 
-def _with_pool_strides(program: ExportedProgram) -> ExportedProgram:
-    """Write out the stride of pooling, which torch leaves away where it is the window: the converter demands it."""
+def _with_defaults(program: ExportedProgram) -> ExportedProgram:
+    """Write out what torch leaves away and the converter demands: the stride of pooling, which is the window, and some norms' settings."""
     pools = {getattr(_ATEN, f"{kind}_pool{rank}d").default for kind in ("max", "avg") for rank in (1, 2, 3)}
     for node in program.graph.nodes:
-        if node.op == "call_function" and node.target in pools:
+        if node.target in pools:
             x, window, *rest = node.args
             if not rest or not rest[0]:
                 node.args = (x, window, window, *rest[1:])
+        elif node.target is _ATEN.cosine_similarity.default:
+            node.args = (*node.args, 1, 1e-8)[: max(len(node.args), 4)] if len(node.args) != 3 else (*node.args, 1e-8)
+        elif node.target is _ATEN.rms_norm.default:
+            x, shape, weight, eps = (*node.args, None, None)[:4]
+            node.args = (x, shape, weight, torch.finfo(node.meta["val"].dtype).eps if eps is None else eps)
+    return program
+
+
+def _within_half(program: ExportedProgram) -> ExportedProgram:
+    """Bring numbers that half precision does not have within it; in place.
+
+    Masks are made of such: `(1 - mask) * torch.finfo(torch.float32).min` is -inf times zero there, where nothing is to be hidden. Half of
+    the largest number hides as well, also where two masks are added.
+    """
+
+    def within(value: Any) -> Any:
+        return math.copysign(_HIDES, value) if isinstance(value, float) and _HALF < abs(value) < math.inf else value
+
+    for node in program.graph.nodes:
+        value = node.meta.get("val")
+        if isinstance(node.target, torch._ops.OpOverload) and isinstance(value, torch.Tensor) and value.is_floating_point():
+            numbers = [isinstance(argument.type, torch.NumberType) for argument in node.target._schema.arguments]
+            whole = [float(v) if type(v) is int and number else v for v, number in zip(node.args, numbers, strict=False)]
+            changed = tuple(within(value) for value in whole)
+            if any(a is not b for a, b in zip(changed, whole, strict=True)):
+                node.args = changed
+    for name, tensor in [*program.state_dict.items(), *program.constants.items()]:
+        if isinstance(tensor, torch.Tensor) and tensor.is_floating_point():
+            beyond = (tensor.abs() > _HALF) & tensor.isfinite()
+            if beyond.any():
+                held = program.state_dict if name in program.state_dict else program.constants
+                held[name] = torch.where(beyond, tensor.sign() * _HIDES, tensor).detach()
     return program
 
 
 def unknown_ops(program: ExportedProgram) -> set[Any]:
-    """Op overloads of a program for which coremltools has no rule."""
+    """Op overloads of a program for which coremltools has no rule, or one that fails."""
     from coremltools.converters.mil.frontend.torch.torch_op_registry import _TORCH_OPS_REGISTRY as known
     from coremltools.converters.mil.frontend.torch.utils import sanitize_op_kind
 
     targets = {node.target for node in program.graph.nodes if node.op == "call_function"}
-    return {t for t in targets if isinstance(t, torch._ops.OpOverload) and sanitize_op_kind(t.name()) not in known.name_to_func_mapping}
+    ops = {target for target in targets if isinstance(target, torch._ops.OpOverload)}
+    return {op for op in ops if op in MENDED or sanitize_op_kind(op.name()) not in known.name_to_func_mapping}
 
 
 def _rules(unknown: set[Any]) -> dict[Any, Callable[..., Any]]:
-    own: dict[Any, Callable[..., Any]] = {
-        _ATEN.__and__.Tensor: _ATEN.bitwise_and.Tensor,
-        _ATEN.__or__.Tensor: _on_booleans(torch.logical_or),
-        _ATEN.__xor__.Tensor: _on_booleans(torch.logical_xor),
-        _ATEN.bitwise_or.Tensor: _on_booleans(torch.logical_or),
-        _ATEN.bitwise_xor.Tensor: _on_booleans(torch.logical_xor),
-        torch.ops.prims.where.default: _where,  # what torch makes of `where` with a number
-        _ATEN.new_ones.default: _new_filled(1),
-        _ATEN.new_zeros.default: _new_filled(0),
-    }
+    own = MENDED | WRITTEN_OUT
     torch_rules = torch._decomp.get_decompositions(list(unknown - own.keys()))
     torch_rules |= {op: _get_decomp_for_cia(op) for op in unknown - own.keys() - torch_rules.keys() if _is_cia_op(op)}
     return {**torch_rules, **{op: rule for op, rule in own.items() if op in unknown}}
-
-
-def _on_booleans(logical: Callable[..., torch.Tensor]) -> Callable[..., Any]:
-    """The bitwise op that Core ML has for booleans alone."""
-    return lambda x, y: logical(x, y) if x.dtype == y.dtype == torch.bool else NotImplemented
-
-
-def _new_filled(value: int) -> Callable[..., torch.Tensor]:
-    def filled(x: torch.Tensor, size: list[int], *, dtype: torch.dtype | None = None, **_: Any) -> torch.Tensor:
-        return torch.full(size, value, dtype=dtype or x.dtype)
-
-    return filled
-
-
-def _where(condition: torch.Tensor, *choices: torch.Tensor | float) -> torch.Tensor:
-    dtype = next(choice.dtype for choice in choices if isinstance(choice, torch.Tensor))
-    tensors = [choice if isinstance(choice, torch.Tensor) else torch.full([1], choice, dtype=dtype) for choice in choices]
-    return torch.where(condition, *tensors)
 
 
 def register() -> None:
@@ -110,8 +119,8 @@ def register() -> None:
     coreml_int4.register()
 
 
-def fixed_batch(module: torch.nn.Module, examples: tuple[torch.Tensor, ...]) -> ExportedProgram:
-    """Re-export at the batch of `examples` and decompose for the converter.
+def fixed_batch(module: torch.nn.Module, examples: tuple[torch.Tensor, ...], *, half: bool) -> ExportedProgram:
+    """Re-export at the batch of `examples` and decompose for the converter; with `half`, for numbers of half precision.
 
     A module that came out of an ExportedProgram asserts the batches it was traced for; at another fixed batch these
     asserts are the only thing that would refuse, so they are dropped.
@@ -122,4 +131,5 @@ def fixed_batch(module: torch.nn.Module, examples: tuple[torch.Tensor, ...]) -> 
             if node.op == "call_module" and node.target == "_guards_fn":
                 graph.erase_node(node)
         module.recompile()
-    return decompose(program_of(module, examples, dynamic=False))
+    program = decompose(program_of(module, examples, dynamic=False))
+    return _within_half(program) if half else program

@@ -13,6 +13,7 @@ from functools import wraps
 from typing import Any
 
 import torch
+from torch._dispatch.python import enable_python_dispatcher
 from torch._export.utils import _check_valid_to_preserve, _is_cia_op
 from torch._subclasses.fake_tensor import FakeTensor
 from torch.export import ExportedProgram
@@ -55,8 +56,20 @@ def decomposed(program: ExportedProgram, table: Table) -> ExportedProgram | None
         None where that cannot be told without tracing the whole program: it writes to its inputs or buffers, an operator that reads no
         tensor is rewritten, or a node is rewritten while sizes are not all numbers.
     """
+    return _decomposed(program, table, lambda node: not _kept(node, table))
+
+
+def written_out(program: ExportedProgram, table: Table) -> ExportedProgram:
+    """The program with the operators that a table names as their decompositions, and no other changed; as it is where that cannot be told.
+
+    `run_decompositions` takes some composites apart that no table names.
+    """
+    return _decomposed(program, table, lambda node: node.target in table) or program
+
+
+def _decomposed(program: ExportedProgram, table: Table, changes: Callable[[Node], bool]) -> ExportedProgram | None:
     calls = [node for node in program.graph.nodes if node.op not in _ENDS]
-    changed = {node.name for node in calls if not _kept(node, table)}
+    changed = {node.name for node in calls if changes(node)}
     written = any(spec.kind != OutputKind.USER_OUTPUT for spec in program.graph_signature.output_specs)
     if written or not all(node.op == "call_function" and not _writes(node) for node in calls):
         return None
@@ -107,7 +120,7 @@ def _rewrite(graph: Graph, changed: Collection[str], table: Table) -> bool:
     """Put in place of the named nodes what their decompositions compute; False where one is no function of tensors to one tensor."""
     composites, others = _split_decomp_table_to_cia_and_python_decomp(dict(table))
     stale = any("val" not in node.meta for node in graph.nodes if node.op == "call_function")
-    with torch.no_grad(), _override_composite_implicit_decomp(composites):
+    with torch.no_grad(), enable_python_dispatcher(), _override_composite_implicit_decomp(composites):
         for node in list(graph.nodes):
             if node.name in changed:
                 pieces = _pieces(node, table, others)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
@@ -86,9 +87,9 @@ class LiteRtExporter(Exporter):
 
     def remedy(self, error: Exception) -> str:
         """Names the torch op where the converter does."""
-        text = str(error)
-        if "Lowering not found" in text:
-            return f"litert-torch has no lowering for {text.rsplit(':', 1)[-1].strip()}: rewrite it, or take this target out of `targets:`."
+        found = re.search(r"Lowering not found: (\S+)", str(error))
+        if found:
+            return f"litert-torch has no lowering for {found[1]}: rewrite it, or take this target out of `targets:`."
         return super().remedy(error)
 
 

@@ -2,9 +2,9 @@
 
 Joins: the converter must not carry the scale of one input over to the others.
 
-LiteRT's concatenation, maximum, minimum and select need one scale for all inputs and the result. Where one of them stands in
-float next to an integer op, the converter takes that op's scale for all of them, and values outside its range are clipped without
-a word (20 dB instead of 48 dB on a small network). An optimization barrier, which leaves no trace in the file, stops it.
+LiteRT's concatenation, maximum, minimum, select and padding with a number need one scale for all inputs and the result. Where one of
+them stands in float next to an integer op, the converter takes that op's scale for all of them, and values outside its range are clipped
+without a word (20 dB instead of 48 dB on a small network). An optimization barrier, which leaves no trace in the file, stops it.
 
 Hard-swish and GELU: between integers they become int8 ops that XNNPACK does not take, and each of them cuts the delegated graph in two.
 """
@@ -17,7 +17,8 @@ import torch
 from torch.fx import GraphModule, Node
 
 aten = torch.ops.aten
-_JOINS = frozenset([aten.cat.default, aten.stack.default, aten.maximum.default, aten.minimum.default, aten.where.self])
+_WHERE = [getattr(aten.where, name) for name in ("self", "Scalar", "ScalarOther", "ScalarSelf")]
+_JOINS = frozenset([aten.cat.default, aten.stack.default, aten.maximum.default, aten.minimum.default, *_WHERE])
 #: Ops that XNNPACK computes in float alone.
 _FLOAT_KERNELS = frozenset([aten.hardswish.default, aten.gelu.default])
 
@@ -33,7 +34,8 @@ def keep_float(module: GraphModule) -> GraphModule:
         The same module, which computes the same values.
     """
     for node in list(module.graph.nodes):
-        if node.target in _FLOAT_KERNELS or (node.target in _JOINS and _is_float(node) and not _quantized(node)):
+        joins = node.target in _JOINS or _adds_value(node)
+        if node.target in _FLOAT_KERNELS or (joins and _is_float(node) and not _quantized(node)):
             for source in [item for item in node.all_input_nodes if _is_float(item)]:
                 node.replace_input_with(source, barrier(module, source, node))
             users = list(node.users)
@@ -44,6 +46,12 @@ def keep_float(module: GraphModule) -> GraphModule:
     module.graph.lint()
     module.recompile()
     return module
+
+
+def _adds_value(node: Node) -> bool:
+    """A pad with another number than 0, which every range has."""
+    settings = node.args[2:] if node.target is aten.pad.default else ("constant", *node.args[2:])
+    return node.target in (aten.pad.default, aten.constant_pad_nd.default) and settings[0:1] == ("constant",) and any(settings[1:])
 
 
 def _is_float(node: Node) -> bool:

@@ -7,14 +7,18 @@ import os
 import sys
 import warnings
 from collections.abc import Iterator, Sequence
+from functools import wraps
 from typing import Any
 
 import numpy as np
 import torch
-from torch.fx import GraphModule
+from torch.fx import Graph, GraphModule, Node
 
+from edgepress.exporters.decompositions import written_out
 from edgepress.exporters.litert_barriers import keep_float
+from edgepress.exporters.litert_decompositions import joins, without_kernel
 from edgepress.exporters.litert_indexing import lower_indexing
+from edgepress.exporters.litert_transposed import lower_transposed
 from edgepress.exporters.programs import graphs_known, program_of
 from edgepress.targets.nouns import Signature
 
@@ -38,11 +42,16 @@ def to_tflite(module: GraphModule, signature: Signature, samples: Sequence[np.nd
     arguments = {spec.name: torch.from_numpy(_sized(sample, batch).copy()) for spec, sample in zip(signature.inputs, samples, strict=True)}
     with quiet(), torch.no_grad():
         import litert_torch
+        from litert_torch import fx_infra
 
-        fixed = lower_indexing(program_of(module, tuple(arguments.values()), dynamic=False, names=signature))
+        fx_infra.decomp.update_pre_convert_decomp(without_kernel())
+        program = program_of(module, tuple(arguments.values()), dynamic=False, names=signature)
+        if quantized:
+            program = written_out(program, joins())
+        fixed = lower_transposed(lower_indexing(program))
         if quantized:
             keep_float(fixed)
-        with _strict(), graphs_known():
+        with _strict(), _layouts_apart(), graphs_known():
             model = litert_torch.convert(fixed, sample_kwargs=arguments, quant_config=_static() if quantized else None)
         return bytes(model.model_content())
 
@@ -73,6 +82,37 @@ def _strict() -> Iterator[None]:
         yield
     finally:
         litert_converter.converter_api_ext = extension
+
+
+@contextlib.contextmanager
+def _layouts_apart() -> Iterator[None]:
+    """Every node keeps its own layout where the converter puts a transpose beside a quantize/dequantize pair.
+
+    It gives the nodes around such a transpose one dictionary of facts, in which it then writes the layout behind it: other readers of
+    the value before it took that for theirs, and met the value with its dimensions in another order.
+    """
+    from litert_torch._convert.fx_passes.optimize_layout_transposes_pass.pass_body import OptimizeLayoutTransposesPass as Pass
+
+    def apart(insert: Any) -> Any:
+        @wraps(insert)
+        def inserted(self: Any, graph: Graph, source: Node, *others: Any) -> list[Node]:
+            facts = source.meta
+            nodes: list[Node] = insert(self, graph, source, *others)
+            source.meta = facts
+            for node in nodes:
+                node.meta = dict(node.meta)
+            return nodes
+
+        return inserted
+
+    originals = {name: getattr(Pass, name) for name in ("insert_t_q_dq", "insert_dq_t_q")}
+    for name, original in originals.items():
+        setattr(Pass, name, apart(original))
+    try:
+        yield
+    finally:
+        for name, original in originals.items():
+            setattr(Pass, name, original)
 
 
 def _static() -> object:

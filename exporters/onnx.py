@@ -2,11 +2,7 @@
 
 from __future__ import annotations
 
-import contextlib
-import io
-import logging
-import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -17,7 +13,7 @@ from torch.export import ExportedProgram
 
 from edgepress.compress.program import load_program
 from edgepress.compress.quantize import plain_attention
-from edgepress.exporters.base import Exporter, ExportRequest
+from edgepress.exporters.base import Exporter, ExportRequest, quiet
 from edgepress.exporters.programs import program_of
 from edgepress.targets.errors import ConfigError, ExportError
 from edgepress.targets.nouns import Artifact, Signature, Support
@@ -62,7 +58,7 @@ def lower_to_onnx(
     from edgepress.exporters import onnx_fp8, onnx_int4
     from edgepress.exporters.onnx_library import library_unparsed, rules_by_operator
 
-    with _quiet(), library_unparsed(), rules_by_operator():
+    with quiet(), library_unparsed(), rules_by_operator():
         program = _exported(module_or_program, samples)
         lowered = torch.onnx.export(
             program,
@@ -136,19 +132,6 @@ def serialized(proto: Any, check: Any = None) -> bytes:
     return data
 
 
-@contextlib.contextmanager
-def _quiet() -> Iterator[None]:
-    """Keep converters off stdout, and their progress and hints off stderr; errors still raise."""
-    before = logging.root.manager.disable
-    logging.disable(logging.WARNING)
-    try:
-        with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        logging.disable(before)
-
-
 def request_opset(options: Mapping[str, Any]) -> int:
     """The opset a target asks for.
 
@@ -214,7 +197,7 @@ class OnnxRuntimeExporter(Exporter):
         opset = request_opset(request.target.options)
         path = folder / "model.onnx"
         float_ops = lower_request(self, request, path, opset=opset)
-        with _quiet():
+        with quiet():
             if request.scheme.precision == "fp16":
                 onnx_passes.convert_to_fp16(path)
             if request.scheme.kind in ("static", "static-matmul"):

@@ -11,6 +11,7 @@ from typing import Any
 from edgepress.exporters.base import Exporter, ExportRequest, first_line
 from edgepress.exporters.onnx import DEFAULT_OPSET, check_dynamic_batch, lower_request, missing_packages
 from edgepress.exporters.openvino_int4 import trim_zero_points
+from edgepress.exporters.openvino_passes import drop_zero_offsets, fold_biases, pad_two_dimensions
 from edgepress.targets.errors import ExportError
 from edgepress.targets.nouns import Artifact, Signature, Support
 
@@ -52,8 +53,9 @@ class OpenVinoExporter(Exporter):
             check_dynamic_batch(onnx_path, request)
             model = openvino.Core().read_model(onnx_path)
             trim_zero_points(model)
-            _fold_biases(model)
-            _drop_zero_offsets(model)
+            fold_biases(model)
+            drop_zero_offsets(model)
+            pad_two_dimensions(model)
             _name_tensors(model, request.signature)
             _name_operations(model)
             openvino.save_model(model, written / "model.xml", compress_to_fp16=request.scheme.precision == "fp16")
@@ -69,45 +71,6 @@ class OpenVinoExporter(Exporter):
             facts={"format": "openvino-ir", "opset": DEFAULT_OPSET, "runtime_minimum": f"openvino {release}"},
             float_ops=float_ops,
         )
-
-
-def _fold_biases(model: Any) -> None:
-    """Store the biases of convolutions in the shape they are added in, in place.
-
-    Reading ONNX reshapes them at run time, to the rank of the convolution's result. Where the model needs its batch as a number (to
-    repeat a class token), the CPU plugin takes it from that result as well, and with two readers it adds the bias behind the kernel;
-    if rounding follows, it moves a bias per channel into the bounds of the FakeQuantize, wrongly (seen in OpenVINO 2026.4).
-    """
-    from openvino import op as ops
-
-    for op in model.get_ordered_ops():
-        if op.get_type_name() != "Reshape" or op.get_output_partial_shape(0).is_dynamic:
-            continue
-        tensor, shape = (value.get_node() for value in op.input_values())
-        if tensor.get_type_name() == "Constant" and shape.get_type_name() != "Constant":
-            op.output(0).replace(ops.Constant(tensor.data.reshape(list(op.get_output_shape(0)))).output(0))
-
-
-def _drop_zero_offsets(model: Any) -> None:
-    """Take out subtractions of all-zero zero points from int8 weights, in place.
-
-    Where all shapes are static the CPU plugin takes one for work to be done at run time, and then computes layers and convolutions in
-    floats (vision transformers at batch 1: 12 of 25 and 30 of 37 linear layers; seen in OpenVINO 2026.4). Weights that are unpacked
-    first need it to be taken for weights at all.
-    """
-    from openvino import Type
-
-    for op in model.get_ordered_ops():
-        if op.get_type_name() != "Subtract":
-            continue
-        weight, offset = (value.get_node() for value in op.input_values())
-        weight = weight.input_value(0).get_node() if weight.get_type_name() == "Convert" else weight
-        if weight.get_type_name() != "Constant" or weight.get_element_type() != Type.i8:
-            continue
-        while offset.get_type_name() in ("Reshape", "Convert"):
-            offset = offset.input_value(0).get_node()
-        if offset.get_type_name() == "Constant" and not offset.data.any():
-            op.output(0).replace(op.input_value(0))
 
 
 def _name_tensors(model: Any, signature: Signature) -> None:

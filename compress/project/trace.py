@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.export import Dim, ExportedProgram
 
-from edgepress.compress.program import portable
+from edgepress.compress.portable import portable
 from edgepress.compress.project.outputs import FlatOutputs, check_batched, flatten, is_flat, largest_error, output_names
 from edgepress.compress.project.usercode import user_error, user_line
 from edgepress.targets.errors import ProjectError

@@ -12,7 +12,7 @@ from weakref import WeakKeyDictionary
 import torch
 from torch.fx import GraphModule, Node
 
-from edgepress.compress.program import portable
+from edgepress.compress.portable import portable
 from edgepress.compress.quantize.attention import decomposable, fold_attention_scales
 from edgepress.compress.quantize.attention import decompose_attention as _decompose_attention
 from edgepress.compress.quantize.constants import fold_constants

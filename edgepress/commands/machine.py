@@ -19,7 +19,7 @@ def show_targets(as_json: bool) -> None:
     """The catalog, with what is usable here."""
     from edgepress.report.console import print_targets
 
-    rows = [_row(name, CATALOG.get(name)) for name in sorted(CATALOG.table())]
+    rows = _rows()
     if as_json:
         typer.echo(json.dumps(rows, indent=2))
     else:
@@ -48,12 +48,19 @@ def check_machine(install: str | None, as_json: bool) -> None:
         "gpu": capability and f"NVIDIA, compute capability {capability}",
         "fingerprint": fingerprint(),
         "packages": package_versions(),
-        "targets": [_row(name, CATALOG.get(name)) for name in sorted(CATALOG.table())],
+        "targets": _rows(),
     }
     if as_json:
         typer.echo(json.dumps(facts, indent=2))
     else:
         print_doctor(facts)
+
+
+def _rows() -> list[dict[str, Any]]:
+    from edgepress.exporters.base import quiet
+
+    with quiet():  # torchao names the extensions of other Pythons that it could not load
+        return [_row(name, CATALOG.get(name)) for name in sorted(CATALOG.table())]
 
 
 def _row(name: str, entry: CatalogEntry) -> dict[str, Any]:

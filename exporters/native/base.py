@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 
-from edgepress.exporters.base import first_line
+from edgepress.exporters.base import cause, first_line
 from edgepress.targets.errors import EdgepressError, ExportError
 from edgepress.targets.nouns import Artifact, Scheme, Support, Target
 
@@ -90,7 +90,7 @@ class NativeQuantizer(ABC):
             raise
         except Exception as error:  # a foreign tool may raise anything; this candidate is lost, named, and nothing else
             raise ExportError(
-                f"{request.scheme.tool} could not quantize the model", f"{type(error).__name__}: {first_line(error)}"
+                f"{request.scheme.tool} could not quantize the model", f"{type(cause(error)).__name__}: {first_line(error)}"
             ) from error
         for name in names:
             if not (folder / name).exists():

@@ -5,7 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 
 from edgepress.exporters import coreml_package
-from edgepress.exporters.coreml import PACKAGE, quiet
+from edgepress.exporters.base import quiet
+from edgepress.exporters.coreml import PACKAGE
 from edgepress.exporters.coreml_import import coremltools
 from edgepress.exporters.native.base import NativeQuantizer, NativeRequest
 

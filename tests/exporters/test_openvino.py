@@ -7,10 +7,11 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.export import ExportedProgram
 
 openvino = pytest.importorskip("openvino")
 
-from edgepress.compress.quantize import calibrate, render  # noqa: E402
+from edgepress.compress.quantize import Statistics, calibrate, render  # noqa: E402
 from edgepress.exporters.base import ExportRequest  # noqa: E402
 from edgepress.exporters.openvino import OpenVinoExporter  # noqa: E402
 from edgepress.targets.nouns import Scheme, Signature, Target, TensorSpec  # noqa: E402
@@ -105,23 +106,54 @@ def test_int8_weights_are_near_the_float_model(tmp_path: Path) -> None:
     assert 0 < error < 0.05 * np.abs(expected).max()
 
 
+def as_exported(program: ExportedProgram, statistics: Statistics, images: torch.Tensor, folder: Path) -> tuple[np.ndarray, np.ndarray]:
+    """What the static int8 file of a program of images computes, and what its rendering does; each of shape (n, classes)."""
+    torch.export.save(program, folder / "model.pt2")
+    statistics.save(folder / "statistics")
+    signature = Signature((TensorSpec("image", "float32", (None, 3, 16, 16)),), (TensorSpec("logits", "float32", (None, 5)),))
+    target = Target("openvino", "openvino", "x86-64 CPU", "int8")
+    asked = ExportRequest(folder / "model.pt2", signature, folder / "statistics", target, STATIC, (images[:4].numpy(),))
+    artifact = OpenVinoExporter().export(asked, folder / "out")
+    compiled = core().compile_model(folder / "out" / artifact.path / "model.xml", "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
+    with torch.no_grad():
+        expected = render(program, statistics, rules_for("openvino"), STATIC).module(images).numpy()
+    return compiled({"image": images.numpy()})["logits"], expected
+
+
 @pytest.mark.parametrize("convolution", [nn.Conv2d, nn.ConvTranspose2d])
 def test_patches_with_a_class_token_are_computed_as_rendered(convolution: type[nn.Conv2d | nn.ConvTranspose2d], tmp_path: Path) -> None:
     torch.manual_seed(0)
     images = torch.randn(32, 3, 16, 16)
     program = torch.export.export(Patches(convolution).eval(), (images[:2],), dynamic_shapes=({0: torch.export.Dim.DYNAMIC},))
     statistics = calibrate(program, [(images,)])
-    torch.export.save(program, tmp_path / "model.pt2")
-    statistics.save(tmp_path / "statistics")
-    signature = Signature((TensorSpec("image", "float32", (None, 3, 16, 16)),), (TensorSpec("logits", "float32", (None, 5)),))
-    target = Target("openvino", "openvino", "x86-64 CPU", "int8")
-    asked = ExportRequest(tmp_path / "model.pt2", signature, tmp_path / "statistics", target, STATIC, (images[:4].numpy(),))
-    artifact = OpenVinoExporter().export(asked, tmp_path / "out")
-    compiled = core().compile_model(tmp_path / "out" / artifact.path / "model.xml", "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
-    with torch.no_grad():
-        expected = render(program, statistics, rules_for("openvino"), STATIC).module(images).numpy()
-    found = compiled({"image": images.numpy()})["logits"]
+    found, expected = as_exported(program, statistics, images, tmp_path)
     assert np.square(found - expected).mean() < 1e-5 * np.square(expected).mean()  # 8 bits themselves cost 1e-4
+
+
+class Padded(nn.Module):
+    """Signed values of a convolution, padded, and a convolution that reads them."""
+
+    def __init__(self, margins: tuple[int, ...], value: float, cut: bool) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.margins, self.value, self.cut = margins, value, cut
+        self.first, self.second = nn.Conv2d(3, 4, 3, padding=1), nn.Conv2d(4 + sum(margins[4:]), 5, 3)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        y = self.first(x)
+        y = F.pad(y[:, :, ::2, ::2] if self.cut else y, self.margins, value=self.value)
+        return self.second(y).mean((2, 3))
+
+
+@pytest.mark.parametrize("cut", [False, True])
+@pytest.mark.parametrize("margins", [(0, 1), (0, 0, 3, 0), (0, 0, 0, 0, 2, 3), (1, 1, 2, 0)])
+@pytest.mark.parametrize("value", [0.0, 0.5])
+def test_padded_integers_are_computed_as_rendered(margins: tuple[int, ...], value: float, cut: bool, tmp_path: Path) -> None:
+    images = torch.randn(32, 3, 16, 16, generator=torch.Generator().manual_seed(0))
+    program = torch.export.export(Padded(margins, value, cut).eval(), (images[:2],), dynamic_shapes=({0: torch.export.Dim("n")},))
+    statistics = calibrate(program, [(images,)])
+    found, expected = as_exported(program, statistics, images, tmp_path)
+    assert np.square(found - expected).mean() < 1e-4 * np.square(expected).mean()
 
 
 @pytest.mark.parametrize("batch", [None, 1])

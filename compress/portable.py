@@ -1,0 +1,183 @@
+"""Rewrites of a traced program to what every runtime computes, with the same values."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch.export import ExportedProgram
+from torch.fx import Graph, Node
+from torch.fx.node import map_arg
+
+aten = torch.ops.aten
+
+#: Pools that average, and may have windows larger than their input -> over how many dimensions.
+_AVERAGES = {aten.avg_pool1d.default: 1, aten.avg_pool2d.default: 2}
+#: Where a slice ends that goes to the end.
+_END = 2**63 - 1
+#: Second names of operators, with the same overloads and arguments -> the first.
+_ALIASES = {
+    "absolute": "abs",
+    "clip": "clamp",
+    "concat": "cat",
+    "concatenate": "cat",
+    "divide": "div",
+    "greater": "gt",
+    "greater_equal": "ge",
+    "less": "lt",
+    "less_equal": "le",
+    "linalg_matmul": "matmul",
+    "moveaxis": "movedim",
+    "multiply": "mul",
+    "negative": "neg",
+    "not_equal": "ne",
+    "special_exp2": "exp2",
+    "special_expit": "sigmoid",
+    "special_expm1": "expm1",
+    "special_log1p": "log1p",
+    "subtract": "sub",
+    "true_divide": "div",
+}
+
+
+def portable(program: ExportedProgram) -> ExportedProgram:
+    """The program, changed in place to what runs elsewhere too, with the same values.
+
+    Tracing writes a reshape as a view where the strides it saw allow one. Kernels choose strides of their own: that of attention with a
+    mask gives others as soon as gradients are asked for. Such views become reshapes. An average over a window larger than its input,
+    which `ceil_mode` allows and other frameworks refuse, becomes a mean. Integers taken from a float (`1.0 - mask`) become floats first.
+    Windows put side by side (`fold`), which only ONNX has an operator for, become permutations and, where windows overlap, sums; margins
+    that continue at the other side, and negative ones, become slices. A tensor written in the code is detached when it is made and needs no
+    more of it.
+    Second names of operators become the first.
+    """
+    for node in list(program.graph.nodes):
+        if isinstance(node.target, torch._ops.OpOverload):
+            node.target = _first_name(node.target)
+        if node.target is aten.view.default:
+            node.target = aten.reshape.default
+        elif node.target in _AVERAGES and _exceeds_its_input(node):
+            axes = list(range(-len(_windows(node)), 0))
+            node.target, node.args, node.kwargs = aten.mean.dim, (node.args[0], axes, True), {}
+        elif node.target is aten.detach_.default and node.args[0].target is aten.lift_fresh_copy.default:
+            node.replace_all_uses_with(node.args[0])
+            node.graph.erase_node(node)
+        elif node.target is aten.rsub.Scalar:
+            _promote(node)
+        elif node.target is aten.col2im.default:
+            _fold(node)
+        elif node.target in (aten.pad.default, aten.constant_pad_nd.default):
+            _pad(node)
+    program.graph_module.recompile()
+    return program
+
+
+def _promote(node: Node) -> None:
+    """Give a node the floats that its integers become in it, which torch.onnx looks for among its second operands alone."""
+    result = node.meta["val"].dtype
+    if node.args[0].meta["val"].dtype != result:
+        with node.graph.inserting_before(node):
+            node.update_arg(0, _call(node.graph, aten.to.dtype, node.args[0], result))
+
+
+def _call(graph: Graph, op: Callable[..., Any], *arguments: Any) -> Node:
+    """A node with its value, where the graph inserts."""
+    node = graph.call_function(op, arguments)
+    node.meta["val"] = op(*map_arg(arguments, lambda argument: argument.meta["val"]))
+    return node
+
+
+def _fold(node: Node) -> None:
+    """Put in place of a col2im what it sums: windows are cut into pieces as large as the stride, which do not overlap.
+
+    A window of 3 at stride 2 is filled up to 4 and has two pieces per dimension: their four maps, each a permutation of its columns, are
+    moved to where they belong and added. Left as it is where windows are dilated, samples have no batch or an extent is not a number.
+    """
+    columns, size, window, dilation, padding, stride = node.args
+    shape = columns.meta["val"].shape
+    if len(shape) != 3 or not all(isinstance(extent, int) for extent in (*shape[1:], *size)) or any(d != 1 for d in dilation):
+        return
+    counts = [(n + 2 * p - k) // s + 1 for n, p, k, s in zip(size, padding, window, stride, strict=True)]
+    pieces = [-(-k // s) for k, s in zip(window, stride, strict=True)]
+    with node.graph.inserting_before(node):
+        cut = _call(node.graph, aten.reshape.default, columns, [-1, *window, *counts])
+        missing = [n * s - k for n, s, k in zip(pieces, stride, window, strict=True)]
+        if any(missing):
+            cut = _call(node.graph, aten.constant_pad_nd.default, cut, [0, 0, 0, 0, 0, missing[1], 0, missing[0]])
+        total: Node | None = None
+        for row in range(pieces[0]):
+            for column in range(pieces[1]):
+                piece = cut
+                for dim, at in ((1, row), (2, column)):
+                    if pieces[dim - 1] > 1:
+                        piece = _call(node.graph, aten.slice.Tensor, piece, dim, at * stride[dim - 1], (at + 1) * stride[dim - 1])
+                piece = _call(node.graph, aten.permute.default, piece, [0, 3, 1, 4, 2])
+                extents = [n * s for n, s in zip(counts, stride, strict=True)]
+                piece = _call(node.graph, aten.reshape.default, piece, [-1, *extents])
+                for dim, at in ((1, row), (2, column)):
+                    begin = at * stride[dim - 1] - padding[dim - 1]
+                    piece = _moved(piece, dim, begin, extents[dim - 1], size[dim - 1])
+                total = piece if total is None else _call(node.graph, aten.add.Tensor, total, piece)
+        channels = shape[1] // (window[0] * window[1])
+        result = _call(node.graph, aten.reshape.default, total, [-1, channels, *size])
+    node.replace_all_uses_with(result)
+    node.graph.erase_node(node)
+
+
+def _pad(node: Node) -> None:
+    """Put slices in place of what margins take from a tensor: those that continue at its other side, and negative ones."""
+    x, margins, *rest = node.args
+    mode = rest[0] if node.target is aten.pad.default and rest else "constant"
+    pairs = list(enumerate(zip(margins[::2], margins[1::2], strict=True), start=1))  # the last dimension first
+    if not all(isinstance(margin, int) for margin in margins) or (mode, min(margins) < 0) not in [("constant", True), ("circular", False)]:
+        return
+    with node.graph.inserting_before(node):
+        for dim, (before, after) in pairs:
+            if mode == "circular":
+                parts = ([(-before, _END)] if before else []) + [None] + ([(0, after)] if after else [])
+                tensors = [x if part is None else _call(node.graph, aten.slice.Tensor, x, -dim, *part) for part in parts]
+                x = _call(node.graph, aten.cat.default, tensors, -dim) if len(tensors) > 1 else x
+            elif min(before, after) < 0:
+                x = _call(node.graph, aten.slice.Tensor, x, -dim, max(-before, 0), min(after, 0) or _END)
+        if mode == "constant" and max(margins) > 0:
+            value = [*rest, 0.0][1 if node.target is aten.pad.default and rest else 0] or 0.0
+            x = _call(node.graph, aten.constant_pad_nd.default, x, [max(margin, 0) for margin in margins], value)
+    node.replace_all_uses_with(x)
+    node.graph.erase_node(node)
+
+
+def _moved(piece: Node, dim: int, begin: int, extent: int, size: int) -> Node:
+    """Zeros of length `size` in a dimension of (n, height, width), with a map of length `extent` at `begin`, which may stand over."""
+    first, last = max(-begin, 0), min(extent, size - begin)
+    if (first, last) != (0, extent):
+        piece = _call(piece.graph, aten.slice.Tensor, piece, dim, first, last)
+    before, after = max(begin, 0), size - begin - last
+    if before or after:
+        piece = _call(piece.graph, aten.constant_pad_nd.default, piece, [before, after] if dim == 2 else [0, 0, before, after])
+    return piece
+
+
+def _first_name(op: torch._ops.OpOverload) -> torch._ops.OpOverload:
+    name = op._opname.removesuffix("_")
+    if op.namespace != "aten" or name not in _ALIASES:
+        return op
+    found: torch._ops.OpOverload = getattr(getattr(torch.ops.aten, op._opname.replace(name, _ALIASES[name])), op._overloadname)
+    return found
+
+
+def _windows(node: Node) -> list[int]:
+    size = node.args[1]
+    return list(size) * (_AVERAGES[node.target] // len(size)) if isinstance(size, list | tuple) else [size] * _AVERAGES[node.target]
+
+
+def _exceeds_its_input(node: Node) -> bool:
+    """Has a pool one window, which covers all of a known extent and more?"""
+    windows, kept = _windows(node), node.args[3] if len(node.args) > 3 else 0
+    extents, results = (value.meta["val"].shape[-len(windows) :] for value in (node.args[0], node))
+    divided = node.kwargs.get("divisor_override") if len(node.args) < 7 else node.args[6]
+    if not all(isinstance(extent, int) for extent in extents) or any(result != 1 for result in results):
+        return False
+    padded = any(kept) if isinstance(kept, list | tuple) else bool(kept)
+    pairs = list(zip(windows, extents, strict=True))
+    return not padded and divided is None and all(a >= b for a, b in pairs) and any(a > b for a, b in pairs)

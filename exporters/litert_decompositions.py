@@ -1,0 +1,133 @@
+"""PyTorch operators written out for litert-torch in operators that it has kernels for."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch._decomp import get_decompositions
+
+aten = torch.ops.aten
+#: Of as many largest values each is searched for by itself.
+_MOST = 16
+#: What torch decomposes into `where`, `maximum` or `minimum`.
+_JOINED = [
+    aten.celu.default,
+    aten.hardshrink.default,
+    aten.heaviside.default,
+    aten.lerp.Scalar,
+    aten.lerp.Tensor,
+    aten.log_sigmoid_forward.default,
+    aten.logaddexp.default,
+    aten.masked_fill.Scalar,
+    aten.masked_fill.Tensor,
+    aten.mish.default,
+    aten.nan_to_num.default,
+    aten.softplus.default,
+    aten.softshrink.default,
+    aten.threshold.default,
+    aten.tril.default,
+    aten.triu.default,
+    aten.xlogy.Tensor,
+]
+
+
+def joins() -> dict[Any, Callable[..., Any]]:
+    """Operators that become joins of several values (`litert_barriers`) -> what becomes of them."""
+    return dict(get_decompositions(_JOINED))
+
+
+def without_kernel() -> dict[Any, Callable[..., Any]]:
+    """Operators that LiteRT has no kernel for, and the converter no rule -> what to compute in their place."""
+    return {**get_decompositions([aten.upsample_bicubic2d.default, aten.upsample_trilinear3d.default]), **_OWN}
+
+
+def _adaptive_max_pool2d(x: torch.Tensor, size: Sequence[int]) -> tuple[torch.Tensor, None]:
+    """Maxima of the windows of `torch.nn.AdaptiveMaxPool2d`, over rows first; without the second result, where they stood."""
+    for dim, count in ((-2, size[0]), (-1, size[1])):
+        extent = x.shape[dim]
+        windows = [x.narrow(dim, at * extent // count, -(-(at + 1) * extent // count) - at * extent // count) for at in range(count)]
+        x = torch.cat([window.amax(dim, keepdim=True) for window in windows], dim)
+    return x, None
+
+
+def _max_pool3d(
+    x: torch.Tensor,
+    window: Sequence[int],
+    stride: Sequence[int] = (),
+    padding: Sequence[int] = (0,),
+    dilation: Sequence[int] = (1,),
+    ceil: bool = False,
+) -> tuple[torch.Tensor, None]:
+    """`torch.nn.MaxPool3d` over planes, then over depth; without the second result, where the maxima stood."""
+    (d, *plane), (ds, *strides), (dp, *paddings), (dd, *dilations) = (
+        [*each, *each, *each][:3] for each in (window, stride or window, padding, dilation)
+    )
+    n, c, depth = x.shape[:3]
+    x = torch.nn.functional.max_pool2d(x.flatten(1, 2), plane, strides, paddings, dilations, ceil)
+    height, width = x.shape[-2:]
+    x = x.reshape(n, c, depth, height * width)
+    x = torch.nn.functional.max_pool2d(x, (d, 1), (ds, 1), (dp, 0), (dd, 1), ceil)
+    return x.reshape(n, c, -1, height, width), None
+
+
+def _of_floats(op: Callable[..., torch.Tensor]) -> Callable[..., Any]:
+    """Of integers, which have no kernel, the same of floats, exact below 2**24."""
+    return lambda x, *rest, **named: NotImplemented if x.is_floating_point() else op(x.to(torch.float32), *rest, **named)
+
+
+def _power(x: torch.Tensor, exponent: float) -> Any:
+    if x.is_floating_point():
+        return NotImplemented
+    if not isinstance(exponent, int) or exponent < 0:
+        return torch.pow(x.to(torch.float32), exponent)
+    result = torch.ones_like(x)
+    for _ in range(exponent):
+        result = result * x
+    return result
+
+
+def _exclusive_or(x: torch.Tensor, y: torch.Tensor) -> Any:
+    return torch.ne(x, y) if x.dtype == y.dtype == torch.bool else NotImplemented
+
+
+def _topk(x: torch.Tensor, k: int, dim: int = -1, largest: bool = True, _sorted: bool = True) -> tuple[torch.Tensor, torch.Tensor]:
+    """The largest, or smallest, values one after the other: each is the extreme of what is left.
+
+    Raises:
+        NotImplementedError: more than 16, or of integers.
+    """
+    if k > _MOST or not x.is_floating_point():
+        raise NotImplementedError(
+            f"topk of {k} values of {x.dtype}: LiteRT has no sort, and one by one at most {_MOST} floats are searched for"
+        )
+    left, places = (x if largest else -x), []
+    for _ in range(k):
+        places.append(left.argmax(dim, keepdim=True))
+        shape = [1] * x.dim()
+        shape[dim] = -1
+        left = torch.where(torch.arange(x.shape[dim]).view(shape) == places[-1], -math.inf, left)
+    index = torch.cat(places, dim)
+    return x.gather(dim, index), index
+
+
+#: What neither the converter nor torch's decompositions bring into ops with kernels.
+_OWN: dict[Any, Callable[..., Any]] = {
+    aten._assert_async.msg: lambda *_: None,  # that class numbers are below their count, of `one_hot`
+    aten.adaptive_max_pool2d.default: _adaptive_max_pool2d,
+    aten.argmax.default: _of_floats(torch.argmax),
+    aten.argmin.default: _of_floats(torch.argmin),
+    aten.bitwise_xor.Tensor: _exclusive_or,
+    aten.erfc.default: lambda x: 1 - torch.erf(x),
+    aten.exp2.default: lambda x: torch.exp(x * math.log(2)),
+    aten.fmax.default: torch.maximum,
+    aten.fmin.default: torch.minimum,
+    aten.hypot.default: lambda x, y: torch.sqrt(x * x + y * y),
+    aten.max_pool3d_with_indices.default: _max_pool3d,
+    aten.logical_xor.default: _exclusive_or,
+    aten.pow.Scalar: lambda x, exponent: torch.pow(torch.full_like(exponent, x, dtype=torch.float32), exponent),
+    aten.pow.Tensor_Scalar: _power,
+    aten.topk.default: _topk,
+}

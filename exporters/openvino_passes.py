@@ -1,0 +1,107 @@
+"""Changes to a model read from ONNX that keep its values, each around something that the CPU plugin does wrongly or slowly."""
+
+from __future__ import annotations
+
+from typing import Any
+
+#: Ops that a dequantization is moved behind, with the values in their first input.
+_MOVES = frozenset(
+    [
+        "Clamp",
+        "Gather",
+        "MaxPool",
+        "Pad",
+        "Relu",
+        "Reshape",
+        "Slice",
+        "Split",
+        "Squeeze",
+        "StridedSlice",
+        "Transpose",
+        "Unsqueeze",
+        "VariadicSplit",
+    ]
+)
+
+
+def fold_biases(model: Any) -> None:
+    """Store the biases of convolutions in the shape they are added in, in place.
+
+    Reading ONNX reshapes them at run time, to the rank of the convolution's result. Where the model needs its batch as a number (to
+    repeat a class token), the CPU plugin takes it from that result as well, and with two readers it adds the bias behind the kernel;
+    if rounding follows, it moves a bias per channel into the bounds of the FakeQuantize, wrongly (seen in OpenVINO 2026.4).
+    """
+    from openvino import op as ops
+
+    for op in model.get_ordered_ops():
+        if op.get_type_name() != "Reshape" or op.get_output_partial_shape(0).is_dynamic:
+            continue
+        tensor, shape = (value.get_node() for value in op.input_values())
+        if tensor.get_type_name() == "Constant" and shape.get_type_name() != "Constant":
+            op.output(0).replace(ops.Constant(tensor.data.reshape(list(op.get_output_shape(0)))).output(0))
+
+
+def drop_zero_offsets(model: Any) -> None:
+    """Take out subtractions of all-zero zero points from int8 weights, in place.
+
+    Where all shapes are static the CPU plugin takes one for work to be done at run time, and then computes layers and convolutions in
+    floats (vision transformers at batch 1: 12 of 25 and 30 of 37 linear layers; seen in OpenVINO 2026.4). Weights that are unpacked
+    first need it to be taken for weights at all.
+    """
+    from openvino import Type
+
+    for op in model.get_ordered_ops():
+        if op.get_type_name() != "Subtract":
+            continue
+        weight, offset = (value.get_node() for value in op.input_values())
+        weight = weight.input_value(0).get_node() if weight.get_type_name() == "Convert" else weight
+        if weight.get_type_name() != "Constant" or weight.get_element_type() != Type.i8:
+            continue
+        while offset.get_type_name() in ("Reshape", "Convert"):
+            offset = offset.input_value(0).get_node()
+        if offset.get_type_name() == "Constant" and not offset.data.any():
+            op.output(0).replace(op.input_value(0))
+
+
+def pad_two_dimensions(model: Any) -> None:
+    """Pad a second dimension by one, which is cut off again, where integers with a zero point are padded in one alone; in place.
+
+    The CPU plugin moves a dequantization behind a pad of one dimension and gives each position a zero point of its own, which ops behind
+    it then read wrongly or cannot: files of 9 to 13 dB, or none that loads (seen in OpenVINO 2026.4). Pads of two dimensions it leaves.
+    """
+    import numpy as np
+    from openvino import opset13 as ops
+
+    for op in model.get_ordered_ops():
+        if op.get_type_name() != "Pad" or not _has_offset(op.input_value(0)):
+            continue
+        bounds = [op.input_value(index).get_node() for index in (1, 2)]
+        if any(bound.get_type_name() != "Constant" for bound in bounds):
+            continue
+        begin, end = (np.array(bound.data) for bound in bounds)
+        padded = np.flatnonzero((begin != 0) | (end != 0))
+        if len(padded) != 1:
+            continue
+        second = len(begin) - 1 if padded[0] != len(begin) - 1 else len(begin) - 2
+        end[second] = 1
+        readers = op.output(0).get_target_inputs()
+        wide = ops.pad(op.input_value(0), ops.constant(begin), ops.constant(end), op.get_attributes()["pad_mode"], *op.input_values()[3:])
+        cut = ops.slice(wide, *(ops.constant(np.array([at])) for at in (0, -1, 1, second)))
+        for reader in readers:
+            reader.replace_source_output(cut.output(0))
+
+
+def _has_offset(value: Any) -> bool:
+    """Is this what integers less a zero point stand for?"""
+    op = value.get_node()
+    name = op.get_type_name()
+    if name == "Concat":
+        return any(map(_has_offset, op.input_values()))
+    if name in _MOVES:
+        return _has_offset(op.input_value(0))
+    if name != "Multiply" or op.input_value(0).get_node().get_type_name() != "Subtract":
+        return False
+    offset = op.input_value(0).get_node().input_value(1).get_node()
+    while offset.get_type_name() in ("Reshape", "Convert"):
+        offset = offset.input_value(0).get_node()
+    return bool(offset.get_type_name() != "Constant" or offset.data.any())

@@ -1,0 +1,126 @@
+"""What a traced program is rewritten to: the same values, by operators that every runtime has."""
+
+from __future__ import annotations
+
+from io import BytesIO
+
+import pytest
+import torch
+import torch.nn.functional as F
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import nn
+
+from edgepress.compress.portable import _ALIASES, portable
+
+
+@pytest.mark.parametrize(
+    ("pool", "shape", "becomes"),
+    [
+        (nn.AvgPool2d(320, ceil_mode=True), (2, 3, 2, 4), "mean"),
+        (nn.AvgPool2d((5, 2), ceil_mode=True, count_include_pad=False), (2, 3, 4, 2), "mean"),
+        (nn.AvgPool1d(9, ceil_mode=True), (2, 3, 7), "mean"),
+        (nn.AvgPool2d(2), (2, 3, 2, 2), "avg_pool2d"),
+        (nn.AvgPool2d(3, ceil_mode=True), (2, 3, 4, 4), "avg_pool2d"),
+        (nn.AvgPool2d(8, padding=1, ceil_mode=True), (2, 3, 6, 6), "avg_pool2d"),
+        (nn.AvgPool2d(8, ceil_mode=True, divisor_override=3), (2, 3, 5, 7), "avg_pool2d"),
+    ],
+)
+def test_a_pool_whose_window_exceeds_its_input_becomes_a_mean(pool: nn.Module, shape: tuple[int, ...], becomes: str) -> None:
+    x = torch.randn(shape, generator=torch.Generator().manual_seed(0))
+    program = portable(torch.export.export(nn.Sequential(pool), (x,)))
+    assert [node.target._opname for node in program.graph.nodes if node.op == "call_function"] == [becomes]
+    torch.testing.assert_close(program.module()(x), pool(x))
+
+
+def test_second_names_have_the_overloads_and_arguments_of_the_first() -> None:
+    for second, first in _ALIASES.items():
+        ops = [getattr(torch.ops.aten, name) for name in (second, first)]
+        for overload in ops[0].overloads():
+            schemas = [getattr(op, overload)._schema for op in ops]
+            assert [str(argument.type) for argument in schemas[0].arguments] == [str(argument.type) for argument in schemas[1].arguments]
+
+
+class SecondNames(nn.Module):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        joined = torch.concat([x.multiply(2.0), torch.clip(x, 0.0, 1.0)], 1)
+        return torch.where(torch.greater(joined, 0.5), joined.multiply_(3.0), torch.divide(torch.negative(joined), 2.0))
+
+
+def test_second_names_become_the_first_with_the_same_values() -> None:
+    x = torch.randn(2, 3, generator=torch.Generator().manual_seed(0))
+    program = portable(torch.export.export(SecondNames(), (x,)))
+    names = {node.target._opname for node in program.graph.nodes if node.op == "call_function"}
+    assert names == {"cat", "mul", "clamp", "gt", "mul_", "div", "neg", "where"}
+    assert torch.equal(program.module()(x), SecondNames()(x))
+
+
+@pytest.mark.parametrize("whole", [torch.int64, torch.float32])
+def test_integers_taken_from_a_float_become_floats_first(whole: torch.dtype) -> None:
+    class Hidden(nn.Module):
+        def forward(self, mask: torch.Tensor) -> torch.Tensor:
+            return (1.0 - mask) * -1e4
+
+    mask = torch.tensor([[1, 1, 0], [1, 0, 0]], dtype=whole)
+    program = portable(torch.export.export(Hidden(), (mask,)))
+    conversions = [node for node in program.graph.nodes if node.target is torch.ops.aten.to.dtype]
+    assert len(conversions) == (whole is torch.int64)
+    assert torch.equal(program.module()(mask), Hidden()(mask))
+    torch.export.save(program, buffer := BytesIO())
+    buffer.seek(0)
+    assert torch.equal(torch.export.load(buffer).module()(mask), Hidden()(mask))
+
+
+class Windows(nn.Module):
+    """Columns (n, c * kh * kw, windows) -> what the windows of an image (n, c, height, width) sum to."""
+
+    def __init__(self, size: tuple[int, int], window: tuple[int, int], padding: tuple[int, int], stride: tuple[int, int]) -> None:
+        super().__init__()
+        self.told = (size, window, (1, 1), padding, stride)
+
+    def forward(self, columns: torch.Tensor) -> torch.Tensor:
+        return F.fold(columns, *self.told)
+
+
+@settings(max_examples=40, deadline=None)
+@given(st.data())
+def test_windows_are_put_side_by_side_without_an_operator_of_their_own(data: st.DataObject) -> None:
+    def pair(low: int, high: int) -> tuple[int, int]:
+        return data.draw(st.tuples(st.integers(low, high), st.integers(low, high)))
+
+    size, window, stride = pair(3, 7), pair(1, 3), pair(1, 3)
+    padding = (data.draw(st.integers(0, window[0] - 1)), data.draw(st.integers(0, window[1] - 1)))
+    counts = [(n + 2 * p - k) // s + 1 for n, p, k, s in zip(size, padding, window, stride, strict=True)]
+    columns = torch.randn(3, 2 * window[0] * window[1], counts[0] * counts[1])
+    model = Windows(size, window, padding, stride)
+    program = portable(torch.export.export(model, (columns,), dynamic_shapes=({0: torch.export.Dim("n", min=1)},)))
+    assert "col2im" not in {node.target._opname for node in program.graph.nodes if node.op == "call_function"}
+    torch.testing.assert_close(program.module()(columns[:1]), model(columns[:1]))
+    torch.testing.assert_close(program.module()(columns), model(columns))
+
+
+@pytest.mark.parametrize(
+    ("margins", "mode", "value", "becomes"),
+    [
+        ((2, 1, 0, 3), "circular", None, {"slice", "cat"}),
+        ((0, 2), "circular", None, {"slice", "cat"}),
+        ((-1, -2, 3, -1), "constant", 0.5, {"slice", "constant_pad_nd"}),
+        ((-1, 2), "constant", None, {"slice", "constant_pad_nd"}),
+        ((-1, 0, 0, -2), "constant", 2.0, {"slice"}),
+        ((1, 2), "constant", 0.5, {"pad"}),
+        ((1, 2), "reflect", None, {"pad"}),
+    ],
+)
+def test_margins_that_take_from_the_tensor_become_slices(
+    margins: tuple[int, ...], mode: str, value: float | None, becomes: set[str]
+) -> None:
+    class Padded(nn.Module):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return F.pad(x, margins, mode, value)
+
+    x = torch.randn(2, 3, 5, 6, generator=torch.Generator().manual_seed(0))
+    if mode != "constant":
+        x = x[:, :, :, 0] if len(margins) == 2 else x
+    program = portable(torch.export.export(Padded(), (x,), dynamic_shapes=({0: torch.export.Dim("n", min=1)},)))
+    assert {node.target._opname for node in program.graph.nodes if node.op == "call_function"} == becomes
+    assert torch.equal(program.module()(x[:1]), Padded()(x[:1]))

@@ -1,0 +1,138 @@
+"""Operators between integer layers that converters mistook or refused: files compute what their renderings do."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from edgepress.compress.portable import portable
+from edgepress.compress.quantize import calibrate
+from edgepress.exporters import EXPORTERS
+from edgepress.exporters.base import ExportRequest
+from edgepress.targets.nouns import Scheme, Signature, Target, TensorSpec
+from edgepress.validators.runtimes import RUNTIMES
+from tests.exporters.litert_cases import sqnr_db
+
+ROWS, TOKENS, WIDTH = 16, 6, 8
+Operator = Callable[[Tensor], Tensor]
+#: Between a convolution (n, 8, 6, 7) and a linear layer.
+ON_MAPS: dict[str, Operator] = {
+    "normalize": lambda x: F.normalize(x, dim=1),
+    "products of channels": lambda x: x.flatten(2) @ x.flatten(2).transpose(1, 2) * 0.1,
+    "gather": lambda x: x.gather(1, x.argmax(1, keepdim=True)),
+    "one-hot": lambda x: F.one_hot(x.argmax(1), 8).permute(0, 3, 1, 2) * x,
+    "below its range": lambda x: F.threshold(x, 0.1, -0.2),
+    "bilinear": lambda x: F.interpolate(x, scale_factor=2, mode="bilinear"),
+    "bicubic": lambda x: F.interpolate(x, size=(9, 10), mode="bicubic"),
+    "adaptive maxima": lambda x: F.adaptive_max_pool2d(x, (4, 3)),
+    "largest": lambda x: x.flatten(2).topk(3).values,
+    "windows": lambda x: F.fold(F.unfold(x, 3, padding=1), (6, 7), 3, padding=1),
+    "filled with a number": lambda x: F.pad(F.relu(x), (1, 2, 0, 1), value=-0.5),
+    "circular": lambda x: F.pad(x, (2, 1, 0, 1), mode="circular"),
+    "rests": lambda x: torch.sin(2 * torch.pi * (x % 1.0)),
+    "moments": lambda x: torch.cat(torch.var_mean(x, dim=(2, 3), keepdim=True), 1),
+    "similarity": lambda x: F.cosine_similarity(x, x.roll(1, 1), dim=1),
+    "diagonal": lambda x: x.diagonal(1, 2, 3),
+    "shrink": lambda x: F.hardshrink(x) + F.logsigmoid(x),
+    "between": lambda x: torch.lerp(x, x.flip(1), 0.3),
+    "frames": lambda x: x.flatten(2).unfold(2, 8, 4),
+}
+#: Of embeddings (n, 6, 8), tokens (n, 6) and a mask (n, 6) of int64.
+ON_TOKENS: dict[str, Callable[[Tensor, Tensor, Tensor], Tensor]] = {
+    "hidden by the lowest float": lambda e, _, m: (
+        (e @ e.transpose(1, 2) + (1.0 - m.to(e.dtype))[:, None] * torch.finfo(e.dtype).min).softmax(-1) @ e
+    ),
+    "integers from a float": lambda e, _, m: e * (1.0 - m)[..., None] + e,
+    "where the largest token is": lambda e, i, _: e[torch.arange(e.shape[0]), i.argmax(1)][:, None],
+    "powers of integers": lambda e, i, m: e * (m**2 + i**0.5 + 2**m)[..., None] * 0.1,
+    "either": lambda e, i, m: e * ((m > 0) ^ (i != 3))[..., None],
+}
+
+
+class OnMaps(nn.Module):
+    def __init__(self, operator: Operator) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.operator, self.first = operator, nn.Conv2d(3, 8, 3, padding=1)
+        self.last = nn.Linear(self._between(torch.randn(2, 3, 6, 7)).shape[1], 5)
+
+    def _between(self, x: Tensor) -> Tensor:
+        return self.operator(self.first(x)).flatten(1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.last(self._between(x))
+
+
+class OnTokens(nn.Module):
+    def __init__(self, operator: Callable[[Tensor, Tensor, Tensor], Tensor]) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.operator, self.first, self.last = operator, nn.Embedding(20, WIDTH), nn.Linear(WIDTH, 5)
+
+    def forward(self, tokens: Tensor, mask: Tensor) -> Tensor:
+        return self.last(self.operator(self.first(tokens), tokens, mask).mean(1))
+
+
+def computed(model: nn.Module, inputs: dict[str, Tensor], runtime: str, folder: Path) -> tuple[np.ndarray, np.ndarray]:
+    """What the static int8 file gives, and what its rendering does; each of shape (n, 5)."""
+    pytest.importorskip({"coreml": "coremltools", "litert": "litert_torch"}.get(runtime, runtime))
+    samples = tuple(inputs.values())
+    program = portable(torch.export.export(model.eval(), samples, dynamic_shapes=tuple({0: torch.export.Dim("n", min=1)} for _ in samples)))
+    torch.export.save(program, folder / "model.pt2")
+    calibrate(program, [samples]).save(folder / "statistics")
+    specs = tuple(TensorSpec(name, str(x.dtype).removeprefix("torch."), (None, *x.shape[1:])) for name, x in inputs.items())
+    arrays = {name: x.numpy() for name, x in inputs.items()}
+    request = ExportRequest(
+        folder / "model.pt2",
+        Signature(specs, (TensorSpec("logits", "float32", (None, 5)),)),
+        folder / "statistics",
+        Target(runtime, runtime, "", "int8"),
+        Scheme("int8", "static"),
+        tuple(x[:4] for x in arrays.values()),
+    )
+    exporter = EXPORTERS.get(runtime)()
+    artifact = exporter.export(request, folder / "out")
+    (expected,), _ = exporter.compressed_outputs(request, list(arrays.values()))
+    with RUNTIMES.get(runtime)().open(artifact, folder / "out") as session:
+        return session.run(arrays)["logits"], expected
+
+
+@pytest.mark.parametrize("runtime", ["coreml", "litert"])
+@pytest.mark.parametrize("name", ON_MAPS)
+def test_maps(name: str, runtime: str, tmp_path: Path) -> None:
+    images = torch.randn(ROWS, 3, 6, 7, generator=torch.Generator().manual_seed(0))
+    found, expected = computed(OnMaps(ON_MAPS[name]), {"image": images}, runtime, tmp_path)
+    assert sqnr_db(found, expected) > (30 if "linear" in name else 35)  # LiteRT interpolates in integers
+
+
+@pytest.mark.parametrize(
+    "layer",
+    [
+        lambda: nn.ConvTranspose2d(8, 12, 3, 2, 1, output_padding=1, groups=4),
+        lambda: nn.Sequential(nn.ConvTranspose2d(8, 6, 4, 2, 1), nn.ReLU(), nn.Conv2d(6, 4, 3)),
+        lambda: nn.ConvTranspose2d(8, 6, 5, (3, 1), (1, 2), output_padding=(2, 0)),
+        lambda: nn.Sequential(nn.Flatten(2), nn.ConvTranspose1d(8, 6, 4, 2, 1)),
+    ],
+)
+@pytest.mark.parametrize("runtime", ["openvino", "coreml", "litert"])
+def test_transposed_convolutions(layer: Callable[[], nn.Module], runtime: str, tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    images = torch.randn(ROWS, 3, 6, 7, generator=torch.Generator().manual_seed(0))
+    found, expected = computed(OnMaps(layer()), {"image": images}, runtime, tmp_path)
+    assert sqnr_db(found, expected) > 35
+
+
+@pytest.mark.parametrize("runtime", ["onnxruntime", "coreml", "litert"])
+@pytest.mark.parametrize("name", ON_TOKENS)
+def test_tokens(name: str, runtime: str, tmp_path: Path) -> None:
+    generator = torch.Generator().manual_seed(0)
+    mask = (torch.arange(TOKENS)[None] < torch.randint(2, TOKENS + 1, (ROWS, 1), generator=generator)).long()
+    tokens = torch.randint(0, 20, (ROWS, TOKENS), generator=generator) * mask
+    found, expected = computed(OnTokens(ON_TOKENS[name]), {"tokens": tokens, "mask": mask}, runtime, tmp_path)
+    assert sqnr_db(found, expected) > 35
