@@ -32,8 +32,8 @@ def lower_transposed(module: GraphModule) -> GraphModule:
     """
     for node in list(module.graph.nodes):
         if node.target in _TRANSPOSED:
-            x, weight, *rest = node.args
-            bias, stride, padding, extra, groups, dilation = [*rest, *_DEFAULTS[len(rest) :]]
+            given: tuple[Any, ...] = node.args
+            x, weight, bias, stride, padding, extra, groups, dilation = given + _DEFAULTS[len(given) - 2 :]
             rank = node.meta["val"].dim() - 2
             stride, padding, extra, dilation = (_each(value, rank) for value in (stride, padding, extra, dilation))
             dense = _dense(module, weight, groups) if groups > 1 else None
