@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from edgepress.targets.errors import ConfigError, EdgepressError, MeasurementError, ProjectError
 from edgepress.validators.labels import IGNORE, Layout, class_labels
+from edgepress.validators.metric_sums import of_sums
 
 if TYPE_CHECKING:
     from edgepress.validators.metrics import BoundMetric, Metric
@@ -140,12 +141,17 @@ def _bind(name: str, kind: type[Any], unit: str, higher: bool, reference: tuple[
 
         predicted = _predictions(outputs[0], layout, target)
 
-        def value(index: NDArray[np.int64]) -> float:
+        def direct(index: NDArray[np.int64]) -> Any:
             rows = torch.from_numpy(index)
+            metric.reset()
+            metric.update(predicted[rows], wanted[rows])
+            return metric.compute()
+
+        compute = of_sums(metric, predicted, wanted, direct)
+
+        def value(index: NDArray[np.int64]) -> float:
             try:
-                metric.reset()
-                metric.update(predicted[rows], wanted[rows])
-                result = metric.compute()
+                result = compute(index)
             except (RuntimeError, TypeError, ValueError) as error:
                 raise MeasurementError(f"metric {name!r} failed on {len(index)} samples", str(error)) from error
             if not isinstance(result, torch.Tensor) or result.numel() != 1:
