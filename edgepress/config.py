@@ -10,7 +10,7 @@ from typing import Any
 from edgepress.baseline.file import NAME
 from edgepress.bundle.layouts import SERVED
 from edgepress.config_check import build
-from edgepress.config_gates import GateLimit, baseline_limits, check_drops, check_slices, gates_of
+from edgepress.config_gates import GateLimit, baseline_limits, check_allowed, check_drops, check_slices, gates_of
 from edgepress.config_layers import MIXED, check_best, check_layers
 from edgepress.config_models import BundleConfig, DataConfig, GatesConfig, ModelConfig, Multiplicity, RunConfig, TopLevel
 from edgepress.config_steps import PruneConfig, QuantizeConfig, Step
@@ -135,6 +135,9 @@ def check(source: Source) -> Config:
     check_layers(steps, targets, source)
     check_best(steps, targets, source)
     _check_layouts(top.bundle, targets, source)
+    for index, step in enumerate(steps):
+        if isinstance(step, QuantizeConfig):
+            check_allowed(step, top.metric, source, ("compress", index, "quantize"))
     check_drops(top.gates, top.metric, source, ("gates",))
     check_slices(top.gates, top.data, source, ("gates",))
     for entry in targets:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from edgepress.config_models import BASELINE_GATES, OWN_UNIT, BaselineLimits, DataConfig, GatesConfig, keys_of
+from edgepress.config_models import BASELINE_GATES, FRACTION, BaselineLimits, DataConfig, GatesConfig, keys_of
+from edgepress.config_steps import QuantizeConfig
 from edgepress.config_targets import TargetEntry
 from edgepress.config_yaml import Place, Source
 from edgepress.quantities import Quantity
@@ -79,11 +81,24 @@ def check_slices(gates: GatesConfig, data: DataConfig, source: Source, place: Pl
 
 
 def check_drops(gates: GatesConfig, metric: str, source: Source, place: Place) -> None:
-    """A plain number is a drop only where the metric has a unit of its own."""
-    if metric in OWN_UNIT or ":" in metric:
-        return
+    """A plain number is no drop of a fraction."""
     baseline = gates.against_baseline.accuracy_drop if gates.against_baseline else None
     own, worst = (gate.max if gate else None for gate in (gates.accuracy_drop, gates.slice_drop))
-    for value, path in ((own, ("accuracy_drop", "max")), (worst, ("slice_drop", "max")), (baseline, ("against_baseline", "accuracy_drop"))):
-        if value is not None and not value.unit:
+    given: dict[Place, Quantity | None] = {
+        ("accuracy_drop", "max"): own,
+        ("slice_drop", "max"): worst,
+        ("against_baseline", "accuracy_drop"): baseline,
+    }
+    _in_points(given, metric, source, place)
+
+
+def check_allowed(quantize: QuantizeConfig, metric: str, source: Source, place: Place) -> None:
+    """The same for what the quantize step may lose."""
+    budget = quantize.budget.accuracy_drop if quantize.budget else None
+    _in_points({("max_drop",): quantize.max_drop, ("budget", "accuracy_drop"): budget}, metric, source, place)
+
+
+def _in_points(given: Mapping[Place, Quantity | None], metric: str, source: Source, place: Place) -> None:
+    for path, value in given.items():
+        if FRACTION.fullmatch(metric) and value is not None and not value.unit:
             raise source.error((*place, *path), f"'{value}' has no unit", f"Write e.g. {value}pp.")

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import re
 from typing import Annotated, Any, Literal, get_args
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, InstanceOf, model_validator
 
 from edgepress.bundle.license import canonical
-from edgepress.quantities import DECIBEL, DROP, DURATION, POINTS, RATIO, SIZE, Dimension, Quantity, parse
+from edgepress.quantities import DECIBEL, DROP, DURATION, RATIO, SIZE, Dimension, Quantity, parse
 
 Dtype = Literal["float32", "float16", "int64", "int32", "int8", "uint8", "bool"]
 Precision = Literal["fp32", "fp16", "bf16", "fp8", "int8", "int8-weights", "int4-weights", "mixed"]
@@ -15,10 +16,10 @@ Precision = Literal["fp32", "fp16", "bf16", "fp8", "int8", "int8-weights", "int4
 #: Gates of `against_baseline` and the dimension of each.
 BASELINE_GATES = {"accuracy_drop": DROP, "latency_ratio": RATIO, "size": RATIO, "peak_memory": RATIO}
 
-#: Metrics in a unit of their own, in which a drop is a plain number. A callable may have one too.
-OWN_UNIT = frozenset(
-    {"mean_absolute_error", "mean_squared_error", "mean_squared_log_error", "log_cosh_error", "symmetric_mean_absolute_percentage_error"}
-    | {"mean_absolute_percentage_error", "peak_signal_noise_ratio", "signal_noise_ratio", "kl_divergence", "perplexity", "hinge_loss"}
+#: Metrics that are fractions, so that a plain number is no drop of theirs; what the unit of others is, torchmetrics or a callable says.
+FRACTION = re.compile(
+    "((binary|multiclass|multilabel)_)?"
+    "(accuracy|top5|f1_score|fbeta_score|precision|recall|specificity|auroc|average_precision|jaccard_index)"
 )
 
 
@@ -28,7 +29,6 @@ def _in_base_units(dimension: Dimension) -> BeforeValidator:
 
 Drop = Annotated[InstanceOf[Quantity], BeforeValidator(lambda value: parse(value, DROP))]
 Decibel = Annotated[float, _in_base_units(DECIBEL)]
-Points = Annotated[float, _in_base_units(POINTS)]
 Ratio = Annotated[float, _in_base_units(RATIO), Field(gt=0)]
 Seconds = Annotated[float, _in_base_units(DURATION), Field(gt=0)]
 Bytes = Annotated[float, _in_base_units(SIZE), Field(gt=0)]

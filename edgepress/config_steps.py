@@ -8,7 +8,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Field, model_validator
 
-from edgepress.config_models import Bytes, Callable_, Points, Precision, Ratio, Seconds, Strict, Whole
+from edgepress.config_models import Bytes, Callable_, Drop, Precision, Ratio, Seconds, Strict, Whole
 from edgepress.targets.rules import INT4_METHODS, REFINERS, ROUNDINGS
 
 #: What may be done to weights, biases and ranges before they become integers, in the order in which it is done.
@@ -164,7 +164,7 @@ class MixedBudget(Strict):
 
     size: Ratio | None = None
     latency: Ratio | None = None
-    accuracy_drop: Points | None = None
+    accuracy_drop: Drop | None = None
 
     @model_validator(mode="after")
     def _one(self) -> MixedBudget:
@@ -192,7 +192,7 @@ class QuantizeConfig(Strict):
     observer: Observer = "auto"
     algorithms: list[Algorithm] = Field(default_factory=list)
     scheme: Literal["auto", "static", "static-matmul", "dynamic", "weights"] = "auto"
-    max_drop: Points = 0.5
+    max_drop: Drop | None = None
     fallback: bool = False
     budget: MixedBudget | None = None
     int4: bool | None = None
@@ -215,11 +215,6 @@ class QuantizeConfig(Strict):
     def refiners(self) -> list[str]:
         """The algorithms that refine one target's integers, layer by layer, in the order in which they do it."""
         return [name for name in REFINERS if name in self.algorithms]
-
-    def limit(self, precision: str) -> float:
-        """The drop on the selection samples that a scheme may have: the budget's where layers are chosen by it."""
-        own = self.budget.accuracy_drop if self.budget and precision == "mixed" else None
-        return self.max_drop if own is None else own
 
     @property
     def rounding(self) -> str:

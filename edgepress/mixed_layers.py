@@ -13,6 +13,7 @@ from typing import Any
 
 from edgepress.config_steps import MixedBudget
 from edgepress.float_layers import FloatLayers, best_of, kept_of, shortest, titles_of
+from edgepress.quantities import Quantity
 from edgepress.results import Candidate, loaded_bytes
 from edgepress.step import Result
 from edgepress.targets.errors import EdgepressError, QuantizationError
@@ -48,8 +49,9 @@ class MixedLayers(FloatLayers):
         elif budget.latency is not None:
             best = self._within_latency(base, layers, budget.latency)
         else:
-            best = self._within_drop(base, layers, budget.accuracy_drop or 0.0)
-        self._run.mixed = {"budget": budget.model_dump(exclude_none=True), "drop": best.drop, "layers": _assignment(layers, best)}
+            assert budget.accuracy_drop is not None  # one of the three is given
+            best = self._within_drop(base, layers, budget.accuracy_drop)
+        self._run.mixed = {"budget": _numbers(budget), "drop": best.drop, "layers": _assignment(layers, best)}
         return best
 
     def _within_size(self, base: Candidate, layers: Result, ratio: float) -> Candidate:
@@ -134,8 +136,9 @@ class MixedLayers(FloatLayers):
         window = self._steps.paired(f"latency {plan.target.name} {scheme.label}", plan, self._prepared, (candidate.export, original))
         return 0.0 if window.pending else float(window.value["latency_ratio"]["value"])
 
-    def _within_drop(self, base: Candidate, layers: Result, limit: float) -> Candidate:
-        """The smallest file that loses at most `limit` on the selection samples."""
+    def _within_drop(self, base: Candidate, layers: Result, allowed: Quantity) -> Candidate:
+        """The smallest file that loses at most `allowed` on the selection samples."""
+        limit = allowed.value
 
         def holds(candidate: Candidate) -> bool:
             return candidate.export is not None and candidate.drop <= limit
@@ -150,13 +153,18 @@ class MixedLayers(FloatLayers):
         raise QuantizationError(
             f"target {self._run.plan.target.name!r} cannot hold a drop of {limit:g} with any layer in integers",
             f"the nearest is {best.drop:.2f}, with {kept_of(best)} of {len(layers.value['order'])} layers in float",
-            f"Give it e.g. {{accuracy_drop: {best.drop + 0.005:.2f}pp}}, or precision fp16.",
+            f"Give it e.g. {{accuracy_drop: {best.drop + 0.005:.2f}{allowed.unit}}}, or precision fp16.",
         )
 
     def _assigned(self, base: Candidate, layers: Result, room: float | None) -> list[Scheme]:
         """Schemes with a precision for every layer; none while it is only planned."""
         made = self._steps.assigned(self._run.plan, layers, room)
         return [] if made.pending else [replace(base.scheme, **found) for found in made.value["assignments"]]
+
+
+def _numbers(budget: MixedBudget) -> dict[str, float]:
+    given = {name: getattr(budget, name) for name in type(budget).model_fields if getattr(budget, name) is not None}
+    return {name: value.value if isinstance(value, Quantity) else value for name, value in given.items()}
 
 
 def _narrows(layers: Result) -> bool:

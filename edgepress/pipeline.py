@@ -16,6 +16,7 @@ from edgepress.best_steps import BestSteps
 from edgepress.config import Config, TargetPlan
 from edgepress.config_layers import MIXED
 from edgepress.config_steps import QatConfig, QuantizeConfig
+from edgepress.drops import check_units, largest
 from edgepress.mixed_layers import MixedLayers
 from edgepress.results import Candidate, Prepared, TargetRun
 from edgepress.stages import Origin, Stages
@@ -88,6 +89,9 @@ class Pipeline:
         reference = self._steps.user("reference", f"{_PROJECT}:reference", {"metric": config.metric}, {"model": model, "data": data})
         params = {"metric": config.metric, "root": str(config.root), "signature": model.value.get("signature")}
         original = self._steps.user("score original", "edgepress.steps.score:original", params, {"reference": reference, "data": data})
+        if not original.pending:
+            gates = [gate for plan in self.plans for gate in plan.gates]
+            check_units(gates, config.quantize, config.metric, original.value["unit"])
         return Origin(data, model, reference), original
 
     def _calibrate(self, name: str, model: Result, data: Result) -> Result:
@@ -177,7 +181,7 @@ class Pipeline:
         """
         schemes, quantize = self.schemes(run.plan), self.config.quantize
         if quantize is not None and quantize.method == "best" and run.plan.target.precision == "int8":
-            max_drop = quantize.max_drop if "max_drop" in quantize.model_fields_set else None
+            max_drop = quantize.max_drop.value if quantize.max_drop is not None else None
 
             def attempt(scheme: Scheme, export: Result | None) -> Candidate:
                 return self._scored(run.plan, prepared, scheme, export) if export else self._attempt(run.plan, prepared, scheme)
@@ -290,8 +294,8 @@ class Pipeline:
         if score.pending:
             return Candidate(scheme, export, score, True, "", execution=execution)
         quantize = self.config.quantize or QuantizeConfig()
-        limit = quantize.limit(scheme.precision)
         drop, unit = float(score.value["drop"]), score.value["unit"]
+        limit = largest(quantize, scheme.precision, plan.gates, float(score.value["reference"]), unit)
         held = drop <= limit
         sign = "within" if held else "over"
         why = f"drop of {drop:+.2f} {unit} on {score.value['samples']} training samples kept apart, {sign} {limit:g} {unit}{after}"

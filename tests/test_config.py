@@ -471,7 +471,7 @@ def test_what_is_written_is_what_is_loaded(tmp_path: Path, quantize: dict[str, s
         **quantize,
         "method": "ptq",
         "group": 32,
-        "max_drop": 0.5,
+        "max_drop": None,
         "qat": None,
         "algorithms": [],
         **layers,

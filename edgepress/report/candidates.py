@@ -27,7 +27,7 @@ def candidate_table(target: Json, unit: str) -> Table:
         ratio = item["latency_ratio"]
         made.add_row(
             plain(scheme_label(item["scheme"]), "bold green" if item["shipped"] else ""),
-            _two(numbers.drop(item["drop_on_selection"], unit), numbers.interval(item["interval"])),
+            _two(numbers.drop(item["drop_on_selection"], unit), numbers.drop_interval(item["interval"], unit)),
             _two(numbers.ratio(ratio["value"]), numbers.interval(ratio["interval"])) if ratio else plain(numbers.NONE),
             plain(numbers.size(item["size_bytes"])),
             plain(f"{'shipped: ' if item['shipped'] else ''}{item['why'] or ''}"),

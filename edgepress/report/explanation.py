@@ -99,7 +99,7 @@ def _slice_table(slices: Sequence[Json], unit: str) -> Table:
     made = table(slice="left", samples="right", original="right", artifact="right", drop="right", interval="right")
     for part in slices[:_SHOWN]:
         values = (numbers.metric(part["reference"], unit), numbers.metric(part["value"], unit), numbers.drop(part["drop"], unit))
-        cells = (slice_name(part), f"{part['samples']:,}", *values, numbers.interval(part["interval"]))
+        cells = (slice_name(part), f"{part['samples']:,}", *values, numbers.drop_interval(part["interval"], unit))
         made.add_row(*(plain(cell, "" if part["judged"] else "dim") for cell in cells))
     if len(slices) > _SHOWN:
         made.add_row(plain(f"{len(slices) - _SHOWN} more lost less", "dim"))

@@ -85,6 +85,13 @@ def interval(bounds: Sequence[float] | None, places: int = 2) -> str:
     return f"{low} to {high}"
 
 
+def drop_interval(bounds: Sequence[float] | None, unit: str = "pp") -> str:
+    """An interval of drops with the digits that `drop` has: `-0.05 to 0.30` of points, `-1.2e-05 to 0.00044` of another unit."""
+    if bounds is None or unit == "pp":
+        return interval(bounds)
+    return " to ".join(f"{bound:.3g}" for bound in bounds)
+
+
 def conditions(found: Mapping[str, Any]) -> str:
     """What a machine did while it measured: `on cores 0, 1 at 2445 MHz, other work took 12 % of the machine`."""
     cores, words = found["cores"], []

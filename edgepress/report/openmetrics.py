@@ -18,7 +18,9 @@ def render_metrics(report: Json) -> str:
     metric = {"metric": str(report["reference"]["metric"]["name"])}
     values = ((_labels(r, **metric), _at(r, "metric", "value")) for r in rows)
     text = _family("edgepress_metric", "Metric of the exported file.", values)
-    drops = ((_labels(r, **metric, unit=drop_unit(report)), _at(r, "metric", "drop")) for r in rows)
+    drops = (
+        (_labels(r, **metric, unit=drop_unit(report) or report["reference"]["metric"]["name"]), _at(r, "metric", "drop")) for r in rows
+    )
     text += _family("edgepress_drop", "Loss against the original.", drops)
     ratios = ((_labels(r), _at(r, "latency_ratio", "value")) for r in rows)
     text += _family("edgepress_latency_ratio", "Latency over that of the float model in the same runtime.", ratios)

@@ -69,7 +69,11 @@ def _stage_table(report: Json) -> Table:
         sizes = [
             _two(numbers.count(stage[key]), numbers.ratio(stage[key] / first[key]) if first[key] else "") for key in ("parameters", "macs")
         ]
-        drop = _two(numbers.drop(stage["drop"], unit), numbers.interval(stage["interval"])) if "drop" in stage else plain(numbers.NONE)
+        drop = (
+            _two(numbers.drop(stage["drop"], unit), numbers.drop_interval(stage["interval"], unit))
+            if "drop" in stage
+            else plain(numbers.NONE)
+        )
         cells = (plain(stage["name"], "bold"), plain(numbers.metric(stage["metric"], unit)), drop, *sizes)
         made.add_row(*cells, plain(numbers.seconds(stage["seconds"])))
     return made
@@ -94,7 +98,7 @@ def _cells(row: TargetView, unit: str, roomy: bool) -> dict[str, Text]:
         "target": plain(row.name, "bold") if roomy else plain(row.name, "bold").append(f"\n{tidy(row.scheme)}", "not bold dim"),
         "verdict": verdict_text(row.verdict),
         "scheme": plain(row.scheme),
-        "drop": _two(numbers.drop(metric["drop"], unit), numbers.interval(metric["interval"])) if metric else none,
+        "drop": _two(numbers.drop(metric["drop"], unit), numbers.drop_interval(metric["interval"], unit)) if metric else none,
         "vs_fp32": _two(numbers.ratio(ratio["value"]), numbers.interval(ratio["interval"])) if ratio else none,
         "size": _two(numbers.size(row.loaded_bytes), numbers.ratio(row.size_ratio)) if row.loaded_bytes is not None else none,
         "int8_MACs": plain(numbers.percent(row.integer_share)),

@@ -102,8 +102,10 @@ def unjudged(row: TargetView) -> str | None:
 
 
 def drop_unit(report: Json) -> str:
-    """The unit of every `drop` in this report."""
-    return str(report["reference"]["metric"].get("drop_unit", "pp"))
+    """The unit of every `drop` in this report, as people read it: empty where it is the metric's own and has no name but the metric's."""
+    metric = report["reference"]["metric"]
+    unit = str(metric.get("drop_unit", "pp"))
+    return "" if unit == metric["name"] else unit
 
 
 def headline(report: Json) -> str:

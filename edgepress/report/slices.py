@@ -18,7 +18,7 @@ def slice_sentences(report: Json) -> list[str]:
         if judged:
             worst = max(judged, key=lambda part: part["drop"])
             lost, average = numbers.drop(worst["drop"], unit), numbers.drop(target["metric"]["drop"], unit)
-            name, bounds = slice_name(worst), numbers.interval(worst["interval"])
+            name, bounds = slice_name(worst), numbers.drop_interval(worst["interval"], unit)
             where = f"{worst['samples']:,} samples"
             found.append(f"{target['name']}: worst of {len(judged)} slices {name} loses {lost} ({bounds}) on {where}; all {average}")
     return found

@@ -74,7 +74,7 @@ def escape(text: str) -> str:
 def _cells(row: TargetView, unit: str) -> list[str]:
     data = row.data
     metric, ratio = data["metric"], data["latency_ratio"]
-    drop = f"{numbers.drop(metric['drop'], unit)} ({numbers.interval(metric['interval'])})" if metric else numbers.NONE
+    drop = f"{numbers.drop(metric['drop'], unit)} ({numbers.drop_interval(metric['interval'], unit)})" if metric else numbers.NONE
     latency = f"{numbers.ratio(ratio['value'])} ({numbers.interval(ratio['interval'])})" if ratio else numbers.NONE
     size = numbers.size(row.loaded_bytes) if row.loaded_bytes is not None else numbers.NONE
     return [
