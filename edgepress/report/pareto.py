@@ -69,7 +69,8 @@ def pareto(report: Json, rows: Sequence[TargetView]) -> Pareto | None:
         return Point(_along(across, file.ratio), _above(up, file.drop), round(radius, 1), file.verdict, file.number, _words(file, unit))
 
     missing = [row.name for row in rows if row.name not in {file.name for file in files if file.number}]
-    caption = f"Latency over fp32 in the same runtime, drop in {unit}, area for size. Down and left is better."
+    shown = unit or "the metric's unit"
+    caption = f"Latency over fp32 in the same runtime, drop in {shown}, area for size. Down and left is better."
     if missing:
         caption += f" Not measured here: {', '.join(missing)}."
     if any(file.number is None for file in files):
