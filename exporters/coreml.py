@@ -33,6 +33,9 @@ _NEEDS = {
 }
 _DTYPES = {"float32": np.float32, "float16": np.float32, "int64": np.int32, "int32": np.int32, "bool": np.int32, "int16": np.int32}
 
+#: How far an 8-bit integer may be from its zero point.
+_INTEGERS = 256
+
 
 class CoreMlExporter(Exporter):
     """Writes `model.mlpackage`.
@@ -145,9 +148,24 @@ def _convert(program: ExportedProgram, signature: Signature, minimum_os: str, sc
             minimum_deployment_target=getattr(ct.target, f"iOS{OPSETS[minimum_os]}"),
             compute_precision=precision,
             skip_model_load=True,
+            pass_pipeline=_passes(program),
         )
     model._mil_program.validate()
     return model
+
+
+def _passes(program: ExportedProgram) -> Any:
+    """The converter's own passes; without the one that gives the smaller of a sum's two scales 1 and the other their ratio, where integers
+    times that ratio are beyond half precision: a residual branch that layer scale keeps small would make all of the sum infinite.
+    """
+    pipeline = coremltools().PassPipeline()
+    for node in program.graph.nodes:
+        if node.target in (torch.ops.aten.add.Tensor, torch.ops.aten.sub.Tensor):
+            scales = [item.args[1] for item in node.all_input_nodes if "dequantize_per_tensor" in str(item.target)]
+            if len(scales) == 2 and max(scales) / min(scales) * _INTEGERS > float(torch.finfo(torch.float16).max):
+                pipeline.remove_passes({"common::distributive_quantized_binary_op_scale_normalization"})
+                break
+    return pipeline
 
 
 def _check_names(model: Any, signature: Signature, target: str) -> None:

@@ -35,6 +35,7 @@ ON_MAPS: dict[str, Operator] = {
     "windows": lambda x: F.fold(F.unfold(x, 3, padding=1), (6, 7), 3, padding=1),
     "filled with a number": lambda x: F.pad(F.relu(x), (1, 2, 0, 1), value=-0.5),
     "circular": lambda x: F.pad(x, (2, 1, 0, 1), mode="circular"),
+    "a small branch": lambda x: F.relu(x + torch.full((8, 1, 1), 1e-6) * F.gelu(x)) * x,
     "rests": lambda x: torch.sin(2 * torch.pi * (x % 1.0)),
     "moments": lambda x: torch.cat(torch.var_mean(x, dim=(2, 3), keepdim=True), 1),
     "similarity": lambda x: F.cosine_similarity(x, x.roll(1, 1), dim=1),
@@ -47,6 +48,9 @@ ON_MAPS: dict[str, Operator] = {
 ON_TOKENS: dict[str, Callable[[Tensor, Tensor, Tensor], Tensor]] = {
     "hidden by the lowest float": lambda e, _, m: (
         (e @ e.transpose(1, 2) + (1.0 - m.to(e.dtype))[:, None] * torch.finfo(e.dtype).min).softmax(-1) @ e
+    ),
+    "hidden by a mask of floats": lambda e, _, m: (
+        (e @ e.transpose(1, 2) + torch.zeros_like(m == 0, dtype=torch.float32).masked_fill(m == 0, -torch.inf)[:, None]).softmax(-1) @ e
     ),
     "integers from a float": lambda e, _, m: e * (1.0 - m)[..., None] + e,
     "where the largest token is": lambda e, i, _: e[torch.arange(e.shape[0]), i.argmax(1)][:, None],
