@@ -18,6 +18,8 @@ from edgepress.report.console import (
     print_targets,
     print_verification,
 )
+from edgepress.report.html import render_html
+from edgepress.report.summary import render_summary
 from tests.report_sample import failing, gate, lost, report, target
 
 
@@ -53,6 +55,15 @@ def test_a_training_that_diverged_is_said_with_what_was_kept_and_what_to_try() -
     training = {"kind": "distill", "stopped": "diverged", "remarks": ["teacher: the original", remark]}
     data["stages"][1] |= {"name": "distill kd", "drop": 0.0, "interval": [-0.5, 0.5], "report": training}
     assert f"distill kd diverged: {remark}" in printed(print_run, data, Path("r"), width=200)
+
+
+def test_a_file_far_from_what_it_was_made_from_is_said_everywhere() -> None:
+    far = {"max_abs_error": 3.9, "sqnr_db": 1.53, "argmax_agreement": 0.44, "against": "quantized PyTorch model"}
+    strange, plain = report(target("coreml", parity=far)), report(target("coreml"))
+    words = "coreml: the file's outputs are 1.5 dB from those of the quantized PyTorch model that it was made from"
+    for render in (render_html, render_summary, lambda made: printed(print_run, made, Path("runs/latest"), width=400)):
+        assert words in render(strange).replace("&#39;", "'").replace("\\", "")
+        assert "that it was made from" not in render(plain)
 
 
 def test_no_colour_in_a_pipe_and_colour_on_a_terminal() -> None:

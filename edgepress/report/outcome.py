@@ -20,6 +20,7 @@ from edgepress.report.present import (
     diverged_sentences,
     drop_unit,
     headline,
+    parity_sentences,
     problems,
     pruned_sentences,
     views,
@@ -50,6 +51,8 @@ def print_run(report: Json, run_dir: Path, console: Console | None = None) -> No
         out.print(plain(distances, "dim"))
     for candidates in candidate_tables(report):
         out.print(candidates)
+    for warning in parity_sentences(report):
+        out.print(plain(warning, "yellow"))
     for row, verdict, what, step in problems(report):
         if verdict in ("accepted", "waived"):
             step = None  # the recipe knows

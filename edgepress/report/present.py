@@ -170,6 +170,25 @@ def diverged_sentences(report: Json) -> list[str]:
     return [f"{name} diverged: {found['remarks'][-1]}" for name, found in trained if found.get("stopped") == "diverged"]
 
 
+#: Below this a file computes another thing than what it was made from; 8-bit kernels that round a step apart give 30 dB and more.
+_STRANGE_DB = 20.0
+
+
+def parity_sentences(report: Json) -> list[str]:
+    """Targets whose files are far from the model that they were made from, which a drop in accuracy alone would not say."""
+    found = []
+    for target in report["targets"]:
+        parity = target.get("parity")
+        if parity and parity.get("sqnr_db") is not None and not parity["sqnr_db"] >= _STRANGE_DB:
+            source = parity.get("against", "model")
+            found.append(
+                f"{target['name']}: the file's outputs are {parity['sqnr_db']:.1f} dB from those of the {source} that it was made from. "
+                f"Its converter or its runtime computes otherwise, or the model magnifies what rounding leaves: "
+                f"`edgepress explain` with this run and target shows the layers"
+            )
+    return found
+
+
 #: Latency that stays this much above the share of multiply-accumulates left has not followed them.
 _LAGS = 1.25
 

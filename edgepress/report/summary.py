@@ -8,7 +8,7 @@ from typing import Any
 
 from edgepress.report import numbers
 from edgepress.report.facts import command
-from edgepress.report.present import TargetView, drop_unit, headline, problems, views
+from edgepress.report.present import TargetView, drop_unit, headline, parity_sentences, problems, views
 
 _HEADS = ("Target", "Verdict", "Scheme", "Metric", "Drop", "Latency", "Size", "int8 MACs", "Executed by")
 _SPECIAL = re.compile(r"([\\`*_{}\[\]<>#|~])")
@@ -44,8 +44,10 @@ def _lines(report: Mapping[str, Any]) -> list[str]:
         ),
     ]
     found = [(row, verdict, what, step) for row, verdict, what, step in problems(report)]
-    if found:
+    strange = parity_sentences(report)
+    if found or strange:
         lines += ["", "### To look at", ""]
+    lines += [f"- {escape(sentence)}" for sentence in strange]
     for row, verdict, what, step in found:
         lines.append(f"- **{escape(row.name)}** {verdict}: {escape(what)}" + (f". Next: {escape(step)}" if step else ""))
     return [*lines, "", f"Repeat: `{' '.join(command(report).replace('`', '').split())}`"]
