@@ -144,10 +144,10 @@ def _walk(spec: str, dataset: Any, root: Path, indices: Sequence[int] | None) ->
 
 
 def _sample(what: str, item: Any, casts: Sequence[str | None]) -> Sample:
-    if isinstance(item, Mapping):
-        raise ProjectError(
-            f"{what} is a dictionary with {', '.join(map(repr, list(item)[:5]))}", "the order of its inputs is unknown", _EXAMPLE
-        )
+    for named, mapping in ((what, item), (f"{what}, input", item[0] if isinstance(item, tuple | list) and item else None)):
+        if isinstance(mapping, Mapping):
+            keys = ", ".join(map(repr, list(mapping)[:5]))
+            raise ProjectError(f"{named} is a dictionary with {keys}", "the order of its inputs is unknown", _EXAMPLE)
     if not isinstance(item, tuple | list) or len(item) != 2:
         form = f"a {type(item).__name__} of {len(item)}" if isinstance(item, tuple | list) else type(item).__name__
         raise ProjectError(f"{what} is {form}", "an (input, label) pair is needed", _EXAMPLE)

@@ -142,7 +142,7 @@ BAD = """
         ("unlabelled", "sample 0 is a tuple of 1: an (input, label) pair is needed. Yield ((input_1, input_2), label)"),
         ("triple", "sample 0 is a tuple of 3"),
         ("mapping", "sample 0 is a dictionary with 'input_ids', 'labels': the order of its inputs is unknown"),
-        ("inner", "sample 0, input 0 is dict: a tensor, an array or a number is needed"),
+        ("inner", "sample 0, input is a dictionary with 'ids': the order of its inputs is unknown"),
         ("text", "sample 0, input 0 is str"),
         ("none", "sample 0 has no input"),
         ("double", "sample 0, input 0 is float64: no target takes that dtype. Return it as float32 (`x.float()`), or set `model.inputs"),
