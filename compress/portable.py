@@ -49,8 +49,7 @@ def portable(program: ExportedProgram) -> ExportedProgram:
     which `ceil_mode` allows and other frameworks refuse, becomes a mean. Integers taken from a float (`1.0 - mask`) become floats first.
     Windows put side by side (`fold`), which only ONNX has an operator for, become permutations and, where windows overlap, sums; margins
     that continue at the other side, and negative ones, become slices. A tensor written in the code is detached when it is made and needs no
-    more of it.
-    Second names of operators become the first.
+    more of it. Second names of operators become the first.
     """
     for node in list(program.graph.nodes):
         if isinstance(node.target, torch._ops.OpOverload):
@@ -61,8 +60,7 @@ def portable(program: ExportedProgram) -> ExportedProgram:
             axes = list(range(-len(_windows(node)), 0))
             node.target, node.args, node.kwargs = aten.mean.dim, (node.args[0], axes, True), {}
         elif node.target is aten.detach_.default and node.args[0].target is aten.lift_fresh_copy.default:
-            node.replace_all_uses_with(node.args[0])
-            node.graph.erase_node(node)
+            _take_place(node.args[0], node)
         elif node.target is aten.rsub.Scalar:
             _promote(node)
         elif node.target is aten.col2im.default:
@@ -121,8 +119,7 @@ def _fold(node: Node) -> None:
                 total = piece if total is None else _call(node.graph, aten.add.Tensor, total, piece)
         channels = shape[1] // (window[0] * window[1])
         result = _call(node.graph, aten.reshape.default, total, [-1, channels, *size])
-    node.replace_all_uses_with(result)
-    node.graph.erase_node(node)
+    _take_place(result, node)
 
 
 def _pad(node: Node) -> None:
@@ -130,7 +127,11 @@ def _pad(node: Node) -> None:
     x, margins, *rest = node.args
     mode = rest[0] if node.target is aten.pad.default and rest else "constant"
     pairs = list(enumerate(zip(margins[::2], margins[1::2], strict=True), start=1))  # the last dimension first
-    if not all(isinstance(margin, int) for margin in margins) or (mode, min(margins) < 0) not in [("constant", True), ("circular", False)]:
+    if (
+        not any(margins)
+        or not all(isinstance(margin, int) for margin in margins)
+        or (mode, min(margins) < 0) not in [("constant", True), ("circular", False)]
+    ):
         return
     with node.graph.inserting_before(node):
         for dim, (before, after) in pairs:
@@ -143,13 +144,21 @@ def _pad(node: Node) -> None:
         if mode == "constant" and max(margins) > 0:
             value = [*rest, 0.0][1 if node.target is aten.pad.default and rest else 0] or 0.0
             x = _call(node.graph, aten.constant_pad_nd.default, x, [max(margin, 0) for margin in margins], value)
-    node.replace_all_uses_with(x)
+    _take_place(x, node)
+
+
+def _take_place(result: Node, node: Node) -> None:
+    """Put a new node where another was, under its name: the program's signature names its outputs."""
+    name = node.name
+    node.replace_all_uses_with(result)
     node.graph.erase_node(node)
+    result.name = name
 
 
 def _moved(piece: Node, dim: int, begin: int, extent: int, size: int) -> Node:
     """Zeros of length `size` in a dimension of (n, height, width), with a map of length `extent` at `begin`, which may stand over."""
-    first, last = max(-begin, 0), min(extent, size - begin)
+    first = max(-begin, 0)
+    last = max(min(extent, size - begin), first)
     if (first, last) != (0, extent):
         piece = _call(piece.graph, aten.slice.Tensor, piece, dim, first, last)
     before, after = max(begin, 0), size - begin - last
