@@ -125,7 +125,9 @@ def _fold(node: Node) -> None:
 def _pad(node: Node) -> None:
     """Put slices in place of what margins take from a tensor: those that continue at its other side, and negative ones."""
     x, margins, *rest = node.args
-    mode = rest[0] if node.target is aten.pad.default and rest else "constant"
+    named = ("mode", "value") if node.target is aten.pad.default else ("value",)
+    settings = {"mode": "constant", "value": None, **dict(zip(named, rest, strict=False)), **node.kwargs}
+    mode, value = settings["mode"], settings["value"]
     pairs = list(enumerate(zip(margins[::2], margins[1::2], strict=True), start=1))  # the last dimension first
     if (
         not any(margins)
@@ -142,8 +144,7 @@ def _pad(node: Node) -> None:
             elif min(before, after) < 0:
                 x = _call(node.graph, aten.slice.Tensor, x, -dim, max(-before, 0), min(after, 0) or _END)
         if mode == "constant" and max(margins) > 0:
-            value = [*rest, 0.0][1 if node.target is aten.pad.default and rest else 0] or 0.0
-            x = _call(node.graph, aten.constant_pad_nd.default, x, [max(margin, 0) for margin in margins], value)
+            x = _call(node.graph, aten.constant_pad_nd.default, x, [max(margin, 0) for margin in margins], value or 0.0)
     _take_place(x, node)
 
 

@@ -90,8 +90,7 @@ class Pipeline:
         params = {"metric": config.metric, "root": str(config.root), "signature": model.value.get("signature")}
         original = self._steps.user("score original", "edgepress.steps.score:original", params, {"reference": reference, "data": data})
         if not original.pending:
-            gates = [gate for plan in self.plans for gate in plan.gates]
-            check_units(gates, config.quantize, config.metric, original.value["unit"])
+            check_units([gate for plan in self.plans for gate in plan.gates], config.quantize, config.metric, original.value["unit"])
         return Origin(data, model, reference), original
 
     def _calibrate(self, name: str, model: Result, data: Result) -> Result:
@@ -293,9 +292,8 @@ class Pipeline:
         score = self._steps.score(plan, prepared, execution, "selection", f"{scheme.label}{suffix}")
         if score.pending:
             return Candidate(scheme, export, score, True, "", execution=execution)
-        quantize = self.config.quantize or QuantizeConfig()
         drop, unit = float(score.value["drop"]), score.value["unit"]
-        limit = largest(quantize, scheme.precision, plan.gates, float(score.value["reference"]), unit)
+        limit = largest(self.config.quantize or QuantizeConfig(), scheme.precision, plan.gates, score.value["reference"], unit)
         held = drop <= limit
         sign = "within" if held else "over"
         why = f"drop of {drop:+.2f} {unit} on {score.value['samples']} training samples kept apart, {sign} {limit:g} {unit}{after}"

@@ -22,13 +22,6 @@ def _new_filled(value: float) -> Callable[..., torch.Tensor]:
     return filled
 
 
-def _like_filled(value: float) -> Callable[..., torch.Tensor]:
-    def filled(x: torch.Tensor, *, dtype: torch.dtype | None = None, **_: Any) -> torch.Tensor:
-        return torch.full(x.shape, value, dtype=dtype or x.dtype)
-
-    return filled
-
-
 def _full_like(x: torch.Tensor, value: float, *, dtype: torch.dtype | None = None, **_: Any) -> torch.Tensor:
     return torch.full(x.shape, value, dtype=dtype or x.dtype)
 
@@ -75,8 +68,8 @@ MENDED: dict[Any, Callable[..., Any]] = {
     _ATEN.diagonal.default: _diagonal,  # of the first two dimensions alone
     _ATEN.floor_divide.default: _floor_divide,  # by one is taken for nothing to do
     _ATEN.full_like.default: _full_like,  # without the type that is asked for, as the next two
-    _ATEN.ones_like.default: _like_filled(1),
-    _ATEN.zeros_like.default: _like_filled(0),
+    _ATEN.ones_like.default: lambda x, **named: _full_like(x, 1, **named),
+    _ATEN.zeros_like.default: lambda x, **named: _full_like(x, 0, **named),
     _ATEN.lerp.Scalar: _lerp,  # through a `where` of no dimension
     _ATEN.lerp.Tensor: _lerp,
     _ATEN.new_ones.default: _new_filled(1),  # not of no dimension

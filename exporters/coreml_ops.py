@@ -42,7 +42,7 @@ def _with_defaults(program: ExportedProgram) -> ExportedProgram:
             if not rest or not rest[0]:
                 node.args = (x, window, window, *rest[1:])
         elif node.target is _ATEN.cosine_similarity.default:
-            node.args = (*node.args, 1, 1e-8)[: max(len(node.args), 4)] if len(node.args) != 3 else (*node.args, 1e-8)
+            node.args = (*node.args, *(1, 1e-8)[len(node.args) - 2 :])  # the dimension and epsilon
         elif node.target is _ATEN.rms_norm.default:
             x, shape, weight, eps = (*node.args, None, None)[:4]
             node.args = (x, shape, weight, torch.finfo(node.meta["val"].dtype).eps if eps is None else eps)
@@ -53,7 +53,7 @@ def _within_half(program: ExportedProgram) -> ExportedProgram:
     """Bring numbers that half precision does not have within it; in place.
 
     Masks are made of such: `(1 - mask) * torch.finfo(torch.float32).min` is -inf times zero there, where nothing is to be hidden. Half of
-    the largest number hides as well, also where two masks are added.
+    the largest number hides as well, also where two masks are added. Bounds of `clamp` may be infinite.
     """
 
     def within(value: Any) -> Any:
@@ -61,7 +61,8 @@ def _within_half(program: ExportedProgram) -> ExportedProgram:
 
     for node in program.graph.nodes:
         value = node.meta.get("val")
-        if isinstance(node.target, torch._ops.OpOverload) and isinstance(value, torch.Tensor) and value.is_floating_point():
+        computes = isinstance(node.target, torch._ops.OpOverload) and "clamp" not in node.target._opname
+        if computes and isinstance(value, torch.Tensor) and value.is_floating_point():
             numbers = [isinstance(argument.type, torch.NumberType) for argument in node.target._schema.arguments]
             whole = [float(v) if type(v) is int and number else v for v, number in zip(node.args, numbers, strict=False)]
             changed = tuple(within(value) for value in whole)

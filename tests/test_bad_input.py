@@ -83,6 +83,10 @@ def no_unit(project: Path) -> None:
     edit(project, gates={"size": {"max": 2}})
 
 
+def another_unit(project: Path) -> None:
+    edit(project, metric="cohen_kappa", gates={"accuracy_drop": {"max": 0.01}})
+
+
 def unknown_target(project: Path) -> None:
     edit(project, targets=["onnxruntim"])
 
@@ -113,6 +117,7 @@ CASES: list[tuple[Callable[[Path], None], list[str]]] = [
     (labels_out_of_range, ["label", "10", "classes"]),
     (unknown_key, ["edgepress.yaml", "gate", "gates"]),
     (no_unit, ["gates.size.max", "unit"]),
+    (another_unit, ["accuracy_drop is 0.01 without a unit", "cohen_kappa is a fraction", "0.01pp"]),
     (unknown_target, ["onnxruntim", "onnxruntime"]),
 ]
 
