@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import operator
 from collections.abc import Callable, Collection, Iterator, Mapping
 from functools import wraps
 from typing import Any
@@ -24,6 +25,7 @@ from torch.fx import Graph, Node
 from torch.fx.experimental.proxy_tensor import make_fx
 from torch.fx.node import map_arg
 from torch.fx.passes.shape_prop import _extract_tensor_metadata
+from torch.utils._pytree import tree_map_only
 
 Table = Mapping[Any, Callable[..., Any]]
 _ENDS = ("placeholder", "output")
@@ -54,7 +56,7 @@ def decomposed(program: ExportedProgram, table: Table) -> ExportedProgram | None
 
     Returns:
         None where that cannot be told without tracing the whole program: it writes to its inputs or buffers, an operator that reads no
-        tensor is rewritten, or a node is rewritten while sizes are not all numbers.
+        tensor is rewritten, one of several outputs is whose outputs are read as one, or a node is while sizes are not all numbers.
     """
     return _decomposed(program, table, lambda node: not _kept(node, table))
 
@@ -78,7 +80,7 @@ def _decomposed(program: ExportedProgram, table: Table, changes: Callable[[Node]
         node.name = source.name  # copying renames what is called like a builtin; the signature knows inputs and outputs by name
     if changed and not (all(map(_fixed, graph.nodes)) and _rewrite(graph, changed, table)):
         return None
-    if _tracings(graph) > 1:
+    if len(_tracings(graph)) > 1:
         return None
     graph.eliminate_dead_code()
     return ExportedProgram(
@@ -96,31 +98,43 @@ def _decomposed(program: ExportedProgram, table: Table, changes: Callable[[Node]
 def _kept(node: Node, table: Table) -> bool:
     """Decomposing leaves this call as it is."""
     op = node.target
-    if not isinstance(op, torch._ops.OpOverload) or op in table or not isinstance(node.meta.get("val"), torch.Tensor):
+    if op is operator.getitem:  # an output of an operator that has several
+        return True
+    if not isinstance(op, torch._ops.OpOverload) or op in table or _tensors(node) is None:
         return False
     return not _is_cia_op(op) or _check_valid_to_preserve(op)
+
+
+def _tensors(node: Node) -> list[torch.Tensor] | None:
+    """The values of a node's outputs; None where one is no tensor, or none is known."""
+    value = node.meta.get("val")
+    values = list(value) if isinstance(value, tuple | list) else [value]
+    return values if all(isinstance(each, torch.Tensor) for each in values) else None
 
 
 def _writes(node: Node) -> bool:
     return isinstance(node.target, torch._ops.OpOverload) and node.target._schema.is_mutable
 
 
-def _tracings(graph: Graph) -> int:
-    values = (node.meta.get("val") for node in graph.nodes)
-    return len({id(value.fake_mode) for value in values if isinstance(value, FakeTensor)})
+def _tracings(graph: Graph) -> list[Any]:
+    """The modes that the values of a graph were traced in."""
+    values = (value for node in graph.nodes for value in _tensors(node) or ())
+    return list(dict.fromkeys(value.fake_mode for value in values if isinstance(value, FakeTensor)))
 
 
 def _fixed(node: Node) -> bool:
     """All sizes are numbers; a converter's pass leaves nodes without a value behind."""
-    value = node.meta.get("val") if node.op != "output" else None
-    return value is None or (isinstance(value, torch.Tensor) and all(isinstance(size, int) for size in value.shape))
+    if node.op == "output" or node.meta.get("val") is None:
+        return True
+    return all(isinstance(size, int) for value in _tensors(node) or [None] for size in getattr(value, "shape", [value]))
 
 
 def _rewrite(graph: Graph, changed: Collection[str], table: Table) -> bool:
-    """Put in place of the named nodes what their decompositions compute; False where one is no function of tensors to one tensor."""
+    """Put in place of the named nodes what their decompositions compute; False where one is no function of tensors to tensors."""
     composites, others = _split_decomp_table_to_cia_and_python_decomp(dict(table))
     stale = any("val" not in node.meta for node in graph.nodes if node.op == "call_function")
-    with torch.no_grad(), enable_python_dispatcher(), _override_composite_implicit_decomp(composites):
+    mode: Any = next(iter(_tracings(graph)), contextlib.nullcontext())  # tensors that an operator makes are of this tracing too
+    with torch.no_grad(), mode, enable_python_dispatcher(), _override_composite_implicit_decomp(composites):
         for node in list(graph.nodes):
             if node.name in changed:
                 pieces = _pieces(node, table, others)
@@ -133,8 +147,8 @@ def _rewrite(graph: Graph, changed: Collection[str], table: Table) -> bool:
 
 
 def described(value: Any) -> dict[str, Any]:
-    """What tracing writes on a node of this value."""
-    return {"val": value} | ({"tensor_meta": _extract_tensor_metadata(value)} if isinstance(value, torch.Tensor) else {})
+    """What tracing writes on a node of this value, a tensor or several."""
+    return {"val": value, "tensor_meta": tree_map_only(torch.Tensor, _extract_tensor_metadata, value)}
 
 
 def value_in(node: Node) -> Any:
@@ -147,7 +161,7 @@ def _call(node: Node, function: Callable[..., Any], value: Callable[[Node], Any]
 
 
 def _pieces(node: Node, table: Table, others: Table) -> Graph | None:
-    """The graph of a node's decomposition: one placeholder for each of its input nodes, and one tensor as its output."""
+    """The graph of a node's decomposition: one placeholder for each of its input nodes, and a tensor for each of its outputs."""
     sources = node.all_input_nodes
 
     def call(*tensors: torch.Tensor) -> Any:
@@ -157,11 +171,16 @@ def _pieces(node: Node, table: Table, others: Table) -> Graph | None:
         values = [value_in(source) for source in sources]
         graph: Graph = make_fx(call, decomposition_table=others)(*values).graph
         if any(map(_writes, graph.nodes)):
+            values = [value.contiguous() for value in values]  # an operator may write to keep the order of dimensions in memory
             graph = make_fx(functionalize(call), decomposition_table=others)(*values).graph
     except Exception:  # it needs more than its inputs: whoever traces the whole program says what
         return None
     plain = all(piece.op in _ENDS or (_kept(piece, {}) and not _writes(piece)) for piece in graph.nodes)
-    return graph if plain and isinstance(graph.output_node().args[0], Node) else None
+    made = graph.output_node().args[0]
+    if isinstance(made, tuple | list):  # each output is read by itself, and is a node of its own
+        plain &= len({id(each) for each in made if isinstance(each, Node) and each.op == "call_function"}) == len(made)
+        plain &= all(user.target is operator.getitem for user in node.users)
+    return graph if plain and isinstance(made, Node | tuple | list) else None
 
 
 def _replace(node: Node, pieces: Graph) -> None:
@@ -174,9 +193,12 @@ def _replace(node: Node, pieces: Graph) -> None:
                 at[piece] = node.graph.node_copy(piece, at.__getitem__)
                 at[piece].meta = about | described(piece.meta["val"])
     result = pieces.output_node().args[0]
-    assert isinstance(result, Node)
-    made = at[result] if result.op == "call_function" else None
-    node.replace_all_uses_with(at[result])
-    node.graph.erase_node(node)
-    if made is not None:
-        made.name = node.name  # the program's signature names its outputs
+    readers = [node] if isinstance(result, Node) else list(node.users)
+    for reader in readers:
+        source = result if isinstance(result, Node) else result[reader.args[1]]
+        reader.replace_all_uses_with(at[source])
+        node.graph.erase_node(reader)
+        if source.op == "call_function":
+            at[source].name = reader.name  # the program's signature names its outputs
+    if readers != [node]:
+        node.graph.erase_node(node)

@@ -89,6 +89,7 @@ class _Placing:
         self.module, self.rules, self.largest, self.float_layers = module, rules, largest, float_layers
         self.placed = rules.placement & (HEAVY | {"shape"}) if scheme == "static-matmul" else rules.placement
         self.masked = masked_nodes(module)
+        self.varying = _varying(module)
         self.kinds: dict[Node, str] = {}
         self.reasons: dict[Node, str] = {}
         self.heads: dict[Node, Node] = {}
@@ -128,6 +129,8 @@ class _Placing:
             return f"this scheme leaves {kind} in float"
         if node in self.masked and kind != "shape":
             return self.masked[node]
+        if node not in self.varying and kind not in ("embedding", "shape"):
+            return "depends on no input, only on how many samples there are: converters compute it once, in float"
         inputs = data_inputs(node, kind)
         if op_name(node) not in PIECES and not _single(node):
             return "does not compute in float32"
@@ -179,6 +182,16 @@ class _Placing:
         if kind in HEAVY and (kind in self.rules.float_output or not self.rules.quantize_outputs):
             return any(self._reads_integers(user, tail) for user in tail.users)
         return True
+
+
+def _varying(module: GraphModule) -> frozenset[Node]:
+    """Nodes that depend on the values of an input, and not on its sizes alone."""
+    found: set[Node] = set()
+    for node in module.graph.nodes:
+        carries = isinstance(value_of(node), torch.Tensor | list | tuple)
+        if node.op == "placeholder" or (carries and not found.isdisjoint(node.all_input_nodes)):
+            found.add(node)
+    return frozenset(found)
 
 
 def _single(node: Node) -> bool:

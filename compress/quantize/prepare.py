@@ -17,6 +17,7 @@ from edgepress.compress.quantize.attention import decomposable, fold_attention_s
 from edgepress.compress.quantize.attention import decompose_attention as _decompose_attention
 from edgepress.compress.quantize.constants import fold_constants
 from edgepress.compress.quantize.graph import attribute, constant, is_float, op_name, set_attribute, value_of
+from edgepress.compress.quantize.windows import merge_moved_dimensions
 
 aten = torch.ops.aten
 _DROPOUT = frozenset(["dropout", "feature_dropout", "alpha_dropout", "feature_alpha_dropout", "native_dropout"])
@@ -41,6 +42,7 @@ def float_module(program: torch.export.ExportedProgram) -> GraphModule:
     fold_constants(module)
     _products_to_linear(module)
     _fold_batch_norms(module)
+    merge_moved_dimensions(module)
     return finish(module)
 
 
@@ -166,7 +168,10 @@ def _products_to_linear(module: GraphModule) -> None:
 
 
 def _fold_batch_norms(module: GraphModule) -> None:
-    """conv / linear / transposed conv followed by an eval-mode batch norm becomes one op (Jacob et al. 2018, section 3.2)."""
+    """conv / linear / transposed conv followed by an eval-mode batch norm becomes one op (Jacob et al. 2018, section 3.2).
+
+    Where others read the layer too, the batch norm becomes a product and a sum.
+    """
     for node in list(module.graph.nodes):
         name = op_name(node)
         if name not in ("batch_norm", "_native_batch_norm_legit_no_training") or node.args[0].op != "call_function":
@@ -175,12 +180,18 @@ def _fold_batch_norms(module: GraphModule) -> None:
             continue
         head = node.args[0]
         result = node if name == "batch_norm" else _only_first(node)
-        if op_name(head) in _FOLDABLE and len(head.users) == 1 and result is not None and _fold(module, head, node):
+        affine = _affine(module, node) if op_name(head) in _FOLDABLE else None
+        if affine is None or result is None:
+            continue
+        channels_last = op_name(head) == "linear" and value_of(head).dim() > 2  # a batch norm's are dimension 1
+        if len(head.users) == 1 and not channels_last and _fold(module, head, *affine):
             result.replace_all_uses_with(head)
             head.meta["val"] = value_of(result) if isinstance(value_of(result), torch.Tensor) else value_of(head)
-            module.graph.erase_node(result)
-            if result is not node:
-                module.graph.erase_node(node)
+        else:
+            result.replace_all_uses_with(_written_out(module, node, *affine))
+        module.graph.erase_node(result)
+        if result is not node:
+            module.graph.erase_node(node)
 
 
 def _only_first(node: Node) -> Node | None:
@@ -189,22 +200,41 @@ def _only_first(node: Node) -> Node | None:
     return users[0] if len(users) == 1 and users[0].target is operator.getitem and users[0].args[1] == 0 else None
 
 
-def _fold(module: GraphModule, head: Node, norm: Node) -> bool:
-    """Scale the weight of `head` by gamma / sqrt(variance + epsilon) per output channel and shift its bias, in float64."""
-    weight = constant(module, head.args[1])
-    bias_node = head.args[2] if len(head.args) > 2 else None
-    bias = constant(module, bias_node)
+def _affine(module: GraphModule, norm: Node) -> tuple[torch.Tensor, torch.Tensor] | None:
+    """What a batch norm multiplies by, gamma / sqrt(variance + epsilon), and adds, (channels,) in float64; None where not constant."""
     mean, variance = constant(module, norm.args[3]), constant(module, norm.args[4])
-    if weight is None or mean is None or variance is None or (bias_node is not None and bias is None):
-        return False
+    if mean is None or variance is None:
+        return None
     gamma, beta = constant(module, norm.args[1]), constant(module, norm.args[2])
     epsilon = norm.args[7] if op_name(norm) == "batch_norm" else norm.args[6]
     scale = (gamma.double() if gamma is not None else 1.0) / torch.sqrt(variance.double() + epsilon)
-    shift = (beta.double() if beta is not None else 0.0) - mean.double() * scale
+    return scale, (beta.double() if beta is not None else 0.0) - mean.double() * scale
+
+
+def _fold(module: GraphModule, head: Node, scale: torch.Tensor, shift: torch.Tensor) -> bool:
+    """Scale the weight of `head` per output channel and shift its bias, in float64."""
+    weight = constant(module, head.args[1])
+    bias_node = head.args[2] if len(head.args) > 2 else None
+    bias = constant(module, bias_node)
+    if weight is None or (bias_node is not None and bias is None):
+        return False
     if bias is not None:
         shift = shift + bias.double() * scale
     replace_weight(module, head, _scaled(head, weight, scale).to(weight.dtype), shift.to(weight.dtype))
     return True
+
+
+def _written_out(module: GraphModule, norm: Node, scale: torch.Tensor, shift: torch.Tensor) -> Node:
+    """A batch norm as a product and a sum: what prepares a graph for quantization would fold it into a layer that others read too."""
+    x = norm.args[0]
+    dtype, made = value_of(x).dtype, x
+    for target, name, constant_ in ((aten.mul.Tensor, "scale", scale), (aten.add.Tensor, "shift", shift)):
+        wide = constant_.to(dtype).reshape(-1, *[1] * (value_of(x).dim() - 2))
+        factor = _constant_node(module, norm, f"{norm.name}.{name}", wide)
+        with module.graph.inserting_before(norm):
+            made = module.graph.call_function(target, (made, factor))
+        made.meta["val"] = value_of(x)
+    return made
 
 
 def _scaled(head: Node, weight: torch.Tensor, scale: torch.Tensor) -> torch.Tensor:

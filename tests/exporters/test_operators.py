@@ -20,6 +20,19 @@ from edgepress.validators.runtimes import RUNTIMES
 from tests.exporters.litert_cases import sqnr_db
 
 ROWS, TOKENS, WIDTH = 16, 6, 8
+
+
+def windows(x: Tensor) -> Tensor:
+    """(n, 6, 6, 8) with rows of windows exchanged with rows in them, and columns likewise."""
+    return x.reshape(-1, 2, 3, 2, 3, 8).permute(0, 2, 1, 4, 3, 5).reshape(-1, 6, 6, 8)
+
+
+def scores(x: Tensor) -> Tensor:
+    """(n, 1, 42): a linear layer over the constant places of a map, as many times as there are samples."""
+    places, weight = torch.linspace(-1, 1, 126).reshape(1, 42, 3), torch.linspace(-2, 3, 3)[None]
+    return F.linear(places.expand(x.shape[0], -1, -1), weight).mT
+
+
 Operator = Callable[[Tensor], Tensor]
 #: Between a convolution (n, 8, 6, 7) and a linear layer.
 ON_MAPS: dict[str, Operator] = {
@@ -43,6 +56,8 @@ ON_MAPS: dict[str, Operator] = {
     "shrink": lambda x: F.hardshrink(x) + F.logsigmoid(x),
     "between": lambda x: torch.lerp(x, x.flip(1), 0.3),
     "frames": lambda x: x.flatten(2).unfold(2, 8, 4),
+    "windows moved together": lambda x: windows(F.linear(windows(x[..., :6].permute(0, 2, 3, 1)), torch.eye(8) + 0.1)).permute(0, 3, 1, 2),
+    "positions for every sample": lambda x: x.flatten(2) * scores(x).softmax(-1),
 }
 #: Of embeddings (n, 6, 8), tokens (n, 6) and a mask (n, 6) of int64.
 ON_TOKENS: dict[str, Callable[[Tensor, Tensor, Tensor], Tensor]] = {

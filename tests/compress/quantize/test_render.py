@@ -313,6 +313,35 @@ def test_the_float_module_computes_what_the_program_does(name: str) -> None:
     assert not any("batch_norm" in str(node.target) or "dropout" in str(node.target) for node in module.graph.nodes)
 
 
+class Branched(nn.Module):
+    """Batch norms that fold into no layer: of a convolution that others read, and of the tokens of a linear layer."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.norm, self.cheap = nn.Conv2d(3, 4, 3, bias=False), nn.BatchNorm2d(4), nn.Conv2d(4, 4, 1)
+        self.mix, self.tokens = nn.Linear(9, 6), nn.BatchNorm1d(6)
+        for norm in (self.norm, self.tokens):
+            nn.init.uniform_(norm.running_var, 0.3, 1.5)
+            nn.init.normal_(norm.running_mean)
+            nn.init.uniform_(norm.weight, 0.5, 1.5)
+
+    def forward(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        primary = self.conv(x)
+        tokens = torch.cat([primary, primary[:, :2]], 1).flatten(2)
+        return self.cheap(primary) + self.norm(primary), self.tokens(self.mix(tokens))
+
+
+def test_a_batch_norm_changes_no_layer_that_others_read() -> None:
+    torch.manual_seed(0)
+    net, inputs = Branched().eval(), torch.randn(64, 3, 5, 5)
+    program = _exported(net, inputs[:2])
+    result = render(program, calibrate(program, [(inputs,)]), rules_for("onnxruntime"), STATIC)
+    with torch.no_grad():
+        for want, plain, got in zip(net(inputs), float_module(program)(inputs), result.module(inputs), strict=True):
+            torch.testing.assert_close(plain, want, atol=1e-5, rtol=1e-4)
+            assert 10 * torch.log10(want.square().sum() / (want - got).square().sum()) > 30
+
+
 def test_macs_of_one_sample_are_counted() -> None:
     convolutions = 16 * 16 * 8 * 3 * 9 + 2 * 8 * 8 * 8 * 8 * 9 + 4 * 4 * (16 * 8 * 9 + 16 * 16 * 9 + 16 * 8)
     assert count_macs(program_of("residual")) == convolutions + 16 * 5
