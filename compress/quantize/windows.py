@@ -1,8 +1,8 @@
 """Windows of an image, patches and heads: a view of six dimensions, moved around, is one of fewer where neighbours move together.
 
 (batch, rows, height, columns, width, channels) with `height` and `columns` exchanged, as Swin Transformer cuts its windows (Liu et al.
-2021, section 3.2), is (batch * rows, height, columns, width * channels) with the same two exchanged. Core ML has no tensor of more than five
-dimensions. What is no five groups of neighbours is moved in two steps.
+2021, section 3.2), is (batch * rows, height, columns, width * channels) with the same two exchanged. Core ML has no tensor of more than
+five dimensions. What is no five groups of neighbours is moved in two steps.
 """
 
 from __future__ import annotations
