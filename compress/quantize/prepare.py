@@ -16,6 +16,7 @@ from edgepress.compress.portable import portable
 from edgepress.compress.quantize.attention import decomposable, fold_attention_scales
 from edgepress.compress.quantize.attention import decompose_attention as _decompose_attention
 from edgepress.compress.quantize.constants import fold_constants
+from edgepress.compress.quantize.expansions import drop_expansions
 from edgepress.compress.quantize.graph import attribute, constant, is_float, op_name, set_attribute, value_of
 from edgepress.compress.quantize.windows import merge_moved_dimensions
 
@@ -43,6 +44,7 @@ def float_module(program: torch.export.ExportedProgram) -> GraphModule:
     _products_to_linear(module)
     _fold_batch_norms(module)
     merge_moved_dimensions(module)
+    drop_expansions(module)
     return finish(module)
 
 

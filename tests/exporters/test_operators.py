@@ -57,6 +57,7 @@ ON_MAPS: dict[str, Operator] = {
     "between": lambda x: torch.lerp(x, x.flip(1), 0.3),
     "frames": lambda x: x.flatten(2).unfold(2, 8, 4),
     "windows moved together": lambda x: windows(F.linear(windows(x[..., :6].permute(0, 2, 3, 1)), torch.eye(8) + 0.1)).permute(0, 3, 1, 2),
+    "written out before a product": lambda x: F.relu(x) * (x.flatten(2).softmax(-1) * x.flatten(2)).sum(-1)[..., None, None].expand_as(x),
     "positions for every sample": lambda x: x.flatten(2) * scores(x).softmax(-1),
 }
 #: Of embeddings (n, 6, 8), tokens (n, 6) and a mask (n, 6) of int64.
