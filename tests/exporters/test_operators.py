@@ -27,6 +27,13 @@ def windows(x: Tensor) -> Tensor:
     return x.reshape(-1, 2, 3, 2, 3, 8).permute(0, 2, 1, 4, 3, 5).reshape(-1, 6, 6, 8)
 
 
+def separable(x: Tensor) -> Tensor:
+    """Separable attention between convolutions (Mehta and Rastegari 2022, section 3.1): one context for all places of a row."""
+    scores, keys, values = x.split([1, 3, 4], 1)
+    context = (F.pad(keys, (0, 0, 0, 0, 0, 1)) * scores.softmax(-1)).sum(-1, keepdim=True)
+    return F.conv2d(F.relu(values) * context.expand_as(values), torch.eye(4)[..., None, None] + 0.1)
+
+
 def scores(x: Tensor) -> Tensor:
     """(n, 1, 42): a linear layer over the constant places of a map, as many times as there are samples."""
     places, weight = torch.linspace(-1, 1, 126).reshape(1, 42, 3), torch.linspace(-2, 3, 3)[None]
@@ -57,7 +64,7 @@ ON_MAPS: dict[str, Operator] = {
     "between": lambda x: torch.lerp(x, x.flip(1), 0.3),
     "frames": lambda x: x.flatten(2).unfold(2, 8, 4),
     "windows moved together": lambda x: windows(F.linear(windows(x[..., :6].permute(0, 2, 3, 1)), torch.eye(8) + 0.1)).permute(0, 3, 1, 2),
-    "written out before a product": lambda x: F.relu(x) * (x.flatten(2).softmax(-1) * x.flatten(2)).sum(-1)[..., None, None].expand_as(x),
+    "written out before a product": separable,
     "positions for every sample": lambda x: x.flatten(2) * scores(x).softmax(-1),
 }
 #: Of embeddings (n, 6, 8), tokens (n, 6) and a mask (n, 6) of int64.
