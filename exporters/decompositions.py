@@ -56,7 +56,7 @@ def decomposed(program: ExportedProgram, table: Table) -> ExportedProgram | None
 
     Returns:
         None where that cannot be told without tracing the whole program: it writes to its inputs or buffers, an operator that reads no
-        tensor is rewritten, one of several outputs is whose outputs are read as one, or a node is while sizes are not all numbers.
+        tensor is rewritten, one of several outputs is whose outputs are read as one, or a size that is open becomes a number.
     """
     return _decomposed(program, table, lambda node: not _kept(node, table))
 
@@ -78,9 +78,10 @@ def _decomposed(program: ExportedProgram, table: Table, changes: Callable[[Node]
     graph = copy.deepcopy(program.graph)
     for node, source in zip(graph.nodes, program.graph.nodes, strict=True):
         node.name = source.name  # copying renames what is called like a builtin; the signature knows inputs and outputs by name
-    if changed and not (all(map(_fixed, graph.nodes)) and _rewrite(graph, changed, table)):
+    if changed and not (all(map(_sized, graph.nodes)) and _rewrite(graph, changed, table)):
         return None
-    if len(_tracings(graph)) > 1:
+    tracings = _tracings(graph)
+    if len(tracings) > 1 or _settled(tracings, program):
         return None
     graph.eliminate_dead_code()
     return ExportedProgram(
@@ -100,6 +101,8 @@ def _kept(node: Node, table: Table) -> bool:
     op = node.target
     if op is operator.getitem:  # an output of an operator that has several
         return True
+    if isinstance(node.meta.get("val"), torch.SymInt):  # arithmetic of sizes
+        return op is not torch.ops.aten.sym_numel.default
     if not isinstance(op, torch._ops.OpOverload) or op in table or _tensors(node) is None:
         return False
     return not _is_cia_op(op) or _check_valid_to_preserve(op)
@@ -122,11 +125,16 @@ def _tracings(graph: Graph) -> list[Any]:
     return list(dict.fromkeys(value.fake_mode for value in values if isinstance(value, FakeTensor)))
 
 
-def _fixed(node: Node) -> bool:
-    """All sizes are numbers; a converter's pass leaves nodes without a value behind."""
-    if node.op == "output" or node.meta.get("val") is None:
-        return True
-    return all(isinstance(size, int) for value in _tensors(node) or [None] for size in getattr(value, "shape", [value]))
+def _settled(tracings: Collection[Any], program: ExportedProgram) -> bool:
+    """An operator has made a number of a size that the program leaves open."""
+    known = [mode.shape_env.replacements for mode in tracings if mode.shape_env is not None]
+    return any(symbol in replacements for symbol in program.range_constraints for replacements in known)
+
+
+def _sized(node: Node) -> bool:
+    """Its value is tensors or a size; a converter's pass leaves nodes without a value behind."""
+    value = node.meta.get("val")
+    return node.op == "output" or value is None or isinstance(value, int | torch.SymInt) or _tensors(node) is not None
 
 
 def _rewrite(graph: Graph, changed: Collection[str], table: Table) -> bool:
@@ -175,12 +183,32 @@ def _pieces(node: Node, table: Table, others: Table) -> Graph | None:
             graph = make_fx(functionalize(call), decomposition_table=others)(*values).graph
     except Exception:  # it needs more than its inputs: whoever traces the whole program says what
         return None
+    _infer_sizes(graph)
     plain = all(piece.op in _ENDS or (_kept(piece, {}) and not _writes(piece)) for piece in graph.nodes)
     made = graph.output_node().args[0]
     if isinstance(made, tuple | list):  # each output is read by itself, and is a node of its own
         plain &= len({id(each) for each in made if isinstance(each, Node) and each.op == "call_function"}) == len(made)
         plain &= all(user.target is operator.getitem for user in node.users)
     return graph if plain and isinstance(made, Node | tuple | list) else None
+
+
+def _infer_sizes(graph: Graph) -> None:
+    """Say -1 again in views for the size that was told from the number of elements: no converter knows how to count these."""
+    for node in graph.nodes:
+        if node.target in (torch.ops.aten.view.default, torch.ops.aten._unsafe_view.default):
+            sizes = [_number(size) for size in node.args[1]]
+            told = [index for index, size in enumerate(sizes) if isinstance(size, Node) and size.target is operator.floordiv]
+            if len(told) == 1 and -1 not in sizes:
+                sizes[told[0]] = -1
+            node.args = (node.args[0], sizes)
+    graph.eliminate_dead_code()
+
+
+def _number(size: int | Node) -> int | Node:
+    """Sizes that are the same for every batch, as numbers."""
+    value = size.meta["val"] if isinstance(size, Node) else size
+    known = value.node.maybe_as_int() if isinstance(value, torch.SymInt) else value
+    return size if known is None else known
 
 
 def _replace(node: Node, pieces: Graph) -> None:

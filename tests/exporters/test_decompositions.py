@@ -9,7 +9,7 @@ import torch
 from hypothesis import Phase, given, settings
 from hypothesis import strategies as st
 from torch import nn
-from torch.export import ExportedProgram, export
+from torch.export import Dim, ExportedProgram, export
 from torch.fx import GraphModule
 
 from edgepress.exporters.decompositions import decomposed, nodes_kept
@@ -26,6 +26,7 @@ LAYERS = {
     "maxima": lambda: nn.MaxPool2d(3, 1, 1),
     "pieces": lambda: Pieces(),
     "squeeze": lambda: Squeeze(),
+    "windows": lambda: Windows(),
 }
 TABLES = {
     "nothing": dict[object, object],
@@ -44,6 +45,15 @@ class Pieces(nn.Module):
         first, second = x.chunk(2, dim=1)
         rows = (first * torch.full((1,), 2.0)).unbind(2)
         return torch.cat([torch.stack(rows, 2), second.split([3, 5], -1)[1].repeat_interleave(2, -1)[..., :8]], 1)
+
+
+class Windows(nn.Module):
+    """Four windows of every image become images, change and come back: sizes that are told from the number of elements."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        windows = x.reshape(x.shape[0], 4, 2, 4, 2, 4).permute(0, 2, 4, 1, 3, 5).reshape(-1, 4, 4, 4)
+        turned = windows.softmax(-1).transpose(2, 3).reshape(-1, 16)
+        return turned.reshape(x.shape[0], 2, 2, 4, -1).permute(0, 3, 1, 2, 4).reshape(x.shape[0], -1, 8, 8)
 
 
 class Squeeze(nn.Module):
@@ -67,31 +77,47 @@ class Head(nn.Module):
 
 
 def operators(program: ExportedProgram) -> Counter[str]:
-    """How often each is called, but for what only keeps an order of dimensions in memory, which no file has."""
-    called = (str(node.target) for node in program.graph.nodes if node.op == "call_function")
+    """How often each is called, but for arithmetic of sizes and what only keeps an order of dimensions in memory, which no file has."""
+    nodes = (node for node in program.graph.nodes if node.op == "call_function")
+    called = (str(node.target) for node in nodes if not isinstance(node.meta["val"], torch.SymInt))
     return Counter(name for name in called if name != "aten.as_strided.default")
 
 
 @settings(max_examples=12, deadline=None, phases=[Phase.generate])  # shrinking takes minutes
 @given(
-    kinds=st.lists(st.sampled_from(sorted(LAYERS)), min_size=1, max_size=3), table=st.sampled_from(sorted(TABLES)), seed=st.integers(0, 99)
+    kinds=st.lists(st.sampled_from(sorted(LAYERS)), min_size=1, max_size=3),
+    table=st.sampled_from(sorted(TABLES)),
+    free=st.booleans(),
+    seed=st.integers(0, 99),
 )
-def test_gives_the_operators_and_outputs_of_a_whole_decomposition(kinds: list[str], table: str, seed: int) -> None:
+def test_gives_the_operators_and_outputs_of_a_whole_decomposition(kinds: list[str], table: str, free: bool, seed: int) -> None:
     torch.manual_seed(seed)
     x = torch.randn(2, 4, 8, 8)
-    program = export(Head(kinds).eval(), (x,))
+    program = export(Head(kinds).eval(), (x,), dynamic_shapes=({0: Dim("batch", min=1)},) if free else None)
     rules = dict(TABLES[table]())
     whole = program.run_decompositions(rules)
     found = decomposed(program, rules)
     assert found is not None
     assert operators(found) == operators(whole)
     assert found.dialect == whole.dialect
-    for one, other in zip(found.module()(x), whole.module()(x), strict=True):
-        torch.testing.assert_close(one, other, rtol=0, atol=0)
+    for batch in (x, torch.randn(5, 4, 8, 8)) if free else (x,):
+        for one, other in zip(found.module()(batch), whole.module()(batch), strict=True):
+            torch.testing.assert_close(one, other, rtol=0, atol=0)
     for node in found.graph.nodes:
         if node.op == "call_function":
             value, described = node.meta["val"], node.meta.get("tensor_meta")
             assert value.shape == described.shape if isinstance(value, torch.Tensor) else not hasattr(described, "shape")
+
+
+def test_no_size_is_told_from_the_number_of_elements() -> None:
+    """No converter counts the elements of a tensor."""
+    program = export(Windows(), (torch.randn(2, 4, 8, 8),), dynamic_shapes=({0: Dim("batch", min=1)},))
+    found = decomposed(program, {})
+    assert found is not None
+    assert not any(node.target is aten.sym_numel.default for node in found.graph.nodes)
+    for batch in (1, 6):
+        x = torch.randn(batch, 4, 8, 8)
+        torch.testing.assert_close(found.module()(x), Windows()(x), rtol=0, atol=0)
 
 
 def test_leaves_the_program_alone() -> None:
@@ -129,21 +155,19 @@ class Counting(nn.Module):
         return x * self.seen
 
 
-class Reshaped(nn.Module):
-    """Takes a size from its input."""
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return x.reshape(x.shape[0], -1)
-
-
-@pytest.mark.parametrize("module, sizes", [(Counting(), None), (Reshaped(), ({0: torch.export.Dim.DYNAMIC},))], ids=["writes", "sizes"])
-def test_leaves_to_torch_what_is_not_certain(module: nn.Module, sizes: object) -> None:
+def test_leaves_to_torch_what_writes_a_buffer() -> None:
     x = torch.randn(3, 2, 2)
-    program = export(module.eval(), (x,), dynamic_shapes=sizes)
+    program = export(Counting().eval(), (x,))
     assert decomposed(program, {}) is None
     with nodes_kept():
         again: GraphModule = program.run_decompositions({}).module()
-    torch.testing.assert_close(again(x), module(x) if sizes else x)
+    torch.testing.assert_close(again(x), x)
+
+
+def test_leaves_to_torch_what_makes_a_number_of_an_open_size() -> None:
+    program = export(nn.ReLU(), (torch.randn(3, 2),), dynamic_shapes=({0: Dim.DYNAMIC},))
+    assert decomposed(program, {aten.relu.default: lambda x: x * x.shape[0]}) is not None
+    assert decomposed(program, {aten.relu.default: lambda x: x * int(x.shape[0])}) is None
 
 
 def test_torch_is_itself_again_afterwards() -> None:
