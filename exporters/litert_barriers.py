@@ -7,6 +7,8 @@ them stands in float next to an integer op, the converter takes that op's scale 
 without a word (20 dB instead of 48 dB on a small network). An optimization barrier, which leaves no trace in the file, stops it.
 
 Hard-swish and GELU: between integers they become int8 ops that XNNPACK does not take, and each of them cuts the delegated graph in two.
+
+Softmax: before a rounding it becomes an int8 op too, which loads with an output of the scale 1/256 alone.
 """
 
 from __future__ import annotations
@@ -15,6 +17,8 @@ import operator
 
 import torch
 from torch.fx import GraphModule, Node
+
+from edgepress.compress.quantize.graph import kind_of
 
 aten = torch.ops.aten
 _WHERE = [getattr(aten.where, name) for name in ("self", "Scalar", "ScalarOther", "ScalarSelf")]
@@ -35,7 +39,8 @@ def keep_float(module: GraphModule) -> GraphModule:
     """
     for node in list(module.graph.nodes):
         joins = node.target in _JOINS or _adds_value(node)
-        if node.target in _FLOAT_KERNELS or (joins and _is_float(node) and not _quantized(node)):
+        alone = node.target in _FLOAT_KERNELS or (kind_of(node) == "softmax" and _is_rounded(node))
+        if alone or (joins and _is_float(node) and not _quantized(node)):
             for source in [item for item in node.all_input_nodes if _is_float(item)]:
                 node.replace_input_with(source, barrier(module, source, node))
             users = list(node.users)
@@ -59,12 +64,19 @@ def _is_float(node: Node) -> bool:
     return isinstance(value, torch.Tensor) and value.is_floating_point()
 
 
+def _is_rounded(node: Node) -> bool:
+    """Some reader, behind ops that move values alone, rounds what the node computes."""
+    return any(_quantizes(user) or (kind_of(user) == "shape" and _is_rounded(user)) for user in node.users)
+
+
+def _quantizes(node: Node) -> bool:
+    return str(node.target).startswith("quantized_decomposed.quantize")
+
+
 def _quantized(node: Node) -> bool:
     """The rendering gave the join integers: all float inputs come from integers and the result goes to integers."""
     sources = [item for item in node.all_input_nodes if _is_float(item)]
-    return all("dequantize" in str(item.target) for item in sources) and all(
-        str(user.target).startswith("quantized_decomposed.quantize") for user in node.users
-    )
+    return all("dequantize" in str(item.target) for item in sources) and all(map(_quantizes, node.users))
 
 
 def barrier(module: GraphModule, node: Node, before: Node | None) -> Node:

@@ -40,6 +40,13 @@ def scores(x: Tensor) -> Tensor:
     return F.linear(places.expand(x.shape[0], -1, -1), weight).mT
 
 
+def blocks(x: Tensor) -> Tensor:
+    """(n, 8, 2, 21): queries, keys and values of two heads in two blocks of each row, which make six dimensions."""
+    qkv = F.linear(x.flatten(2).mT.reshape(x.shape[0], 2, 21, 8), torch.linspace(-1, 1, 96).reshape(12, 8))
+    query, key, value = qkv.reshape(x.shape[0], 2, 21, 3, 2, 2).permute(3, 0, 4, 1, 2, 5).unbind(0)
+    return torch.cat([query + key, query * value], -1)
+
+
 Operator = Callable[[Tensor], Tensor]
 #: Between a convolution (n, 8, 6, 7) and a linear layer.
 ON_MAPS: dict[str, Operator] = {
@@ -65,6 +72,8 @@ ON_MAPS: dict[str, Operator] = {
     "frames": lambda x: x.flatten(2).unfold(2, 8, 4),
     "windows moved together": lambda x: windows(F.linear(windows(x[..., :6].permute(0, 2, 3, 1)), torch.eye(8) + 0.1)).permute(0, 3, 1, 2),
     "written out before a product": separable,
+    "talking heads": lambda x: F.linear(x.permute(0, 2, 3, 1), torch.eye(8) + 0.1).permute(0, 3, 1, 2).softmax(-1).permute(0, 2, 3, 1),
+    "heads of blocks": blocks,
     "positions for every sample": lambda x: x.flatten(2) * scores(x).softmax(-1),
 }
 #: Of embeddings (n, 6, 8), tokens (n, 6) and a mask (n, 6) of int64.

@@ -29,6 +29,22 @@ class Moved(nn.Module):
         return moved.permute(self.order).flatten(1) * 2
 
 
+class Pieces(nn.Module):
+    """The same cut, moved, and read piece by piece along one dimension, by one operator or one for each piece."""
+
+    def __init__(self, order: tuple[int, ...], axis: int, unbound: bool) -> None:
+        super().__init__()
+        self.order, self.axis, self.unbound = order, axis, unbound
+
+    def forward(self, x: Tensor) -> Tensor:
+        moved = x.view(x.shape[0], 2, 4, 3, 2, 4).permute(self.order)
+        if self.unbound:
+            first, *_, last = moved.unbind(self.axis)
+        else:
+            first, last = moved.select(self.axis, 0), moved.select(self.axis - 6, -1)
+        return first * 2 + last
+
+
 def check(net: nn.Module) -> None:
     x = torch.randn(3, 8, 6, 4)
     module = float_module(torch.export.export(net, (x,), dynamic_shapes=({0: torch.export.Dim("n", min=1)},)))
@@ -46,6 +62,21 @@ def test_windows_patches_and_exchanged_rows(order: tuple[int, ...]) -> None:
 @given(st.sampled_from(list(permutations(range(6)))))
 def test_any_order(order: tuple[int, ...]) -> None:
     check(Moved(order))
+
+
+@settings(max_examples=15, deadline=None)
+@given(st.sampled_from(list(permutations(range(6)))), st.integers(1, 5), st.booleans())
+def test_pieces_of_any_dimension_that_stays_by_itself(order: tuple[int, ...], axis: int, unbound: bool) -> None:
+    net = Pieces(order, order.index(axis), unbound)
+    x = torch.randn(3, 8, 6, 4)
+    module = float_module(torch.export.export(net, (x,), dynamic_shapes=({0: torch.export.Dim("n", min=1)},)))
+    for some in (x, torch.randn(1, 8, 6, 4)):
+        torch.testing.assert_close(module(some), net(some), rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("unbound", [True, False])
+def test_heads_in_blocks(unbound: bool) -> None:
+    check(Pieces((3, 0, 4, 1, 2, 5), 0, unbound))
 
 
 def test_exchanges_of_two() -> None:
