@@ -4,6 +4,7 @@
 2021, section 3.2), is (batch * rows, height, columns, width * channels) with the same two exchanged. Core ML has no tensor of more than
 five dimensions. What is no five groups of neighbours is moved in two steps. Where pieces of one dimension are read (queries, keys and
 values of heads in blocks, as Nested Transformers have them: Zhang et al. 2022, section 3.1), these get their dimensions back one by one.
+A linear layer over windows that are not in a row yet (Twins: Chu et al. 2021, section 3.2) reads them in a row.
 """
 
 from __future__ import annotations
@@ -26,11 +27,28 @@ aten = torch.ops.aten
 
 def merge_moved_dimensions(module: GraphModule) -> None:
     """Rewrite views of more than five dimensions whose dimensions are exchanged, and which end in a view, or in pieces, of at most five."""
+    for layer in list(module.graph.nodes):
+        if op_name(layer) == "linear" and value_of(layer).dim() > _MOST:
+            _flatten(module, layer)
     for view in list(module.graph.nodes):
         if op_name(view) in _VIEWS and value_of(view).dim() > _MOST:
             found = _moved(view)
             if found is not None:
                 _merge(module, view, *found)
+
+
+def _flatten(module: GraphModule, layer: Node) -> None:
+    """Let a linear layer read rows of samples where only views read it: it treats all rows alike."""
+    count, *rows, width = value_of(layer.args[0]).shape
+    numbers = all(isinstance(size, int) for size in rows)
+    if not numbers or not all(op_name(user) in _VIEWS for user in layer.users):
+        return
+    shape = [count if isinstance(count, int) else -1, math.prod(rows), width]
+    with module.graph.inserting_before(layer):
+        flat = module.graph.call_function(aten.reshape.default, (layer.args[0], shape))
+    flat.meta |= layer.args[0].meta | {"val": value_of(layer.args[0]).reshape(shape)}
+    layer.meta["val"] = value_of(layer).reshape(*shape[:2], value_of(layer).shape[-1])
+    layer.args = (flat, *layer.args[1:])
 
 
 def _moved(view: Node) -> tuple[list[int], Node] | None:

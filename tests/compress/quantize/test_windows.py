@@ -79,6 +79,20 @@ def test_heads_in_blocks(unbound: bool) -> None:
     check(Pieces((3, 0, 4, 1, 2, 5), 0, unbound))
 
 
+def test_a_linear_layer_over_windows() -> None:
+    class Layer(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.layer = nn.Linear(4, 6)
+
+        def forward(self, x: Tensor) -> Tensor:
+            heads = self.layer(x.reshape(x.shape[0], 2, 4, 3, 2, 4).transpose(2, 3)).reshape(x.shape[0], 6, 8, 3, 1, 2)
+            query, key, value = heads.permute(3, 0, 1, 4, 2, 5)
+            return query + key * value
+
+    check(Layer())
+
+
 def test_exchanges_of_two() -> None:
     check(Moved((2, 3, 1, 5), exchanged=True))
 
