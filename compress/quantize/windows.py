@@ -3,7 +3,7 @@
 (batch, rows, height, columns, width, channels) with `height` and `columns` exchanged, as Swin Transformer cuts its windows (Liu et al.
 2021, section 3.2), is (batch * rows, height, columns, width * channels) with the same two exchanged. Core ML has no tensor of more than
 five dimensions. What is no five groups of neighbours is moved in two steps. Where pieces of one dimension are read (queries, keys and
-values of heads in blocks, as Nested Transformers have them: Zhang et al. 2022, section 3.1), these get their dimensions back one by one.
+values of heads in blocks, as Nested Transformers have them: Zhang et al. 2022), these get their dimensions back one by one.
 A linear layer over windows that are not in a row yet (Twins: Chu et al. 2021, section 3.2) reads them in a row.
 """
 
