@@ -42,6 +42,8 @@ _QUANTIZER = "torchao.quantization.pt2e.quantize_pt2e"
 _MESSAGE_BYTES = 4096
 #: What a step's tensors free stays with its process: fresh pages for every large tensor take longer than many an operator.
 _KEPT_MEMORY = {"MALLOC_MMAP_THRESHOLD_": str(32 << 20), "MALLOC_TRIM_THRESHOLD_": str(256 << 20)}
+#: New objects before the collector looks for cycles among them. Tracing makes objects by the hundred thousand, nearly all of which stay.
+_YOUNG_OBJECTS = 10_000
 #: Set before Python starts, or not at all.
 _FIXED = ("PYTHONPATH", "PYTHONHASHSEED", "PYTHONHOME", "LD_LIBRARY_PATH", "LD_PRELOAD")
 #: A look at the GPUs through CUDA itself, while PyTorch loads, would keep every child from using them (notes on torch.cuda.is_available).
@@ -185,10 +187,13 @@ def server(environment: Mapping[str, str]) -> ForkServer | None:
 def main() -> None:
     """Serve until the other end of the socket is closed."""
     connection = socket.socket(fileno=int(sys.argv[1]))
+    gc.disable()  # what modules make stays: looking through it again and again takes a fifth of the time that loading them takes
     for name in _PRELOADED:
         _load(name)
     tracking.owners()  # kept, for all children
     gc.freeze()  # a collection in a child would touch, and so copy, every page that it shares
+    gc.set_threshold(_YOUNG_OBJECTS)
+    gc.enable()
     ended, wake = os.pipe()
     for end in (ended, wake):
         os.set_blocking(end, False)

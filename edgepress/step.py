@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import shutil
 import threading
 from collections.abc import Iterator, Mapping
@@ -57,6 +58,7 @@ class Step:
         limits: when to kill it.
         warm: it uses PyTorch, and starts from a process that has it loaded.
         resumes: it keeps its state in `params["scratch"]` while it runs, and goes on from there after it was killed.
+        expected_s: seconds it takes, about; of steps that wait for a core the longest goes first, since it should not be left for the end.
     """
 
     name: str
@@ -71,6 +73,7 @@ class Step:
     limits: Limits = field(default_factory=Limits)
     warm: bool = False
     resumes: bool = False
+    expected_s: float = 0.0
 
     def key(self, machine: str | None = None) -> str:
         """Everything known before it runs that its result depends on; a measurement on `machine` (a fingerprint), by default this one."""
@@ -139,7 +142,7 @@ class Runner:
                 result = _result(record, key not in self._made)
                 self._listener.ended(step, result)
                 return result
-            with self._slots.take(step.alone):
+            with self._slots.take(step.alone, step.expected_s):
                 result = self._resumed(step, key) if step.resumes else self._run(step, key)
             self._made.add(key)
             return result
@@ -246,21 +249,28 @@ def _result(record: Record, cached: bool) -> Result:
 
 
 class _Slots:
-    """At most `count` holders at once; a holder that asks to be alone waits for all others and holds off new ones."""
+    """At most `count` holders at once. Of those that wait, the one that will take longest is next, of equals the first to come; before them
+    one that asks to be alone, which waits for all holders to end."""
 
     def __init__(self, count: int) -> None:
-        self._count, self._taken, self._waiting = max(1, count), 0, 0
+        self._count, self._taken = max(1, count), 0
+        self._turns = itertools.count()
+        self._waiting: list[tuple[bool, float, int]] = []
         self._changed = threading.Condition()
 
     @contextmanager
-    def take(self, alone: bool) -> Iterator[None]:
+    def take(self, alone: bool, expected_s: float) -> Iterator[None]:
         need = self._count if alone else 1
         with self._changed:
-            self._waiting += alone
-            while self._taken + need > self._count or (self._waiting and not alone):
-                self._changed.wait()
-            self._waiting -= alone
-            self._taken += need
+            place = (not alone, -expected_s, next(self._turns))
+            self._waiting.append(place)
+            try:
+                while min(self._waiting) != place or self._taken + need > self._count:
+                    self._changed.wait()
+                self._taken += need
+            finally:
+                self._waiting.remove(place)
+                self._changed.notify_all()  # there may be a core for the next one too
         try:
             yield
         finally:

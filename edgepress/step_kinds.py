@@ -30,10 +30,17 @@ class StepKinds:
         return self._do(Step(name, function, params, inputs, self.config.root, files, threads=cores(), limits=self._limits, warm=True))
 
     def shared(
-        self, name: str, function: str, params: Mapping[str, Any], inputs: Mapping[str, Result], threads: int | None = None
+        self,
+        name: str,
+        function: str,
+        params: Mapping[str, Any],
+        inputs: Mapping[str, Result],
+        threads: int | None = None,
+        expected_s: float = 0.0,
     ) -> Result:
         """A step whose result holds on every machine; it takes all cores unless it is given a number of threads."""
-        return self._do(Step(name, function, params, inputs, threads=threads or cores(), limits=self._limits, warm=True))
+        threads = threads or cores()
+        return self._do(Step(name, function, params, inputs, threads=threads, limits=self._limits, warm=True, expected_s=expected_s))
 
     def machine(self, name: str, function: str, params: Mapping[str, Any], inputs: Mapping[str, Result], threads: int) -> Result:
         """A measurement: for this machine, with nothing else running."""

@@ -48,6 +48,7 @@ class TargetSteps(StepKinds):
             params,
             inputs,
             self._own_cores,
+            CATALOG.get(plan.target.name.partition(":")[0]).export_s,
         )
 
     def equalized(self, plans: Sequence[TargetPlan], model: Result, data: Result) -> Result:

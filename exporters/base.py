@@ -138,9 +138,10 @@ class Exporter(ABC):
         import torch
 
         from edgepress.compress.program import load_program
+        from edgepress.compress.quantize import with_pairs_in_place
 
         if self._rendered is not None:
-            module, source = self._rendered.module, "quantized PyTorch model"
+            module, source = with_pairs_in_place(self._rendered.module), "quantized PyTorch model"
         else:
             module, source = load_program(request.program).module(), "float PyTorch model"
         pieces = []

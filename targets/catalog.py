@@ -20,6 +20,7 @@ class CatalogEntry:
         options: names of the options its exporter reads, each with its meaning.
         second_runtime: a further runtime that reads the same file, used where it is installed.
         patterns: regular expressions that a value of an option (every item, of a list) matches as a whole.
+        export_s: seconds that an export of a small net takes, about: where several wait for a core, the longest begins.
     """
 
     name: str
@@ -30,6 +31,7 @@ class CatalogEntry:
     options: tuple[tuple[str, str], ...] = ()
     patterns: tuple[tuple[str, str], ...] = ()
     second_runtime: str | None = None
+    export_s: float = 2.0
 
 
 #: An option of runtimes whose integer kernels saturate on some CPUs.
@@ -70,6 +72,7 @@ TFLITE = CatalogEntry(
     options=(("io", "float or int8 inputs and outputs"),),
     patterns=(("io", "float|int8"),),
     second_runtime="tflite-runtime",
+    export_s=4.0,
 )
 
 CATALOG = Registry(

@@ -3,6 +3,7 @@
 from edgepress.compress.quantize.int4 import Int4Options, Int4Result, quantize_int4, render_int4
 from edgepress.compress.quantize.macs import count_macs, share_of_macs
 from edgepress.compress.quantize.observers import OBSERVERS
+from edgepress.compress.quantize.pairs import with_pairs_in_place
 from edgepress.compress.quantize.prepare import canonical_module, float_module, plain_attention
 from edgepress.compress.quantize.render import Rendered, render
 from edgepress.compress.quantize.statistics import Statistics, calibrate
@@ -22,4 +23,5 @@ __all__ = [
     "render",
     "render_int4",
     "share_of_macs",
+    "with_pairs_in_place",
 ]
