@@ -6,6 +6,7 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
+from torch._dispatch.python import enable_python_dispatcher
 from torch.export import ExportedProgram
 from torch.fx import Graph, Node
 from torch.fx.node import map_arg
@@ -82,7 +83,8 @@ def _promote(node: Node) -> None:
 def _call(graph: Graph, op: Callable[..., Any], *arguments: Any) -> Node:
     """A node with its value, where the graph inserts."""
     node = graph.call_function(op, arguments)
-    node.meta["val"] = op(*map_arg(arguments, lambda argument: argument.meta["val"]))
+    with enable_python_dispatcher():  # kernels in C++ would make a number of a size that is open
+        node.meta["val"] = op(*map_arg(arguments, lambda argument: argument.meta["val"]))
     return node
 
 

@@ -33,7 +33,10 @@ _ENDS = ("placeholder", "output")
 
 @contextlib.contextmanager
 def nodes_kept() -> Iterator[None]:
-    """While this lasts, `ExportedProgram.run_decompositions` traces again only what it changes, where that can be told."""
+    """While this lasts, `ExportedProgram.run_decompositions` traces again only what it changes, where that can be told.
+
+    An LSTM is decomposed to products and sums, not to the operator of this machine's kernels, which no converter knows.
+    """
     original = ExportedProgram.run_decompositions
 
     @wraps(original)
@@ -46,7 +49,8 @@ def nodes_kept() -> Iterator[None]:
 
     ExportedProgram.run_decompositions = run
     try:
-        yield
+        with torch.backends.mkldnn.flags(enabled=False):
+            yield
     finally:
         ExportedProgram.run_decompositions = original
 

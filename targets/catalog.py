@@ -55,6 +55,7 @@ TENSORRT = CatalogEntry(
     ".engine + .onnx",
     options=(("compute_capability", "list of SM versions to build for, e.g. ['8.6', '8.9']"),),
     patterns=(("compute_capability", r"\d{1,2}\.\d"),),
+    export_s=3.0,
 )
 COREML = CatalogEntry(
     "coreml",

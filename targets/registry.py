@@ -25,6 +25,7 @@ class Registry:
     def __init__(self, group: str, builtins: Mapping[str, str]) -> None:
         self.group = group
         self._builtins = dict(builtins)
+        self._found: dict[str, str] | None = None
 
     @property
     def builtins(self) -> Collection[str]:
@@ -45,8 +46,8 @@ class Registry:
         return table
 
     def get(self, name: str) -> Any:
-        """Import and return what `name` stands for."""
-        table = self.table()
+        """Import and return what `name` stands for; what is installed is read once."""
+        table = self._found = self._found or self.table()
         if name not in table:
             near = get_close_matches(name, table, 1)
             hint = f"Did you mean {near[0]!r}? " if near else ""

@@ -18,6 +18,7 @@ from edgepress.compress.quantize.attention import decompose_attention as _decomp
 from edgepress.compress.quantize.constants import fold_constants
 from edgepress.compress.quantize.expansions import drop_expansions
 from edgepress.compress.quantize.graph import attribute, constant, is_float, op_name, set_attribute, value_of
+from edgepress.compress.quantize.neighbours import merge_neighbours
 from edgepress.compress.quantize.windows import merge_moved_dimensions
 
 aten = torch.ops.aten
@@ -44,6 +45,7 @@ def float_module(program: torch.export.ExportedProgram) -> GraphModule:
     _products_to_linear(module)
     _fold_batch_norms(module)
     merge_moved_dimensions(module)
+    merge_neighbours(module)
     drop_expansions(module)
     return finish(module)
 
@@ -120,13 +122,16 @@ def _functional(program: torch.export.ExportedProgram) -> torch.export.ExportedP
 
 
 def _drop_inference_noise(module: GraphModule) -> None:
-    """Dropout in eval mode, shape guards, metadata assertions and casts to the same type do nothing."""
+    """Dropout in eval mode, shape guards, metadata assertions, casts to the same type and cuts of nothing do nothing.
+
+    OpenVINO 2026.4.1 crashes on padding by nothing between integers, which nets write whose windows fit the image.
+    """
     for node in list(module.graph.nodes):
         name = op_name(node)
         if node.op == "call_module" or name in _CHECKS:
             if not node.users:
                 module.graph.erase_node(node)
-        elif name in _NOTHING or (name in _DROPOUT and name != "native_dropout") or _same_type(node, name):
+        elif name in _NOTHING or (name in _DROPOUT and name != "native_dropout") or _same_type(node, name) or _same_size(node, name):
             node.replace_all_uses_with(node.args[0])
             module.graph.erase_node(node)
 
@@ -142,6 +147,13 @@ def _same_type(node: Node, name: str) -> bool:
         and before.dtype == after.dtype
         and before.device == after.device
     )
+
+
+def _same_size(node: Node, name: str) -> bool:
+    """Padding by nothing, or a slice as large as what it is cut from."""
+    if name in ("pad", "constant_pad_nd"):
+        return all(isinstance(amount, int) and amount == 0 for amount in node.args[1])
+    return name == "slice" and [*map(str, value_of(node).shape)] == [*map(str, value_of(node.args[0]).shape)]
 
 
 def _divisions_to_products(module: GraphModule) -> None:

@@ -98,6 +98,7 @@ def test_windows_are_put_side_by_side_without_an_operator_of_their_own(data: st.
     torch.export.save(program, buffer := BytesIO())
     buffer.seek(0)
     torch.testing.assert_close(torch.export.load(buffer).module()(columns), model(columns))
+    torch.testing.assert_close(program.run_decompositions({}).module()(columns[:1]), model(columns[:1]))  # the batch is open still
 
 
 @pytest.mark.parametrize(

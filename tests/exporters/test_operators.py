@@ -47,6 +47,12 @@ def blocks(x: Tensor) -> Tensor:
     return torch.cat([query + key, query * value], -1)
 
 
+def positions(x: Tensor) -> Tensor:
+    """(n, 8, 42): attention scores of six dimensions, with something added for rows and for columns."""
+    scores = x.reshape(-1, 2, 2, 2, 6, 7)
+    return (scores + scores.sum(-1)[..., None] * 0.1 + scores.sum(-2)[..., None, :] * 0.1).reshape(-1, 8, 42).softmax(-1)
+
+
 Operator = Callable[[Tensor], Tensor]
 #: Between a convolution (n, 8, 6, 7) and a linear layer.
 ON_MAPS: dict[str, Operator] = {
@@ -74,6 +80,8 @@ ON_MAPS: dict[str, Operator] = {
     "written out before a product": separable,
     "talking heads": lambda x: F.linear(x.permute(0, 2, 3, 1), torch.eye(8) + 0.1).permute(0, 3, 1, 2).softmax(-1).permute(0, 2, 3, 1),
     "heads of blocks": blocks,
+    "positions of rows and columns": positions,
+    "largest of windows": lambda x: x.reshape(-1, 2, 2, 2, 6, 7).amax(3),
     "positions for every sample": lambda x: x.flatten(2) * scores(x).softmax(-1),
 }
 #: Of embeddings (n, 6, 8), tokens (n, 6) and a mask (n, 6) of int64.
@@ -113,6 +121,16 @@ class OnTokens(nn.Module):
 
     def forward(self, tokens: Tensor, mask: Tensor) -> Tensor:
         return self.last(self.operator(self.first(tokens), tokens, mask).mean(1))
+
+
+class Recurrent(nn.Module):
+    def __init__(self, kind: type[nn.RNNBase]) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.layers, self.last = kind(6, 4, num_layers=2, bidirectional=True, batch_first=True), nn.Linear(8, 5)
+
+    def forward(self, steps: Tensor) -> Tensor:
+        return self.last(self.layers(steps)[0][:, -1])
 
 
 def computed(model: nn.Module, inputs: dict[str, Tensor], runtime: str, folder: Path) -> tuple[np.ndarray, np.ndarray]:
@@ -161,6 +179,14 @@ def test_transposed_convolutions(layer: Callable[[], nn.Module], runtime: str, t
     torch.manual_seed(0)
     images = torch.randn(ROWS, 3, 6, 7, generator=torch.Generator().manual_seed(0))
     found, expected = computed(OnMaps(layer()), {"image": images}, runtime, tmp_path)
+    assert sqnr_db(found, expected) > 35
+
+
+@pytest.mark.parametrize("runtime", ["onnxruntime", "openvino", "coreml", "litert"])
+@pytest.mark.parametrize("kind", [nn.LSTM, nn.GRU])
+def test_recurrent_layers(kind: type[nn.RNNBase], runtime: str, tmp_path: Path) -> None:
+    steps = torch.randn(ROWS, 7, 6, generator=torch.Generator().manual_seed(0))
+    found, expected = computed(Recurrent(kind), {"steps": steps}, runtime, tmp_path)
     assert sqnr_db(found, expected) > 35
 
 
