@@ -11,8 +11,10 @@ from typing import Any
 import numpy as np
 import torch
 from torch.export import ExportedProgram
+from torch.fx import Node
 
 from edgepress.compress.program import load_program
+from edgepress.compress.quantize.graph import op_name
 from edgepress.exporters import coreml_ops, coreml_package
 from edgepress.exporters.base import Exporter, ExportRequest, quiet
 from edgepress.exporters.coreml_import import coremltools, unchecked
@@ -155,17 +157,31 @@ def _convert(program: ExportedProgram, signature: Signature, minimum_os: str, sc
 
 
 def _passes(program: ExportedProgram) -> Any:
-    """The converter's own passes; without the one that gives the smaller of a sum's two scales 1 and the other their ratio, where integers
-    times that ratio are beyond half precision: a residual branch that layer scale keeps small would make all of the sum infinite.
+    """The converter's own passes, without those that fail here.
+
+    One gives the smaller of a sum's two scales 1 and the other their ratio. Where integers times that ratio are beyond half precision, a
+    residual branch that layer scale keeps small would make all of the sum infinite. Another looks for a bias behind a convolution whose
+    dimensions are exchanged, and at weights that are floats alone.
     """
     pipeline = coremltools().PassPipeline()
+    away = set()
     for node in program.graph.nodes:
         if node.target in (torch.ops.aten.add.Tensor, torch.ops.aten.sub.Tensor):
             scales = [item.args[1] for item in node.all_input_nodes if "dequantize_per_tensor" in str(item.target)]
             if len(scales) == 2 and max(scales) / min(scales) * _INTEGERS > float(torch.finfo(torch.float16).max):
-                pipeline.remove_passes({"common::distributive_quantized_binary_op_scale_normalization"})
-                break
+                away.add("common::distributive_quantized_binary_op_scale_normalization")
+            if any(map(_turned, node.all_input_nodes)):
+                away.add("common::fuse_conv_bias")
+    pipeline.remove_passes(away)
     return pipeline
+
+
+def _turned(node: Node) -> bool:
+    """Is it the output of a convolution with integer weights, its dimensions exchanged?"""
+    if op_name(node) not in ("permute", "transpose"):
+        return False
+    source = node.args[0]
+    return isinstance(source, Node) and "conv" in op_name(source) and "dequantize" in str(source.args[1])
 
 
 def _check_names(model: Any, signature: Signature, target: str) -> None:

@@ -81,6 +81,7 @@ ON_MAPS: dict[str, Operator] = {
     "talking heads": lambda x: F.linear(x.permute(0, 2, 3, 1), torch.eye(8) + 0.1).permute(0, 3, 1, 2).softmax(-1).permute(0, 2, 3, 1),
     "heads of blocks": blocks,
     "positions of rows and columns": positions,
+    "positions behind a convolution": lambda x: F.gelu(x.permute(0, 2, 3, 1) + torch.linspace(-1, 1, 336).reshape(6, 7, 8)),
     "largest of windows": lambda x: x.reshape(-1, 2, 2, 2, 6, 7).amax(3),
     "positions for every sample": lambda x: x.flatten(2) * scores(x).softmax(-1),
 }
