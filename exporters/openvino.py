@@ -11,7 +11,7 @@ from typing import Any
 from edgepress.exporters.base import Exporter, ExportRequest, first_line
 from edgepress.exporters.onnx import DEFAULT_OPSET, check_dynamic_batch, lower_request, missing_packages
 from edgepress.exporters.openvino_int4 import trim_zero_points
-from edgepress.exporters.openvino_passes import drop_zero_offsets, fold_biases, pad_two_dimensions
+from edgepress.exporters.openvino_passes import drop_zero_offsets, fold_biases, keep_reduced_dimensions, pad_two_dimensions
 from edgepress.targets.errors import ExportError
 from edgepress.targets.nouns import Artifact, Signature, Support
 
@@ -56,6 +56,7 @@ class OpenVinoExporter(Exporter):
             fold_biases(model)
             drop_zero_offsets(model)
             pad_two_dimensions(model)
+            keep_reduced_dimensions(model)
             _name_tensors(model, request.signature)
             _name_operations(model)
             openvino.save_model(model, written / "model.xml", compress_to_fp16=request.scheme.precision == "fp16")

@@ -1,0 +1,57 @@
+"""What passes put in place of operators that the CPU plugin computes wrongly gives what NumPy does, at every batch."""
+
+from __future__ import annotations
+
+import itertools
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+openvino = pytest.importorskip("openvino")
+
+from openvino import opset13 as ops  # noqa: E402
+
+from edgepress.exporters.openvino_passes import keep_reduced_dimensions  # noqa: E402
+from edgepress.validators.runtimes.openvino import core  # noqa: E402
+
+SHAPE = (4, 6, 10, 3, 5)
+AXES = [axes for count in (1, 2) for axes in itertools.combinations((1, 2, 3, 4), count)]
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    st.integers(3, 5),
+    st.sampled_from(AXES),
+    st.sampled_from(["max", "mean", "min", "sum"]),
+    st.booleans(),
+    st.sampled_from(["multiplied", "added", "clipped and multiplied", "rounded and multiplied"]),
+    st.data(),
+)
+def test_numbers_per_channel_behind_a_maximum_mean_or_sum(
+    rank: int, axes: tuple[int, ...], name: str, keep: bool, behind: str, data: st.DataObject
+) -> None:
+    axes = tuple(axis for axis in axes if axis < rank)[: rank - 2] or (rank - 1,)
+    images = np.random.default_rng(0).standard_normal(SHAPE[:rank]).astype(np.float32)
+    wanted = getattr(np, name)(images, axis=axes, keepdims=keep)
+    given_ = ops.parameter([-1, *images.shape[1:]], np.float32)
+    node: Any = getattr(ops, f"reduce_{name}")(given_, np.array(axes), keep)
+    channel = data.draw(st.sampled_from([axis for axis in range(1, wanted.ndim) if wanted.shape[axis] > 1]))
+    numbers = np.linspace(0.2, 1.7, wanted.shape[channel], dtype=np.float32).reshape(
+        [-1 if a == channel else 1 for a in range(wanted.ndim)]
+    )
+    if behind.startswith("clipped"):
+        node, wanted = ops.relu(node), np.maximum(wanted, 0)
+    if behind.startswith("rounded"):
+        node = ops.fake_quantize(node, *(np.float32(bound) for bound in (-8, 7.9375, 0, 255)), 256)
+        node = ops.multiply(ops.subtract(ops.convert(ops.convert(node, "u8"), "f32"), np.float32(128)), np.float32(1 / 16))
+        wanted = np.clip(np.round(wanted * 16), -128, 127) / 16
+    last, wanted = (ops.add(node, numbers), wanted + numbers) if behind == "added" else (ops.multiply(node, numbers), wanted * numbers)
+    model = openvino.Model([ops.result(last)], [given_])
+    keep_reduced_dimensions(model)
+    compiled = core().compile_model(model, "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
+    at_once, alone = compiled([images])[0], np.concatenate([compiled([image[None]])[0] for image in images])
+    most = 0.12 if behind.startswith("rounded") else 1e-4  # sums in another order round to the other side
+    assert np.abs(at_once - wanted).max() < most and np.abs(alone - wanted).max() < most
