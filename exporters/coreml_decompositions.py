@@ -7,6 +7,8 @@ from typing import Any
 
 import torch
 
+from edgepress.exporters.decompositions import PLAIN
+
 _ATEN = torch.ops.aten
 
 
@@ -85,11 +87,13 @@ MENDED: dict[Any, Callable[..., Any]] = {
 
 #: Operators without a rule, which torch's own decompositions do not bring into ones that have.
 WRITTEN_OUT: dict[Any, Callable[..., Any]] = {
+    **PLAIN,
     _ATEN.__and__.Tensor: _ATEN.bitwise_and.Tensor,
     _ATEN.__or__.Tensor: _on_booleans(torch.logical_or),
     _ATEN.__xor__.Tensor: _on_booleans(torch.logical_xor),
     _ATEN.bitwise_or.Tensor: _on_booleans(torch.logical_or),
     _ATEN.bitwise_xor.Tensor: _on_booleans(torch.logical_xor),
+    _ATEN.erfc.default: lambda x: 1 - torch.erf(x),
     _ATEN.unfold.default: _unfold,
     torch.ops.prims.where.default: _where,  # what torch makes of `where` with a number
 }

@@ -9,7 +9,7 @@ from __future__ import annotations
 import contextlib
 import copy
 import operator
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from functools import wraps
 from typing import Any
 
@@ -70,6 +70,8 @@ def written_out(program: ExportedProgram, table: Table) -> ExportedProgram:
 
     `run_decompositions` takes some composites apart that no table names.
     """
+    if not any(node.target in table for node in program.graph.nodes):
+        return program
     return _decomposed(program, table, lambda node: node.target in table) or program
 
 
@@ -190,9 +192,10 @@ def _pieces(node: Node, table: Table, others: Table) -> Graph | None:
     _infer_sizes(graph)
     plain = all(piece.op in _ENDS or (_kept(piece, {}) and not _writes(piece)) for piece in graph.nodes)
     made = graph.output_node().args[0]
-    if isinstance(made, tuple | list):  # each output is read by itself, and is a node of its own
-        plain &= len({id(each) for each in made if isinstance(each, Node) and each.op == "call_function"}) == len(made)
+    if isinstance(made, tuple | list):  # each output is read by itself, and is a node of its own; one that nobody reads may be none
         plain &= all(user.target is operator.getitem for user in node.users)
+        read = [made[place] for place in {user.args[1] for user in node.users}] if plain else []
+        plain &= len({id(each) for each in read if isinstance(each, Node) and each.op == "call_function"}) == len(read)
     return graph if plain and isinstance(made, Node | tuple | list) else None
 
 
@@ -234,3 +237,23 @@ def _replace(node: Node, pieces: Graph) -> None:
             at[source].name = reader.name  # the program's signature names its outputs
     if readers != [node]:
         node.graph.erase_node(node)
+
+
+def _adaptive_max_pool2d(x: torch.Tensor, size: Sequence[int]) -> tuple[torch.Tensor, None]:
+    """Maxima of the windows of `torch.nn.AdaptiveMaxPool2d`, over rows first; without the second result, where they stood."""
+    if all(isinstance(extent, int) and extent % count == 0 for extent, count in zip(x.shape[-2:], size, strict=True)):
+        return torch.nn.functional.max_pool2d(x, [extent // count for extent, count in zip(x.shape[-2:], size, strict=True)]), None
+    for dim, count in ((-2, size[0]), (-1, size[1])):
+        extent = x.shape[dim]
+        windows = [x.narrow(dim, at * extent // count, -(-(at + 1) * extent // count) - at * extent // count) for at in range(count)]
+        x = torch.cat([window.amax(dim, keepdim=True) for window in windows], dim)
+    return x, None
+
+
+#: Operators that converters have no rules for -> what to compute in their place.
+PLAIN: Table = {
+    torch.ops.aten.adaptive_max_pool2d.default: _adaptive_max_pool2d,
+    torch.ops.aten.fmax.default: torch.maximum,
+    torch.ops.aten.fmin.default: torch.minimum,
+    torch.ops.aten.hypot.default: lambda x, y: torch.sqrt(x * x + y * y),
+}

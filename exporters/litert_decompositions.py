@@ -9,6 +9,8 @@ from typing import Any
 import torch
 from torch._decomp import get_decompositions
 
+from edgepress.exporters.decompositions import PLAIN
+
 aten = torch.ops.aten
 #: Of as many largest values each is searched for by itself.
 _MOST = 16
@@ -44,15 +46,6 @@ def without_kernel() -> dict[Any, Callable[..., Any]]:
     return {**get_decompositions([aten.upsample_bicubic2d.default, aten.upsample_trilinear3d.default]), **_OWN}
 
 
-def _adaptive_max_pool2d(x: torch.Tensor, size: Sequence[int]) -> tuple[torch.Tensor, None]:
-    """Maxima of the windows of `torch.nn.AdaptiveMaxPool2d`, over rows first; without the second result, where they stood."""
-    for dim, count in ((-2, size[0]), (-1, size[1])):
-        extent = x.shape[dim]
-        windows = [x.narrow(dim, at * extent // count, -(-(at + 1) * extent // count) - at * extent // count) for at in range(count)]
-        x = torch.cat([window.amax(dim, keepdim=True) for window in windows], dim)
-    return x, None
-
-
 def _max_pool3d(
     x: torch.Tensor,
     window: Sequence[int],
@@ -79,14 +72,23 @@ def _of_floats(op: Callable[..., torch.Tensor]) -> Callable[..., Any]:
 
 
 def _power(x: torch.Tensor, exponent: float) -> Any:
+    """Of integers by multiplying; of floats of more than four dimensions, which the kernel does not take, in two."""
     if x.is_floating_point():
-        return NotImplemented
+        return NotImplemented if x.dim() < 5 else torch.pow(x.flatten(1), exponent).reshape(x.shape)
     if not isinstance(exponent, int) or exponent < 0:
         return torch.pow(x.to(torch.float32), exponent)
     result = torch.ones_like(x)
     for _ in range(exponent):
         result = result * x
     return result
+
+
+def _repeat(x: torch.Tensor, counts: Sequence[int]) -> torch.Tensor:
+    """One after the other: the converter does not repeat along other dimensions where it moves channels to the end."""
+    x = x.reshape([1] * (len(counts) - x.dim()) + list(x.shape))
+    for dim, count in enumerate(counts):
+        x = torch.cat([x] * count, dim) if count > 1 else x
+    return x
 
 
 def _exclusive_or(x: torch.Tensor, y: torch.Tensor) -> Any:
@@ -115,19 +117,17 @@ def _topk(x: torch.Tensor, k: int, dim: int = -1, largest: bool = True, _sorted:
 
 #: What neither the converter nor torch's decompositions bring into ops with kernels.
 _OWN: dict[Any, Callable[..., Any]] = {
+    **PLAIN,
     aten._assert_async.msg: lambda *_: None,  # that class numbers are below their count, of `one_hot`
-    aten.adaptive_max_pool2d.default: _adaptive_max_pool2d,
     aten.argmax.default: _of_floats(torch.argmax),
     aten.argmin.default: _of_floats(torch.argmin),
     aten.bitwise_xor.Tensor: _exclusive_or,
     aten.erfc.default: lambda x: 1 - torch.erf(x),
     aten.exp2.default: lambda x: torch.exp(x * math.log(2)),
-    aten.fmax.default: torch.maximum,
-    aten.fmin.default: torch.minimum,
-    aten.hypot.default: lambda x, y: torch.sqrt(x * x + y * y),
     aten.max_pool3d_with_indices.default: _max_pool3d,
     aten.logical_xor.default: _exclusive_or,
     aten.pow.Scalar: lambda x, exponent: torch.pow(torch.full_like(exponent, x, dtype=torch.float32), exponent),
     aten.pow.Tensor_Scalar: _power,
+    aten.repeat.default: _repeat,
     aten.topk.default: _topk,
 }

@@ -14,6 +14,7 @@ from torch.export import ExportedProgram
 from edgepress.compress.program import load_program
 from edgepress.compress.quantize import plain_attention
 from edgepress.exporters.base import Exporter, ExportRequest, quiet
+from edgepress.exporters.decompositions import PLAIN, written_out
 from edgepress.exporters.programs import program_of
 from edgepress.targets.errors import ConfigError, ExportError
 from edgepress.targets.nouns import Artifact, Signature, Support
@@ -59,7 +60,7 @@ def lower_to_onnx(
     from edgepress.exporters.onnx_library import library_unparsed, rules_by_operator
 
     with quiet(), library_unparsed(), rules_by_operator():
-        program = _exported(module_or_program, samples)
+        program = written_out(_exported(module_or_program, samples), PLAIN)
         lowered = torch.onnx.export(
             program,
             (),

@@ -64,6 +64,9 @@ ON_MAPS: dict[str, Operator] = {
     "bilinear": lambda x: F.interpolate(x, scale_factor=2, mode="bilinear"),
     "bicubic": lambda x: F.interpolate(x, size=(9, 10), mode="bicubic"),
     "adaptive maxima": lambda x: F.adaptive_max_pool2d(x, (4, 3)),
+    "the larger": lambda x: torch.hypot(torch.fmax(x, x.flip(1)), torch.fmin(x, x.flip(2))),
+    "squares of boxes": lambda x: x.reshape(-1, 2, 4, 6, 7).sigmoid() ** 2,
+    "repeated channels": lambda x: x.repeat(1, 2, 1, 1) * x.mean(1, keepdim=True),
     "largest": lambda x: x.flatten(2).topk(3).values,
     "windows": lambda x: F.fold(F.unfold(x, 3, padding=1), (6, 7), 3, padding=1),
     "filled with a number": lambda x: F.pad(F.relu(x), (1, 2, 0, 1), value=-0.5),
@@ -156,6 +159,16 @@ def computed(model: nn.Module, inputs: dict[str, Tensor], runtime: str, folder: 
     (expected,), _ = exporter.compressed_outputs(request, list(arrays.values()))
     with RUNTIMES.get(runtime)().open(artifact, folder / "out") as session:
         return session.run(arrays)["logits"], expected
+
+
+#: What torch.onnx has no function for either.
+WITHOUT_FUNCTION = ["adaptive maxima", "the larger"]
+
+
+@pytest.mark.parametrize("runtime", ["onnxruntime", "openvino"])
+@pytest.mark.parametrize("name", WITHOUT_FUNCTION)
+def test_maps_in_onnx(name: str, runtime: str, tmp_path: Path) -> None:
+    test_maps(name, runtime, tmp_path)
 
 
 @pytest.mark.parametrize("runtime", ["coreml", "litert"])
