@@ -13,11 +13,11 @@ from torch import Tensor
 from torch.fx import GraphModule, Node
 
 from edgepress.compress.quantize.attention import call
+from edgepress.compress.quantize.folding import replace_weight
 from edgepress.compress.quantize.graph import constant, op_name, set_attribute, value_of
 from edgepress.compress.quantize.int4_grid import search_grid
 from edgepress.compress.quantize.int4_layers import Layer
 from edgepress.compress.quantize.int4_op import constant_node
-from edgepress.compress.quantize.prepare import replace_weight
 
 #: Exponents tried; the paper searches the same interval.
 EXPONENTS = tuple(step / 20 for step in range(20))

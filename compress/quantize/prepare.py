@@ -5,8 +5,6 @@ The same program always gives the same node names, so statistics keyed by node n
 
 from __future__ import annotations
 
-import operator
-from typing import Any
 from weakref import WeakKeyDictionary
 
 import torch
@@ -17,7 +15,8 @@ from edgepress.compress.quantize.attention import decomposable, fold_attention_s
 from edgepress.compress.quantize.attention import decompose_attention as _decompose_attention
 from edgepress.compress.quantize.constants import fold_constants
 from edgepress.compress.quantize.expansions import drop_expansions
-from edgepress.compress.quantize.graph import attribute, constant, is_float, op_name, set_attribute, value_of
+from edgepress.compress.quantize.folding import constant_node, fold_batch_norms, fold_factors
+from edgepress.compress.quantize.graph import constant, is_float, op_name, value_of
 from edgepress.compress.quantize.neighbours import merge_neighbours
 from edgepress.compress.quantize.windows import merge_moved_dimensions
 
@@ -27,11 +26,10 @@ _NOTHING = frozenset(["alias", "detach", "lift_fresh_copy"])
 _CHECKS = frozenset(["_assert_tensor_metadata", "_assert_scalar", "_assert_async", "sym_constrain_range", "sym_constrain_range_for_size"])
 #: Programs that write in place -> the same without; it takes longer than all else that is done to a small model's graph.
 _rewritten: WeakKeyDictionary[torch.export.ExportedProgram, torch.export.ExportedProgram] = WeakKeyDictionary()
-_FOLDABLE = frozenset(["conv1d", "conv2d", "conv3d", "linear", "conv_transpose1d", "conv_transpose2d", "conv_transpose3d"])
 
 
 def float_module(program: torch.export.ExportedProgram) -> GraphModule:
-    """The float model as exporters want it: functional, constants computed and batch norms folded, inference only.
+    """The float model as exporters want it: functional, constants computed, what is per channel folded into layers, inference only.
 
     Args:
         program: in eval mode; its inputs and outputs are kept, a dynamic batch included.
@@ -43,7 +41,8 @@ def float_module(program: torch.export.ExportedProgram) -> GraphModule:
     _drop_inference_noise(module)
     fold_constants(module)
     _products_to_linear(module)
-    _fold_batch_norms(module)
+    fold_batch_norms(module)
+    fold_factors(module)
     merge_moved_dimensions(module)
     merge_neighbours(module)
     drop_expansions(module)
@@ -177,109 +176,5 @@ def _products_to_linear(module: GraphModule) -> None:
             continue
         if bias is not None and (added is None or added.shape != weight.shape[1:]):
             continue
-        made = _constant_node(module, node, f"{node.name}.weight", weight.detach().t().contiguous())
+        made = constant_node(module, node, f"{node.name}.weight", weight.detach().t().contiguous())
         node.target, node.args = aten.linear.default, (x, made) if bias is None else (x, made, bias)
-
-
-def _fold_batch_norms(module: GraphModule) -> None:
-    """conv / linear / transposed conv followed by an eval-mode batch norm becomes one op (Jacob et al. 2018, section 3.2).
-
-    Where others read the layer too, the batch norm becomes a product and a sum.
-    """
-    for node in list(module.graph.nodes):
-        name = op_name(node)
-        if name not in ("batch_norm", "_native_batch_norm_legit_no_training") or node.args[0].op != "call_function":
-            continue
-        if name == "batch_norm" and node.args[5]:
-            continue
-        head = node.args[0]
-        result = node if name == "batch_norm" else _only_first(node)
-        affine = _affine(module, node) if op_name(head) in _FOLDABLE else None
-        if affine is None or result is None:
-            continue
-        channels_last = op_name(head) == "linear" and value_of(head).dim() > 2  # a batch norm's are dimension 1
-        if len(head.users) == 1 and not channels_last and _fold(module, head, *affine):
-            result.replace_all_uses_with(head)
-            head.meta["val"] = value_of(result) if isinstance(value_of(result), torch.Tensor) else value_of(head)
-        else:
-            result.replace_all_uses_with(_written_out(module, node, *affine))
-        module.graph.erase_node(result)
-        if result is not node:
-            module.graph.erase_node(node)
-
-
-def _only_first(node: Node) -> Node | None:
-    """The single user of a batch norm that returns a tuple, when it takes the normalised tensor."""
-    users = list(node.users)
-    return users[0] if len(users) == 1 and users[0].target is operator.getitem and users[0].args[1] == 0 else None
-
-
-def _affine(module: GraphModule, norm: Node) -> tuple[torch.Tensor, torch.Tensor] | None:
-    """What a batch norm multiplies by, gamma / sqrt(variance + epsilon), and adds, (channels,) in float64; None where not constant."""
-    mean, variance = constant(module, norm.args[3]), constant(module, norm.args[4])
-    if mean is None or variance is None:
-        return None
-    gamma, beta = constant(module, norm.args[1]), constant(module, norm.args[2])
-    epsilon = norm.args[7] if op_name(norm) == "batch_norm" else norm.args[6]
-    scale = (gamma.double() if gamma is not None else 1.0) / torch.sqrt(variance.double() + epsilon)
-    return scale, (beta.double() if beta is not None else 0.0) - mean.double() * scale
-
-
-def _fold(module: GraphModule, head: Node, scale: torch.Tensor, shift: torch.Tensor) -> bool:
-    """Scale the weight of `head` per output channel and shift its bias, in float64."""
-    weight = constant(module, head.args[1])
-    bias_node = head.args[2] if len(head.args) > 2 else None
-    bias = constant(module, bias_node)
-    if weight is None or (bias_node is not None and bias is None):
-        return False
-    if bias is not None:
-        shift = shift + bias.double() * scale
-    replace_weight(module, head, _scaled(head, weight, scale).to(weight.dtype), shift.to(weight.dtype))
-    return True
-
-
-def _written_out(module: GraphModule, norm: Node, scale: torch.Tensor, shift: torch.Tensor) -> Node:
-    """A batch norm as a product and a sum: what prepares a graph for quantization would fold it into a layer that others read too."""
-    x = norm.args[0]
-    dtype, made = value_of(x).dtype, x
-    for target, name, constant_ in ((aten.mul.Tensor, "scale", scale), (aten.add.Tensor, "shift", shift)):
-        wide = constant_.to(dtype).reshape(-1, *[1] * (value_of(x).dim() - 2))
-        factor = _constant_node(module, norm, f"{norm.name}.{name}", wide)
-        with module.graph.inserting_before(norm):
-            made = module.graph.call_function(target, (made, factor))
-        made.meta["val"] = value_of(x)
-    return made
-
-
-def _scaled(head: Node, weight: torch.Tensor, scale: torch.Tensor) -> torch.Tensor:
-    """Multiply the output channels of a weight: dimension 0, or (groups, 1) of a transposed convolution's (in, out / groups)."""
-    wide = weight.double()
-    if not op_name(head).startswith("conv_transpose"):
-        return wide * scale.reshape(-1, *[1] * (wide.dim() - 1))
-    groups = head.args[6] if len(head.args) > 6 else head.kwargs.get("groups", 1)
-    split = wide.reshape(groups, -1, *wide.shape[1:])
-    return (split * scale.reshape(groups, 1, -1, *[1] * (wide.dim() - 2))).reshape(wide.shape)
-
-
-def replace_weight(module: GraphModule, head: Node, weight: torch.Tensor, bias: torch.Tensor | None) -> None:
-    """Give `head` a weight and bias of its own; a weight that other nodes share is left to them."""
-    name = str(head.args[1].target) if len(head.args[1].users) == 1 else f"{head.name}.weight"
-    stem = name.removesuffix(".weight").replace(".", "_") if not name.endswith(".weight") else name.removesuffix(".weight")
-    arguments: list[Any] = list(head.args)
-    arguments[1] = _constant_node(module, head, name, weight)
-    if bias is not None:
-        bias_node = head.args[2] if len(head.args) > 2 else None
-        bias_name = str(bias_node.target) if bias_node is not None and len(bias_node.users) == 1 else f"{stem}.bias"
-        arguments[2:3] = [_constant_node(module, head, bias_name, bias)]
-    head.args = tuple(arguments)
-
-
-def _constant_node(module: GraphModule, head: Node, name: str, tensor: torch.Tensor) -> Node:
-    taken = any(node.op == "get_attr" and node.target == name and set(node.users) - {head} for node in module.graph.nodes)
-    name = f"{head.name}_{name.rsplit('.', 1)[-1]}" if taken else name
-    set_attribute(module, name, tensor)
-    with module.graph.inserting_before(head):
-        node = module.graph.create_node("get_attr", name, name=name.replace(".", "_"))
-    mode = getattr(value_of(head), "fake_mode", None)
-    node.meta["val"] = mode.from_tensor(attribute(module, name), static_shapes=True) if mode else tensor
-    return node
