@@ -47,7 +47,7 @@ def fold_factors(module: GraphModule) -> None:
     """What a layer alone feeds and multiplies by a constant per channel, adds one to, or both, becomes its weight and bias.
 
     Frozen batch norms of detectors are written so, and layer scale (Touvron et al. 2021, section 3). A factor alone that is small stays:
-    half precision, in which Core ML keeps scales, has no digits left for those of the weights.
+    half precision, in which Core ML keeps scales, has no digits left for those of the weights. So does a weight that layers share.
     """
     for node in list(module.graph.nodes):
         head, factor = _by_channel(module, node, "mul")
@@ -75,9 +75,12 @@ def _by_channel(module: GraphModule, node: Node, name: str, of: Node | None = No
     for source, other in (node.args[:2], node.args[1::-1]):
         head = source if of is None else of
         value = constant(module, other) if isinstance(other, Node) else None
-        if value is None or source is not head or (of is None and op_name(head) not in _FOLDABLE) or len(head.users) != 1:
+        if value is None or not isinstance(head, Node) or source is not head or len(head.users) != 1:
             continue
-        whole, layer = value_of(head), head if of is None else next(arg for arg in of.args if op_name(arg) in _FOLDABLE)
+        layer = head if of is None else next(arg for arg in of.args if op_name(arg) in _FOLDABLE)
+        if op_name(layer) not in _FOLDABLE or len(layer.args[1].users) > 1:
+            continue
+        whole = value_of(head)
         wide = [1] * (whole.dim() - value.dim()) + list(value.shape)
         channel = whole.dim() - 1 if op_name(layer) == "linear" else 1
         if len(wide) == whole.dim() and wide[channel] == whole.shape[channel] == value.numel() and value_of(node).dtype == whole.dtype:

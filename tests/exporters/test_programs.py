@@ -75,7 +75,7 @@ def test_weights_keep_their_names_and_kinds(rendered: torch.fx.GraphModule) -> N
     used = {str(node.target) for node in rendered.graph.nodes if node.op == "get_attr"}
     assert set(program.state_dict) == used
     assert program.graph_signature.user_inputs == ("x",)
-    assert "last.bias" in program.graph_signature.parameters and "_scale_0" in program.graph_signature.buffers
+    assert "convolution.bias" in program.graph_signature.parameters and "_scale_0" in program.graph_signature.buffers
 
 
 @pytest.mark.usefixtures("no_tracing")

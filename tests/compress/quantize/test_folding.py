@@ -52,6 +52,19 @@ def test_a_bias_that_is_added_afterwards() -> None:
     assert operators(nn.Conv2d(4, 6, 3), (6, 1, 1), lambda y, _, shift: y + shift, 1.0) == ["conv2d"]
 
 
+def test_a_weight_that_layers_share_is_stored_once() -> None:
+    class Shared(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.layer, self.scale = nn.Linear(4, 4), nn.Parameter(torch.linspace(0.5, 2, 4))
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.layer(self.layer(x).relu()) * self.scale + 3
+
+    module = float_module(torch.export.export(Shared(), (torch.randn(2, 4),)))
+    assert len([node for node in module.graph.nodes if node.op == "get_attr" and str(node.target).endswith("weight")]) == 1
+
+
 def test_a_layer_that_others_read_too_and_what_is_not_per_channel_stay() -> None:
     assert operators(nn.Conv2d(4, 6, 3), (6, 1, 1), lambda y, scale, shift: y * scale + y.relu() * shift, 1.0).count("mul") == 2
     assert "mul" in operators(nn.Conv2d(4, 6, 1), (6,), lambda y, scale, _: y * scale, 1.0)  # 6 columns
