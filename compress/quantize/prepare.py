@@ -121,16 +121,16 @@ def _functional(program: torch.export.ExportedProgram) -> torch.export.ExportedP
 
 
 def _drop_inference_noise(module: GraphModule) -> None:
-    """Dropout in eval mode, shape guards, metadata assertions, casts to the same type and cuts of nothing do nothing.
+    """Dropout in eval mode, shape guards, metadata assertions, casts to the same type and padding by nothing do nothing.
 
-    OpenVINO 2026.4.1 crashes on padding by nothing between integers, which nets write whose windows fit the image.
+    OpenVINO 2026.4.1 crashes on the last between integers; nets write it whose windows fit the image.
     """
     for node in list(module.graph.nodes):
         name = op_name(node)
         if node.op == "call_module" or name in _CHECKS:
             if not node.users:
                 module.graph.erase_node(node)
-        elif name in _NOTHING or (name in _DROPOUT and name != "native_dropout") or _same_type(node, name) or _same_size(node, name):
+        elif name in _NOTHING or (name in _DROPOUT and name != "native_dropout") or _same_type(node, name) or _pads_nothing(node, name):
             node.replace_all_uses_with(node.args[0])
             module.graph.erase_node(node)
 
@@ -148,11 +148,8 @@ def _same_type(node: Node, name: str) -> bool:
     )
 
 
-def _same_size(node: Node, name: str) -> bool:
-    """Padding by nothing, or a slice as large as what it is cut from."""
-    if name in ("pad", "constant_pad_nd"):
-        return all(isinstance(amount, int) and amount == 0 for amount in node.args[1])
-    return name == "slice" and [*map(str, value_of(node).shape)] == [*map(str, value_of(node.args[0]).shape)]
+def _pads_nothing(node: Node, name: str) -> bool:
+    return name in ("pad", "constant_pad_nd") and all(isinstance(amount, int) and amount == 0 for amount in node.args[1])
 
 
 def _divisions_to_products(module: GraphModule) -> None:
