@@ -14,8 +14,8 @@ from torch._dispatch.python import enable_python_dispatcher
 from torch.fx import GraphModule, Node
 
 from edgepress.compress.quantize.graph import op_name, value_of
+from edgepress.compress.quantize.windows import MOST
 
-_MOST = 5  # dimensions that every runtime has
 _OF_TWO = frozenset(["add", "sub", "mul", "div", "maximum", "minimum"])
 _OVER_DIMENSIONS = frozenset(["amax", "amin", "mean", "sum"])
 _SAME_ORDER = frozenset(["view", "reshape", "_unsafe_view", "flatten", "unflatten", "unsqueeze", "squeeze"])
@@ -30,12 +30,12 @@ def merge_neighbours(module: GraphModule) -> None:
     Dimensions are merged that stand side by side and are treated alike: repeated or not, taken together or kept. The batch stays by itself.
     """
     for node in list(module.graph.nodes):
-        if op_name(node) in _OF_TWO and _rank(node) > _MOST:
+        if op_name(node) in _OF_TWO and _rank(node) > MOST:
             _merge_operands(module, node)
-        elif op_name(node) in _OVER_DIMENSIONS and _rank(node.args[0]) > _MOST and len(node.args) > 1:
+        elif op_name(node) in _OVER_DIMENSIONS and _rank(node.args[0]) > MOST and len(node.args) > 1:
             _merge_reduced(module, node)
     for node in module.graph.nodes:
-        while op_name(node) in _SAME_ORDER and op_name(node.args[0]) in _SAME_ORDER and _rank(node.args[0]) > _MOST:
+        while op_name(node) in _SAME_ORDER and op_name(node.args[0]) in _SAME_ORDER and _rank(node.args[0]) > MOST:
             shape = [size if isinstance(size, int) else -1 for size in value_of(node).shape]
             if shape.count(-1) > 1:
                 break
@@ -48,7 +48,7 @@ def _merge_operands(module: GraphModule, node: Node) -> None:
     shapes = [(1,) * (len(shape) - _rank(operand)) + tuple(value_of(operand).shape) for operand in operands]
     roles = [[None if whole == 1 else str(size) == str(whole) for size, whole in zip(sizes, shape, strict=True)] for sizes in shapes]
     groups = _groups(shape, roles)
-    if len(groups) <= _MOST:
+    if len(groups) <= MOST:
         for operand, sizes in zip(operands, shapes, strict=True):
             node.replace_input_with(operand, _reshaped(module, node, operand, sizes, groups))
         _widened(module, node)
@@ -59,7 +59,7 @@ def _merge_reduced(module: GraphModule, node: Node) -> None:
     dims = node.args[1] if isinstance(node.args[1], list | tuple) else [node.args[1]]
     taken = {dim % rank for dim in dims}
     groups = _groups(shape, [[dim in taken for dim in range(rank)]])
-    if taken and 0 not in taken and len(groups) <= _MOST:
+    if taken and 0 not in taken and len(groups) <= MOST:
         over = [place for place, group in enumerate(groups) if group[0] in taken]
         node.args = (_reshaped(module, node, node.args[0], shape, groups), over)
         _widened(module, node)

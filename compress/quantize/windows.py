@@ -19,7 +19,7 @@ from torch.fx import GraphModule, Node
 
 from edgepress.compress.quantize.graph import op_name, value_of
 
-_MOST = 5  # dimensions that every runtime has
+MOST = 5  # dimensions that every runtime has
 _VIEWS = frozenset(["view", "reshape", "_unsafe_view"])
 _COPIES = frozenset(["clone", "contiguous"])
 aten = torch.ops.aten
@@ -28,10 +28,10 @@ aten = torch.ops.aten
 def merge_moved_dimensions(module: GraphModule) -> None:
     """Rewrite views of more than five dimensions whose dimensions are exchanged, and which end in a view, or in pieces, of at most five."""
     for layer in list(module.graph.nodes):
-        if op_name(layer) == "linear" and value_of(layer).dim() > _MOST:
+        if op_name(layer) == "linear" and value_of(layer).dim() > MOST:
             _flatten(module, layer)
     for view in list(module.graph.nodes):
-        if op_name(view) in _VIEWS and value_of(view).dim() > _MOST:
+        if op_name(view) in _VIEWS and value_of(view).dim() > MOST:
             found = _moved(view)
             if found is not None:
                 _merge(module, view, *found)
@@ -62,7 +62,7 @@ def _moved(view: Node) -> tuple[list[int], Node] | None:
         elif name == "transpose":
             first, second = user.args[1:3]
             order[first], order[second] = order[second], order[first]
-        elif name in (*_VIEWS, "flatten") and value_of(user).dim() <= _MOST:
+        elif name in (*_VIEWS, "flatten") and value_of(user).dim() <= MOST:
             return (order, last) if last is not view else None
         elif name not in _COPIES:
             break
@@ -88,7 +88,7 @@ def _merge(module: GraphModule, view: Node, order: Sequence[int], last: Node) ->
         return
     readers = list(last.users) if axis is None else [piece for user in last.users for piece in _pieces(user)]
     shapes = [[size if isinstance(size, int) else -1 for size in value_of(reader).shape] for reader in readers]
-    if any(shape.count(-1) > 1 or len(shape) > _MOST for shape in shapes):
+    if any(shape.count(-1) > 1 or len(shape) > MOST for shape in shapes):
         return
     moved = source = view.args[0]
     with module.graph.inserting_before(view):
@@ -142,9 +142,9 @@ def _together(before: Sequence[int], after: Sequence[int]) -> list[list[int]]:
 
 def _path(before: tuple[int, ...], after: tuple[int, ...]) -> list[tuple[int, ...]]:
     """Orders from the first to the last, of which neighbours differ by at most five groups: in one step or two; empty where none is."""
-    if len(_together(before, after)) <= _MOST:
+    if len(_together(before, after)) <= MOST:
         return [before, after]
-    for between in permutations(before) if len(before) == _MOST + 1 else ():
-        if len(_together(before, between)) <= _MOST and len(_together(between, after)) <= _MOST:
+    for between in permutations(before) if len(before) == MOST + 1 else ():
+        if len(_together(before, between)) <= MOST and len(_together(between, after)) <= MOST:
             return [before, between, after]
     return []
