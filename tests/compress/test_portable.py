@@ -98,7 +98,13 @@ def test_windows_are_put_side_by_side_without_an_operator_of_their_own(data: st.
     torch.export.save(program, buffer := BytesIO())
     buffer.seek(0)
     torch.testing.assert_close(torch.export.load(buffer).module()(columns), model(columns))
-    torch.testing.assert_close(program.run_decompositions({}).module()(columns[:1]), model(columns[:1]))  # the batch is open still
+
+
+def test_windows_with_a_stride_leave_the_batch_open() -> None:
+    columns = torch.randn(3, 18, 16)
+    model = Windows((7, 7), (3, 3), padding=(1, 1), stride=(2, 2))
+    program = portable(torch.export.export(model, (columns,), dynamic_shapes=({0: torch.export.Dim("n", min=1)},)))
+    torch.testing.assert_close(program.run_decompositions({}).module()(columns[:1]), model(columns[:1]))
 
 
 @pytest.mark.parametrize(
