@@ -49,43 +49,41 @@ def fold_factors(module: GraphModule) -> None:
     Frozen batch norms of detectors are written so, and layer scale (Touvron et al. 2021, section 3). A factor alone that is small stays:
     half precision, in which Core ML keeps scales, has no digits left for those of the weights. So does a weight that layers share.
     """
-    for node in list(module.graph.nodes):
-        head, factor = _by_channel(module, node, "mul")
-        if head is not None:
-            behind = next(iter(node.users)) if len(node.users) == 1 else None
-            product, shift = _by_channel(module, behind, "add", of=node) if behind is not None else (None, None)
-            if product is not None and _fold(module, head, factor, shift):
-                _skip(module, head, node, behind)
-            elif factor.abs().min() >= _SMALLEST and _fold(module, head, factor, torch.zeros_like(factor)):
-                _skip(module, head, node)
-            continue
-        head, shift = _by_channel(module, node, "add")
-        if head is not None and _fold(module, head, torch.ones_like(shift), shift):
-            _skip(module, head, node)
+    for head in list(module.graph.nodes):
+        if op_name(head) in _FOLDABLE and len(head.args[1].users) == 1:
+            while _fold_behind(module, head):
+                pass
 
 
-def _by_channel(module: GraphModule, node: Node, name: str, of: Node | None = None) -> Any:
-    """The layer that a node multiplies, or adds to, and by what, (channels,) in float64; two times None where it is no such node.
+def _fold_behind(module: GraphModule, head: Node) -> bool:
+    """Fold the product behind a layer, the sum behind that, or both; False where there is nothing to fold."""
+    product, factor = _by_channel(module, head, head, "mul")
+    total, shift = _by_channel(module, head, product or head, "add")
+    behind = [node for node in (product, total) if node is not None]
+    small = factor is not None and total is None and bool(factor.abs().min() < _SMALLEST)
+    if not behind or small:
+        return False
+    one = torch.ones_like(factor if factor is not None else shift)
+    if not _fold(module, head, one if factor is None else factor, torch.zeros_like(one) if shift is None else shift):
+        return False
+    _skip(module, head, *behind)
+    return True
 
-    Args:
-        of: the node that stands between, and has the layer's channels.
-    """
-    if op_name(node) != name or node.kwargs or not is_float(node):
+
+def _by_channel(module: GraphModule, layer: Node, source: Node, name: str) -> tuple[Node | None, Any]:
+    """The only reader of a node with the layer's channels, if it multiplies it by a constant per channel or adds one; and that, (channels,)
+    in float64."""
+    node = next(iter(source.users)) if len(source.users) == 1 else None
+    if node is None or op_name(node) != name or node.kwargs or not is_float(node):
         return None, None
-    for source, other in (node.args[:2], node.args[1::-1]):
-        head = source if of is None else of
-        value = constant(module, other) if isinstance(other, Node) else None
-        if value is None or not isinstance(head, Node) or source is not head or len(head.users) != 1:
-            continue
-        layer = head if of is None else next(arg for arg in of.args if op_name(arg) in _FOLDABLE)
-        if op_name(layer) not in _FOLDABLE or len(layer.args[1].users) > 1:
-            continue
-        whole = value_of(head)
-        wide = [1] * (whole.dim() - value.dim()) + list(value.shape)
-        channel = whole.dim() - 1 if op_name(layer) == "linear" else 1
-        if len(wide) == whole.dim() and wide[channel] == whole.shape[channel] == value.numel() and value_of(node).dtype == whole.dtype:
-            return layer, value.detach().double().flatten()
-    return None, None
+    value = next((value for other in node.args[:2] if (value := constant(module, other)) is not None), None)
+    if value is None:
+        return None, None
+    whole = value_of(source)
+    wide = [1] * (whole.dim() - value.dim()) + list(value.shape)
+    channel = whole.dim() - 1 if op_name(layer) == "linear" else 1
+    fits = len(wide) == whole.dim() and wide[channel] == whole.shape[channel] == value.numel() and value_of(node).dtype == whole.dtype
+    return (node, value.detach().double().flatten()) if fits else (None, None)
 
 
 def _skip(module: GraphModule, head: Node, *behind: Node) -> None:
