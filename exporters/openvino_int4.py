@@ -25,6 +25,7 @@ def trim_zero_points(model: Any) -> None:
             continue
         shape, whole = list(op.get_output_shape(0)), list(padded.get_output_shape(0))
         integers = unpack(padded.data.reshape(-1), math.prod(whole)).reshape(whole)[tuple(slice(size) for size in shape)]
-        tensor = openvino.Tensor(pack(integers.reshape(-1)), openvino.Shape(shape), openvino.Type.u4)
+        tensor = openvino.Tensor(openvino.Type.u4, openvino.Shape(shape))  # which owns its bytes: one made of an array would not
+        tensor.data.reshape(-1)[:] = pack(integers.reshape(-1))
         exact = opset13.convert(openvino.op.Constant(tensor), op.get_output_element_type(0).get_type_name())
         op.output(0).replace(exact.output(0))

@@ -153,7 +153,7 @@ class _Walk:
         )
 
     def _weights_of(self, node: Node) -> Tensor | None:
-        """None where the answer's first dimension is not that of samples: those of several batches do not follow each other there."""
+        """None where what the layer answers has another shape than with gradients, so that positions are not the same."""
         found, shape = self._weights.get(node.name), list(self._exact[node].shape)
         del shape[_channels(node)]
         return found if found is not None and list(found.shape) == shape else None

@@ -13,9 +13,10 @@ from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor
-from torch.fx import GraphModule
+from torch.fx import GraphModule, Node
 
 from edgepress.compress.quantize.gradients import NoDerivativeError, OutputGradients, pieces
+from edgepress.compress.quantize.graph import value_of
 from edgepress.compress.quantize.living import bytes_of
 
 
@@ -28,7 +29,8 @@ def weigh_positions(module: GraphModule, inputs: Sequence[Tensor], layers: Mappi
         layers: name of a node -> the dimension of its channels.
 
     Returns:
-        Name -> float32 (samples, positions...), the shape of its answer without the channels, 1 on average of all and of each sample.
+        Name -> float32 of the shape of its answer without the channels, (samples, positions...) or samples where else they stand there,
+        1 on average of all and of each sample.
         Layers that the outputs do not depend on by gradients are missing; all of them, with a warning, where an operator has no
         derivative.
     """
@@ -47,17 +49,26 @@ class _Weigher(OutputGradients):
     def __init__(self, module: GraphModule, layers: Mapping[str, int]) -> None:
         super().__init__(module, layers)
         self._channels = layers
+        self._samples = {node.name: _samples(node, layers[node.name]) for node in module.graph.nodes if node.name in layers}
         self._found: dict[str, list[Tensor]] = {name: [] for name in layers}
 
     def take(self, name: str, values: Tensor, gradient: Tensor) -> None:
-        """Keep the mean over channels."""
-        self._found[name].append(gradient.float().square().mean(dim=self._channels[name]))
+        """Keep the mean over channels, samples first."""
+        self._found[name].append(gradient.float().square().mean(dim=self._channels[name]).movedim(self._samples[name], 0))
 
     def weights(self) -> dict[str, Tensor]:
         """Of all batches; a sample whose positions weigh nothing counts nothing."""
         joined = {name: torch.cat(found) for name, found in self._found.items() if found}
         scaled = {name: item / _mean(item).clamp_min(torch.finfo().tiny) for name, item in joined.items()}
-        return {name: item / item.mean() for name, item in scaled.items() if bool(item.mean().isfinite()) and bool(item.any())}
+        weighed = {name: item / item.mean() for name, item in scaled.items() if bool(item.mean().isfinite()) and bool(item.any())}
+        return {name: item.movedim(0, self._samples[name]) for name, item in weighed.items()}
+
+
+def _samples(node: Node, channels: int) -> int:
+    """The dimension of samples, once that of channels is gone: the first of free size; attention in PyTorch's own modules has tokens first."""
+    shape = list(value_of(node).shape)
+    del shape[channels]
+    return next((dim for dim, size in enumerate(shape) if isinstance(size, torch.SymInt)), 0)
 
 
 def _mean(weights: Tensor) -> Tensor:

@@ -97,15 +97,26 @@ def test_openvino_keeps_the_integers_packed_in_the_saved_file() -> None:
     assert (folder / "model" / "model.bin").stat().st_size < 60_000
 
 
+class SideBySide(torch.nn.Module):
+    """Three layers that read one input; (n, inputs) -> (n, 128)."""
+
+    def __init__(self, inputs: int) -> None:
+        super().__init__()
+        self.layers = torch.nn.ModuleList(torch.nn.Linear(inputs, outputs) for outputs in (64, 32, 32))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return torch.cat([layer(x) for layer in self.layers], dim=1)
+
+
 @pytest.mark.parametrize(("inputs", "group"), [(96, 32), (48, 16), (128, 128)])
 def test_openvino_takes_an_odd_number_of_groups_without_cutting_at_run_time(inputs: int, group: int, tmp_path: Path) -> None:
     import openvino
 
     torch.manual_seed(0)
     x = torch.randn(4, inputs)
-    program = exported(torch.nn.Linear(inputs, 24), x[:2])
+    program = exported(SideBySide(inputs), x[:2])
     torch.export.save(quantize_int4(program, Int4Options(Int4Rules(), "rtn", group)).program, tmp_path / "model.pt2")
-    signature = Signature((TensorSpec("x", "float32", (None, inputs)),), (TensorSpec("y", "float32", (None, 24)),))
+    signature = Signature((TensorSpec("x", "float32", (None, inputs)),), (TensorSpec("y", "float32", (None, 128)),))
     target = Target("phone", "openvino", "CPU", "int4-weights")
     wanted, exporter = ExportRequest(tmp_path / "model.pt2", signature, None, target, SCHEME, (x.numpy(),)), EXPORTERS.get("openvino")()
     artifact = exporter.export(wanted, tmp_path / "out")

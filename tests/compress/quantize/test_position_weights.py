@@ -9,6 +9,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from edgepress.compress.quantize import gradients
 from edgepress.compress.quantize.bias_correction import correct_bias
 from edgepress.compress.quantize.integer_gptq import gptq
 from edgepress.compress.quantize.layer import Layer
@@ -48,6 +49,24 @@ def test_a_position_weighs_the_square_of_its_gradient() -> None:
     module = canonical_module(torch.export.export(Model().eval(), inputs))
     found = weigh_positions(module, inputs, {"linear": 2})
     torch.testing.assert_close(found["linear"], torch.tensor([1.0, 4.0, 16.0]).expand(6, 3) / 7)
+
+
+def test_samples_stand_second_where_tokens_come_first(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Model(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.linear = nn.Linear(4, 3)
+
+        def forward(self, x: Tensor) -> Tensor:
+            answer = self.linear(x.transpose(0, 1)) * x.mean(2).t()[..., None]
+            return answer.sum((0, 2))[:, None]
+
+    x = torch.randn(7, 3, 4)
+    program = torch.export.export(Model().eval(), (x,), dynamic_shapes=({0: torch.export.Dim("batch", min=1)},))
+    monkeypatch.setattr(gradients, "_ELEMENTS", 0)  # sample by sample: batches would otherwise be put together along tokens
+    found = weigh_positions(canonical_module(program), (x,), {"linear": 2})["linear"]
+    squares = x.mean(2).t().square()
+    torch.testing.assert_close(found, squares / squares.mean(dim=0))
 
 
 @pytest.mark.parametrize("refiner", [gptq, correct_bias])
