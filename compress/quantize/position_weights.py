@@ -65,7 +65,7 @@ class _Weigher(OutputGradients):
 
 
 def _samples(node: Node, channels: int) -> int:
-    """The dimension of samples, once that of channels is gone: the first of free size; attention in PyTorch's own modules has tokens first."""
+    """The dimension of samples, without that of channels: the first of free size. PyTorch's attention has tokens first."""
     shape = list(value_of(node).shape)
     del shape[channels]
     return next((dim for dim, size in enumerate(shape) if isinstance(size, torch.SymInt)), 0)
