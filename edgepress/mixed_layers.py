@@ -7,12 +7,13 @@ from __future__ import annotations
 
 import math
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
 from edgepress.config_steps import MixedBudget
-from edgepress.float_layers import FloatLayers, best_of, kept_of, shortest, titles_of
+from edgepress.float_layers import FloatLayers, best_of, kept_of, titles_of
+from edgepress.latency_budget import Kept, LatencyBudget
 from edgepress.quantities import Quantity
 from edgepress.results import Candidate, loaded_bytes
 from edgepress.step import Result
@@ -44,14 +45,15 @@ class MixedLayers(FloatLayers):
         layers = self._steps.sensitivity(self._run.plan, self._prepared, base.scheme, narrow if budget.latency is None else ())
         if layers.pending:
             return base
+        costs: Mapping[str, float] = {}
         if budget.size is not None:
             best = self._within_size(base, layers, budget.size)
         elif budget.latency is not None:
-            best = self._within_latency(base, layers, budget.latency)
+            best, costs = self._within_latency(base, layers, budget.latency)
         else:
             assert budget.accuracy_drop is not None  # one of the three is given
             best = self._within_drop(base, layers, budget.accuracy_drop)
-        self._run.mixed = {"budget": _numbers(budget), "drop": best.drop, "layers": _assignment(layers, best)}
+        self._run.mixed = {"budget": _numbers(budget), "drop": best.drop, "layers": _assignment(layers, best, costs)}
         return best
 
     def _within_size(self, base: Candidate, layers: Result, ratio: float) -> Candidate:
@@ -103,37 +105,43 @@ class MixedLayers(FloatLayers):
             self._tried(base, layers, scheme)
             return sys.maxsize
 
-    def _within_latency(self, base: Candidate, layers: Result, ratio: float) -> Candidate:
-        """The least noise in at most `ratio` of the float original's time, measured in the target's runtime."""
+    def _within_latency(self, base: Candidate, layers: Result, ratio: float) -> tuple[Candidate, Mapping[str, float]]:
+        """The least noise in at most `ratio` of the float original's time, measured in its runtime; and what float costs each layer."""
         name = self._run.plan.target.name
         why = RUNTIMES.get(self._run.plan.target.runtime)().timing_unavailable()
         if why is not None:
             raise QuantizationError(f"target {name!r} cannot follow a budget of latency", why, "Give it e.g. {size: 0.5x}.")
-        fastest = self._time(base)
-        if fastest > ratio:
-            raise QuantizationError(
-                f"target {name!r} cannot take as little as {ratio:.3g}x of the float original's time",
-                f"with every layer in integers it takes {fastest:.3g}x",
-                f"The nearest budget is {{latency: {fastest + 0.005:.2f}x}}; pruning makes it faster.",
-            )
-        order, within = list(layers.value["order"]), {0: base}
 
-        def over(count: int) -> bool:
-            candidate = self._tried(base, layers, replace(base.scheme, float_layers=tuple(order[:count])))
-            if candidate.export is None or self._time(candidate) > ratio:
-                return True
-            within[count] = candidate
-            return False
+        def time(kept: Kept) -> float:
+            try:
+                return self._time(replace(base.scheme, float_layers=kept))
+            except EdgepressError:
+                return math.inf
 
-        shortest(len(order) - 1, over)
-        return within[max(within)]
+        def assign(costs: Mapping[str, float], room: float) -> Kept | None:
+            made = self._steps.within_time(self._run.plan, layers, costs, room)
+            return tuple(made.value["assignments"][0]["float_layers"]) if not made.pending and made.value["assignments"] else None
 
-    def _time(self, candidate: Candidate) -> float:
-        """Over the float original's in the same runtime, in interleaved pairs."""
-        assert candidate.export is not None, "only files that were made are timed"
-        plan, scheme = self._run.plan, candidate.scheme
-        original = self._steps.export(plan, self._prepared, Scheme("fp32", "float"), baseline=True)
-        window = self._steps.paired(f"latency {plan.target.name} {scheme.label}", plan, self._prepared, (candidate.export, original))
+        search = LatencyBudget(layers.value["layers"], time, assign)
+        kept = search.search(ratio)
+        if kept is not None:
+            return (self._tried(base, layers, replace(base.scheme, float_layers=kept)) if kept else base), search.costs
+        fewest, nearest = min(((len(kept), time) for kept, time in search.times.items()), key=lambda item: item[1])
+        raise QuantizationError(
+            f"target {name!r} cannot take as little as {ratio:.3g}x of the float original's time",
+            f"with every layer in integers it takes {search.times[()]:.3g}x"
+            + (f", at best {nearest:.3g}x with {fewest} of {len(search.costs)} in float" if fewest else ""),
+            f"The nearest budget is {{latency: {nearest + 0.005:.2f}x}}; pruning makes it faster.",
+        )
+
+    def _time(self, scheme: Scheme) -> float:
+        """Of its file over the float original's in the same runtime, in interleaved pairs."""
+        plan = self._run.plan
+        pair = (
+            self._steps.export(plan, self._prepared, scheme),
+            self._steps.export(plan, self._prepared, Scheme("fp32", "float"), baseline=True),
+        )
+        window = self._steps.paired(f"latency {plan.target.name} {scheme.label}", plan, self._prepared, pair)
         return 0.0 if window.pending else float(window.value["latency_ratio"]["value"])
 
     def _within_drop(self, base: Candidate, layers: Result, allowed: Quantity) -> Candidate:
@@ -182,8 +190,8 @@ def _bytes(export: Result | None) -> int:
     return 0 if export.pending else loaded_bytes(export)
 
 
-def _assignment(layers: Result, chosen: Candidate) -> list[dict[str, Any]]:
-    """For every layer its bits and what its integers cost."""
+def _assignment(layers: Result, chosen: Candidate, costs: Mapping[str, float]) -> list[dict[str, Any]]:
+    """For every layer its bits, what its integers cost, and where there are `costs` what float takes longer, over the original's time."""
     bits = dict.fromkeys(chosen.scheme.float_layers, 32) | chosen.scheme.narrow_layers
     titles = titles_of(layers)
     return [
@@ -195,6 +203,7 @@ def _assignment(layers: Result, chosen: Candidate) -> list[dict[str, Any]]:
             "int2_sensitivity": layer["int2_noise"],
             "macs_share": layer["macs_share"],
             "weights": layer["weights"],
+            "float_latency": costs.get(layer["node"]),
         }
         for layer in layers.value["layers"]
     ]

@@ -119,7 +119,7 @@ class Store:
         folder = space / "files"
         files = {p.relative_to(folder).as_posix(): self.sha256(p) for p in sorted(folder.rglob("*")) if p.is_file()}
         depends = {
-            "files": {path: self.sha256(Path(path)) for path in outcome.files},
+            "files": {path: self.sha256(Path(path)) for path in outcome.files if Path(path).is_file()},  # one may be gone by now
             "folders": {path: _listing(Path(path)) for path in outcome.folders},
             "packages": dict(outcome.packages),
             "sources": {path: self.sha256(Path(path)) for path in outcome.sources},

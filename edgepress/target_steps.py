@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any, Final
 
@@ -107,6 +107,13 @@ class TargetSteps(StepKinds):
     def assigned(self, plan: TargetPlan, layers: Result, room: float | None) -> Result:
         """A precision for every layer within `room` bytes beyond 8 bits for all; every assignment worth trying where it is None."""
         params = {"layers": layers.value.get("layers"), "float_bytes": rules_for(plan.target.runtime).float_bytes, "room": room}
+        return self._assigned(plan, layers, params)
+
+    def within_time(self, plan: TargetPlan, layers: Result, costs: Mapping[str, float], room: float) -> Result:
+        """The layers in float with the least noise within `room` beyond the time of all in integers, at `costs` of each; none at worst."""
+        return self._assigned(plan, layers, {"layers": layers.value.get("layers"), "costs": dict(costs), "room": room})
+
+    def _assigned(self, plan: TargetPlan, layers: Result, params: dict[str, Any]) -> Result:
         return self.shared(f"assign precisions {plan.target.name}", "edgepress.steps.sensitivity:assign", params, {"layers": layers})
 
     def int4(self, plan: TargetPlan, prepared: Prepared) -> Result:

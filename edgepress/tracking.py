@@ -17,6 +17,8 @@ _IN_OPEN = 0x20
 _IN_NONBLOCK = 0o4000
 _IN_CLOEXEC = 0o2000000
 _MOST_FOLDERS = 2000
+#: Folders in a store of steps (`store.py`), wherever it lies.
+_STORE = {"objects", "steps"}
 
 
 class FileTracker:
@@ -81,6 +83,9 @@ class FileTracker:
             return None
         for count, (folder, names, _) in enumerate(os.walk(self._root)):
             names[:] = [n for n in names if not n.startswith(".") and n not in ("runs", "__pycache__", "node_modules")]
+            if _STORE <= set(names):  # another run may work there just now
+                names.clear()
+                continue
             if count >= _MOST_FOLDERS:
                 break
             watch = libc.inotify_add_watch(fd, os.fsencode(folder), _IN_OPEN)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +17,7 @@ from edgepress.float_layers import shortest
 from edgepress.mixed_layers import MixedLayers
 from edgepress.results import Candidate, TargetRun
 from edgepress.step import Result
+from edgepress.steps.sensitivity import assign
 from edgepress.targets.errors import ExportError, QuantizationError
 from edgepress.targets.nouns import Scheme, Target
 
@@ -53,7 +54,7 @@ class Steps:
         self.folder = folder
 
     def sensitivity(self, plan: TargetPlan, prepared: object, scheme: Scheme, narrow: Sequence[int] = ()) -> Result:
-        measured = {"noise": 1.0, "macs_share": 0.25, "weights": 100}
+        measured = {"kind": "linear", "noise": 1.0, "macs_share": 0.25, "weights": 100, "channels": 10}
         measured |= {"int4_noise": 2.0 if 4 in narrow else None, "int2_noise": 3.0 if 2 in narrow else None}
         return result({"layers": [{"node": name, "layer": f"net.{name}", **measured} for name in LAYERS], "order": list(LAYERS)})
 
@@ -68,6 +69,9 @@ class Steps:
         if two > 0 and layers.value["layers"][0]["int2_noise"] is not None:
             return result({"assignments": [{"int2_layers": list(LAYERS[:two]), "int4_layers": list(LAYERS[two:])}]})
         return result({"assignments": [{"float_layers": [], "int4_layers": list(LAYERS[:count])}] if narrow and count <= 4 else []})
+
+    def within_time(self, plan: TargetPlan, layers: Result, costs: Mapping[str, float], room: float) -> Result:
+        return result(assign({"layers": layers.value["layers"], "costs": costs, "room": room}, self.folder))
 
     def export(self, plan: TargetPlan, prepared: object, scheme: Scheme, baseline: bool = False) -> Result:
         kept = 4 if scheme.kind == "float" else len(scheme.float_layers)
@@ -183,6 +187,9 @@ class Creeping(Steps):
     def assigned(self, plan: TargetPlan, layers: Result, room: float | None) -> Result:
         self.room = room
         return result({"assignments": [{"int4_layers": LAYERS[:2] if room is not None else LAYERS}]})
+
+    def within_time(self, plan: TargetPlan, layers: Result, costs: Mapping[str, float], room: float) -> Result:
+        return result(assign({"layers": layers.value["layers"], "costs": costs, "room": room}, self.folder))
 
     def export(self, plan: TargetPlan, prepared: object, scheme: Scheme, baseline: bool = False) -> Result:
         made = super().export(plan, prepared, scheme, baseline)

@@ -55,6 +55,11 @@ def test_a_changed_dependency_is_a_miss_that_names_it(tmp_path: Path, what: str)
     assert named[what] in reason
 
 
+def test_a_file_that_is_gone_when_a_step_ends_is_no_dependency(tmp_path: Path) -> None:
+    made(Store(tmp_path), "key", Outcome(1, 0.1, files=(str(tmp_path / "temporary.bin"),)))
+    assert Store(tmp_path).find("key")[0] is not None
+
+
 def test_a_flipped_byte_in_the_store_is_noticed_and_the_result_made_again(tmp_path: Path) -> None:
     record = made(Store(tmp_path), "key", Outcome(1, 0.1))
     (record.folder / "out.txt").write_text("bytEs")

@@ -6,7 +6,7 @@ Quantization with Small Calibration Sets", section 3.4). Solved exactly by `scip
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 
@@ -30,7 +30,7 @@ class Option:
 
     Attributes:
         bits: of its weight.
-        cost: what it adds to the budget's quantity, e.g. bytes; zero or more.
+        cost: what it adds to the budget's quantity: bytes, or time, which may be negative.
         noise: what it adds to the noise at the model's outputs; zero or more.
     """
 
@@ -81,6 +81,23 @@ def within(layers: Sequence[Sensitivity], float_bytes: int, room: float) -> Assi
     own = _weighted(layers)
     options = [options_of(layer, float_bytes) for layer in own]
     choice = least_noise(options, sum(each[0].cost for each in options) + room)
+    return None if choice is None else _assignment(layers, own, options, choice)
+
+
+def within_time(layers: Sequence[Sensitivity], costs: Mapping[str, float], room: float) -> Assignment | None:
+    """The layers in float with the least noise within a budget of time.
+
+    Args:
+        layers: as measured; products of two activations take part.
+        costs: node -> what float takes longer than integers there; negative where it takes less.
+        room: time beyond that of all layers in integers; negative where it has to be less.
+
+    Returns:
+        At least one layer is in integers. None where no layers in float take as little.
+    """
+    own = [layer for layer in layers if layer.kind != TABLE]
+    options = [(Option(INTEGER, 0.0, layer.noise), Option(FLOAT, costs[layer.node], 0.0)) for layer in own]
+    choice = least_noise(options, room)
     return None if choice is None else _assignment(layers, own, options, choice)
 
 
@@ -147,7 +164,7 @@ def _solved(
 
     if not layers:
         return []
-    limit *= 1 + _SLACK
+    limit += abs(limit) * _SLACK
     least = sum(min(row) for row in spent)
     if least > limit:
         return None

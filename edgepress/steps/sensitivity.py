@@ -48,7 +48,7 @@ def assign(params: dict[str, Any], folder: Path) -> dict[str, Any]:
 
     Args:
         params: `layers` of the step above and `float_bytes` of one weight; `room`: bytes beyond the weights in 8 bits, or None for
-            every assignment that is worth trying.
+            every assignment that is worth trying. With `costs` of time (`mixed.within_time`) `room` is time.
         folder: receives nothing.
 
     Returns:
@@ -57,9 +57,11 @@ def assign(params: dict[str, Any], folder: Path) -> dict[str, Any]:
     """
     from dataclasses import asdict
 
-    from edgepress.compress.quantize.mixed import front, within
+    from edgepress.compress.quantize.mixed import front, within, within_time
     from edgepress.compress.quantize.sensitivity import Sensitivity
 
     layers, room = [Sensitivity(**layer) for layer in params["layers"]], params["room"]
-    found = front(layers, params["float_bytes"]) if room is None else [within(layers, params["float_bytes"], room)]
-    return {"assignments": [asdict(assignment) for assignment in found if assignment is not None]}
+    if room is None:
+        return {"assignments": [asdict(assignment) for assignment in front(layers, params["float_bytes"])]}
+    found = within_time(layers, params["costs"], room) if "costs" in params else within(layers, params["float_bytes"], room)
+    return {"assignments": [] if found is None else [asdict(found)]}
