@@ -83,7 +83,7 @@ class FileTracker:
             return None
         for count, (folder, names, _) in enumerate(os.walk(self._root)):
             names[:] = [n for n in names if not n.startswith(".") and n not in ("runs", "__pycache__", "node_modules")]
-            if _STORE <= set(names):  # another run may work there just now
+            if set(names) >= _STORE:  # another run may work there just now
                 names.clear()
                 continue
             if count >= _MOST_FOLDERS:

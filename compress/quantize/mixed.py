@@ -6,6 +6,7 @@ Quantization with Small Calibration Sets", section 3.4). Solved exactly by `scip
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
@@ -98,6 +99,10 @@ def within_time(layers: Sequence[Sensitivity], costs: Mapping[str, float], room:
     own = [layer for layer in layers if layer.kind != TABLE]
     options = [(Option(INTEGER, 0.0, layer.noise), Option(FLOAT, costs[layer.node], 0.0)) for layer in own]
     choice = least_noise(options, room)
+    if choice is not None and all(choice):  # one stays in integers: which of them?
+        forced = [least_noise([*options[:at], each[:1], *options[at + 1 :]], room) for at, each in enumerate(options)]
+        noises = [math.inf if made is None else _noise(options, made) for made in forced]
+        choice = forced[noises.index(min(noises))]
     return None if choice is None else _assignment(layers, own, options, choice)
 
 
@@ -122,6 +127,10 @@ def front(layers: Sequence[Sensitivity], float_bytes: int) -> list[Assignment]:
     most = [[option.bits for option in each] for each in options]
     last = _assignment(layers, own, options, [bits.index(max(bits)) for bits in most])
     return found if last in found or last == Assignment() else [*found, last]
+
+
+def _noise(options: Sequence[Sequence[Option]], choice: Sequence[int]) -> float:
+    return sum(each[index].noise for each, index in zip(options, choice, strict=True))
 
 
 def _weighted(layers: Sequence[Sensitivity]) -> list[Sensitivity]:

@@ -82,15 +82,17 @@ def layer_picture(target: Json) -> Picture | None:
             low=None,
             high=None,
             limit=None,
-            text=_bits(layer),
+            text=f"{_bits(layer)}{_time(layer)}",
         )
         for index, layer in enumerate(layers)
     )
     ticks = tuple((place(10.0**power), f"1e{power}") for power in range(top - _DECADES, top + 1, 2))
-    words = " ".join(f"{layer['layer']}: {_bits(layer)}, {_noise(layer):.2g}." for layer in layers)
+    words = " ".join(f"{layer['layer']}: {_bits(layer)}{_time(layer)}, {_noise(layer):.2g}." for layer in layers)
     narrow = any(layer["bits"] < 8 for layer in layers)
     bits = "the bits that it has, in 8 where it is in float" if narrow else "8 bits"
     caption = f"Noise over signal at the outputs with this layer alone in {bits}. Left is quieter."
+    if any(map(_time, layers)):
+        caption += " Percent: what float takes longer there than integers, of the float original's time."
     title = f"Precision of every layer, {target['name']}"
     return Picture(title, caption, True, marks, ticks, LEFT, None, "", TOP + _ROW * len(layers) + 26, f"{title}. {caption} {words}")
 
@@ -102,6 +104,12 @@ def _noise(layer: Json) -> float:
 
 def _bits(layer: Json) -> str:
     return f"float, {layer['bits']} bits" if layer["bits"] > 8 else f"{layer['bits']} bits"
+
+
+def _time(layer: Json) -> str:
+    """What float costs it on the target, where that was measured."""
+    cost = layer.get("float_latency")
+    return "" if cost is None else f", {100 * cost:+.1f} %"
 
 
 def _short(name: str) -> str:
