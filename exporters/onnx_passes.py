@@ -21,10 +21,12 @@ HEAVY_OPS = ("Conv", "ConvTranspose", "MatMul", "Gemm", "LSTM", "GRU", "RNN")
 def convert_to_fp16(path: Path) -> None:
     """Store and compute in float16 in place; inputs and outputs of the model stay float32."""
     import onnx
+    import onnx_ir as ir
     from onnxruntime.transformers.float16 import convert_float_to_float16
 
-    model = convert_float_to_float16(onnx.load(path), keep_io_types=True)
-    write(model, path)
+    model = ir.from_proto(convert_float_to_float16(onnx.load(path), keep_io_types=True))
+    model.graph.sort()  # the converter puts its casts last
+    write(ir.to_proto(model), path)
 
 
 def quantize_dynamic(path: Path, narrow: bool = True) -> tuple[Mapping[str, Any], ...]:

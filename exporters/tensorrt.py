@@ -9,9 +9,11 @@ from typing import Any
 
 import numpy as np
 
+from edgepress.exporters import onnx_bf16, onnx_passes
 from edgepress.exporters import tensorrt_build as build
 from edgepress.exporters.base import Exporter, ExportRequest
 from edgepress.exporters.onnx import check_dynamic_batch, lower_request, missing_packages, request_opset
+from edgepress.exporters.onnx_bf16 import BF16_OPSET
 from edgepress.exporters.onnx_fp8 import FP8_OPSET
 from edgepress.targets.errors import ConfigError, ExportError
 from edgepress.targets.nouns import Artifact, Support
@@ -19,14 +21,14 @@ from edgepress.targets.nouns import Artifact, Support
 #: Ampere and Ada desktop and workstation GPUs.
 DEFAULT_CAPABILITIES = ("8.6", "8.9")
 
-#: The first GPUs with matrix products of 8-bit floats.
-FP8_CAPABILITY = (8, 9)
+#: Precision -> the first GPUs with its kernels, and the first opset that has the type.
+FIRST = {"fp8": ((8, 9), FP8_OPSET), "bf16": ((8, 0), BF16_OPSET)}
 
 _QUANTIZE_OPS = ("QuantizeLinear", "DequantizeLinear")
 
 
 class TensorRtExporter(Exporter):
-    """A folder `model/`: `model.onnx`, `sm86.engine` (one per compute capability), `rebuild.sh`."""
+    """A folder `model/`: `model.onnx`, `sm86.engine` (one per compute capability), `rebuild.sh`; in bf16 `replay.onnx` for CPUs too."""
 
     runtime = "tensorrt"
 
@@ -47,21 +49,21 @@ class TensorRtExporter(Exporter):
                 "TensorRT takes activation ranges from calibration, never at run time",
                 f"Use one of {', '.join(self.rules.ladder)}.",
             )
-        opset = request_opset(request.target.options)
-        capabilities = requested_capabilities(request.target.options)
-        if request.scheme.precision == "fp8":
-            capabilities = with_fp8(capabilities, "compute_capability" in request.target.options, opset)
+        precision, options = request.scheme.precision, request.target.options
+        opset = max(request_opset(options), 0 if "opset" in options else FIRST.get(precision, (None, 0))[1])
+        capabilities = with_kernels(precision, requested_capabilities(options), "compute_capability" in options, opset)
         for capability in capabilities:
             build.library_for(capability)  # a capability nobody builds for is refused before the slow part
         model = folder / "model" / "model.onnx"
         model.parent.mkdir(parents=True, exist_ok=True)
         float_ops = lower_request(self, request, model, opset=opset)
-        if request.scheme.precision == "fp16":
-            from edgepress.exporters import onnx_passes
-
+        runs = model
+        if precision == "fp16":
             onnx_passes.convert_to_fp16(model)
+        if precision == "bf16":
+            runs = onnx_bf16.convert_to_bf16(model)
         check_quantization(model)
-        check_dynamic_batch(model, request)
+        check_dynamic_batch(runs, request)
         facts = {"format": "engine", "opset": opset, **self._engines(request, model, capabilities)}
         return Artifact("model", request.target.name, request.scheme, request.signature, facts, float_ops)
 
@@ -108,20 +110,23 @@ def requested_capabilities(options: Mapping[str, Any]) -> list[str]:
     return list(dict.fromkeys(_capability(entry) for entry in entries))
 
 
-def with_fp8(capabilities: list[str], named: bool, opset: int) -> list[str]:
-    """Those with kernels for floats of 8 bits.
+def with_kernels(precision: str, capabilities: list[str], named: bool, opset: int) -> list[str]:
+    """Those whose GPUs have kernels for a precision.
 
     Raises:
         ConfigError: one that was named has none, or the opset has no such type.
     """
-    if opset < FP8_OPSET:
-        raise ConfigError(f"opset {opset} has no floats of 8 bits", "precision fp8 needs them", f"Use {FP8_OPSET} or later.")
-    older = [capability for capability in capabilities if tuple(map(int, capability.split("."))) < FP8_CAPABILITY]
+    if precision not in FIRST:
+        return capabilities
+    first, first_opset = FIRST[precision]
+    if opset < first_opset:
+        raise ConfigError(f"opset {opset} has too few operators in {precision}", "", f"Use {first_opset} or later, or leave `opset` out.")
+    older = [capability for capability in capabilities if tuple(map(int, capability.split("."))) < first]
     if older and named:
-        least = ".".join(map(str, FP8_CAPABILITY))
+        least = ".".join(map(str, first))
         raise ConfigError(
-            f"compute capability {older[0]} has no kernels for precision fp8",
-            f"GPUs have them from {least} on (Ada)",
+            f"compute capability {older[0]} has no kernels for precision {precision}",
+            f"GPUs have them from {least} on",
             f"Name {least} or later alone, or use precision int8.",
         )
     return [capability for capability in capabilities if capability not in older]

@@ -16,6 +16,7 @@ RULES = QuantRules(
     precisions=(
         "fp32",
         "fp16",
+        "bf16",
         "fp8",
         "int8",
         "int8-weights",

@@ -6,12 +6,15 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
 pytest.importorskip("tensorrt_rtx_bindings")
 onnx = pytest.importorskip("onnx")
+onnxruntime = pytest.importorskip("onnxruntime")
 
 from edgepress.exporters import tensorrt_build as build  # noqa: E402
-from edgepress.exporters.tensorrt import TensorRtExporter, check_quantization, requested_capabilities, with_fp8  # noqa: E402
+from edgepress.exporters.onnx_bf16 import convert_to_bf16  # noqa: E402
+from edgepress.exporters.tensorrt import TensorRtExporter, check_quantization, requested_capabilities, with_kernels  # noqa: E402
 from edgepress.targets.errors import ConfigError, ExportError  # noqa: E402
 from edgepress.targets.nouns import KernelReport  # noqa: E402
 from edgepress.validators.runtimes.tensorrt import TensorRt  # noqa: E402
@@ -36,6 +39,41 @@ def test_float_engines_build_and_their_kernels_have_the_precision(name: str, pre
     assert kernels.int8_macs_share == 0.0
     if build.gpu_capability() is None:
         assert executed_by.startswith("onnxruntime ") and "engine not executed" in executed_by
+
+
+@pytest.mark.parametrize("name", ["cnn", "transformer"])
+def test_bf16_engines_compute_in_it_and_are_replayed_with_its_rounding(name: str, tmp_path: Path) -> None:
+    outputs, kernels, _ = export_and_run(name, "bf16", "float", tmp_path)
+    expected = case(name).torch_outputs()
+    assert 1e-4 < np.abs(outputs - expected).max() < 0.05 * np.abs(expected).max()
+    assert kernels.fp16 > 4 and kernels.int8 == kernels.unknown == 0  # reports count all 16-bit floats as one
+    assert {op["op"] for op in kernels.ops if op["type"] == "fp32"} <= {"pooling"}  # for which TensorRT-RTX has none in bfloat16
+    model = onnx.load(tmp_path / "model" / "model.onnx")
+    kinds = {tensor.data_type for tensor in model.graph.initializer}
+    assert onnx.TensorProto.BFLOAT16 in kinds and not kinds & {onnx.TensorProto.FLOAT, onnx.TensorProto.FLOAT16}
+    assert model.opset_import[0].version >= 22
+    replay = onnx.load(tmp_path / "model" / "replay.onnx")
+    rounded = [node for node in replay.graph.node if node.op_type == "Cast" and node.attribute[0].i == onnx.TensorProto.BFLOAT16]
+    assert len(rounded) >= len(model.graph.node) / 2
+
+
+def test_bf16_keeps_numbers_beyond_float16(tmp_path: Path) -> None:
+    """Weights of 1e6 and 1e-6, which float16 has not; what ONNX Runtime replays is what PyTorch rounds to."""
+    helper, kind = onnx.helper, onnx.TensorProto.FLOAT
+    x = np.random.default_rng(0).standard_normal((3, 2)).astype(np.float32)
+    scales = np.array([1.2345678e6, 1.2345678e-6], np.float32)
+    nodes = [helper.make_node("Mul", ["x", "scales"], ["y"]), helper.make_node("Neg", ["y"], ["z"])]
+    ends = [helper.make_tensor_value_info(name, kind, ["batch", 2]) for name in ("x", "z")]
+    graph = helper.make_graph(nodes, "g", ends[:1], ends[1:], [onnx.numpy_helper.from_array(scales, "scales")])
+    onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 22)], ir_version=10), tmp_path / "model.onnx")
+    session = onnxruntime.InferenceSession(convert_to_bf16(tmp_path / "model.onnx"), providers=["CPUExecutionProvider"])
+    exact = torch.from_numpy(x).bfloat16() * torch.from_numpy(scales).bfloat16()
+    np.testing.assert_array_equal(session.run(None, {"x": x})[0], -exact.float().numpy())
+
+
+def test_bf16_is_refused_where_a_gpu_has_none(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"compute capability 7.5 has no kernels for precision bf16.*from 8.0"):
+        TensorRtExporter().export(case("cnn").request("bf16", "float", compute_capability=["7.5"]), tmp_path)
 
 
 @pytest.mark.parametrize(("name", "products"), [("cnn", 5), ("transformer", 6)])
@@ -66,13 +104,13 @@ def test_fp8_engines_multiply_matrices_in_floats_of_8_bits(name: str, products: 
 
 
 def test_fp8_engines_are_built_for_those_usual_gpus_that_have_its_kernels() -> None:
-    assert with_fp8(requested_capabilities({}), named=False, opset=21) == ["8.9"]
+    assert with_kernels("fp8", requested_capabilities({}), named=False, opset=21) == ["8.9"]
 
 
 def test_fp8_is_refused_where_a_gpu_or_the_opset_has_none(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"compute capability 8.6 has no kernels for precision fp8.*from 8.9"):
         TensorRtExporter().export(case("cnn").request("fp8", "fp8", compute_capability=["8.6", "8.9"]), tmp_path / "a")
-    with pytest.raises(ConfigError, match="opset 18 has no floats of 8 bits"):
+    with pytest.raises(ConfigError, match="opset 18 has too few operators in fp8"):
         TensorRtExporter().export(case("cnn").request("fp8", "fp8", opset=18), tmp_path / "b")
 
 

@@ -9,6 +9,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
+from edgepress.exporters.onnx_bf16 import REPLAY
 from edgepress.exporters.tensorrt_build import gpu_capability, installed
 from edgepress.targets.errors import MeasurementError
 from edgepress.targets.nouns import Artifact, KernelReport, Support
@@ -59,6 +60,11 @@ def _gpu_library() -> str | None:
     return next((library for library in ("tensorrt", "tensorrt-rtx") if installed(library)), None)
 
 
+def _graph(root: Path) -> Path:
+    """What ONNX Runtime runs in place of an engine: what that was built from, or its copy for CPUs in bf16."""
+    return root / (REPLAY if (root / REPLAY).exists() else "model.onnx")
+
+
 class ReferenceSession(OrtSession):
     """The graph an engine was built from, in ONNX Runtime, every quantize and dequantize computed as written.
 
@@ -70,7 +76,7 @@ class ReferenceSession(OrtSession):
 
     def __init__(self, root: Path, artifact: Artifact, threads: int) -> None:
         who = f"onnxruntime {version('onnxruntime')} (same graph; engine not executed)"
-        super().__init__(root / "model.onnx", artifact.signature, threads, reference_qdq=True, executed_by=who)
+        super().__init__(_graph(root), artifact.signature, threads, reference_qdq=True, executed_by=who)
         self._reader = _KernelReader(root, artifact)
 
     def bind(self, inputs: Arrays) -> Callable[[], object]:
@@ -109,9 +115,10 @@ class _KernelReader:
         from edgepress.validators.runtimes import onnx_graph
 
         with TemporaryDirectory() as scratch:
-            for part in self._root.glob("model.onnx*"):
+            graph = _graph(self._root)
+            for part in self._root.glob(f"{graph.name}*"):
                 shutil.copyfile(part, Path(scratch) / part.name)
-            report = onnx_graph.kernel_report(Path(scratch) / "model.onnx", self._artifact.signature, "model.onnx")
+            report = onnx_graph.kernel_report(Path(scratch) / graph.name, self._artifact.signature, graph.name)
         return {op["name"]: int(op.get("macs", 0)) for op in report.ops}
 
 

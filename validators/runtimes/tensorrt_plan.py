@@ -25,8 +25,7 @@ _TYPES = {
     "int4": "int8",
     "fp8_e4m3": "fp8",
     "half": "fp16",
-    "bfloat16": "fp16",
-    "bfloat": "fp16",
+    "bf16": "fp16",
     "float": "fp32",
     "tf32": "fp32",
 }

@@ -33,14 +33,15 @@ def load(artifact: Path, outputs: list[str]) -> Callable[[Arrays], Arrays]:
         engine, why = open_engine(artifact, cuda)
         if engine:
             return lambda inputs: run_engine(engine, cuda, inputs, outputs)
+    graph = next(file for name in ("replay.onnx", "model.onnx") if (file := artifact / name).exists())  # bfloat16 has its own for CPUs
     if not importlib.util.find_spec("onnxruntime"):
-        raise RuntimeError(f"{why}; to replay model.onnx instead: pip install onnxruntime")
-    print(f"{why}: replaying model.onnx, which they were built from, in ONNX Runtime")
+        raise RuntimeError(f"{why}; to replay {graph.name} instead: pip install onnxruntime")
+    print(f"{why}: replaying {graph.name}, the graph they were built from, in ONNX Runtime")
     import onnxruntime
 
     options = onnxruntime.SessionOptions()
     options.add_session_config_entry("session.disable_quant_qdq", "1")  # compute what the graph says, as the engine does
-    session = onnxruntime.InferenceSession(str(artifact / "model.onnx"), options, providers=["CPUExecutionProvider"])
+    session = onnxruntime.InferenceSession(str(graph), options, providers=["CPUExecutionProvider"])
     return lambda inputs: dict(zip(outputs, session.run(outputs, inputs), strict=True))
 
 
