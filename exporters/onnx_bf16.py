@@ -18,6 +18,9 @@ from edgepress.exporters.onnx_passes import convert_to_fp16, replace_nodes, writ
 #: The first opset whose convolutions and normalizations take bfloat16.
 BF16_OPSET = 22
 
+#: Ops that TensorRT-RTX 1.7 takes in float32 and float16 alone: its parser refuses them, or its builder transposed convolutions.
+_WIDE = ("HardSwish", "Mish", "Celu", "ConvTranspose")
+
 #: Beside the model: the same nodes in float32, what each answers rounded to bfloat16.
 REPLAY = "replay.onnx"
 
@@ -34,7 +37,7 @@ def convert_to_bf16(path: Path) -> Path:
     numbers = {name: onnx.numpy_helper.to_array(tensor) for name, tensor in _constants(onnx.load(path).graph).items()}
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # that float16 cuts large and small numbers off
-        convert_to_fp16(path)
+        convert_to_fp16(path, _WIDE)
     model = onnx.load(path)
     inferred = onnx.shape_inference.infer_shapes(model).graph
     narrow = {item.name for item in inferred.value_info if item.type.tensor_type.elem_type == onnx.TensorProto.FLOAT16}

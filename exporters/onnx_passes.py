@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -18,13 +18,19 @@ DYNAMIC_OPS = ("MatMul", "Gemm", "Gather")
 HEAVY_OPS = ("Conv", "ConvTranspose", "MatMul", "Gemm", "LSTM", "GRU", "RNN")
 
 
-def convert_to_fp16(path: Path) -> None:
-    """Store and compute in float16 in place; inputs and outputs of the model stay float32."""
+def convert_to_fp16(path: Path, wide: Collection[str] = ()) -> None:
+    """Store and compute in float16 in place; inputs and outputs of the model stay float32.
+
+    Args:
+        path: of the file.
+        wide: ops that stay float32 beside those that onnxruntime keeps so.
+    """
     import onnx
     import onnx_ir as ir
-    from onnxruntime.transformers.float16 import convert_float_to_float16
+    from onnxruntime.transformers.float16 import DEFAULT_OP_BLOCK_LIST, convert_float_to_float16
 
-    model = ir.from_proto(convert_float_to_float16(onnx.load(path), keep_io_types=True))
+    kept = [*DEFAULT_OP_BLOCK_LIST, *wide]
+    model = ir.from_proto(convert_float_to_float16(onnx.load(path), keep_io_types=True, op_block_list=kept))
     model.graph.sort()  # the converter puts its casts last
     write(ir.to_proto(model), path)
 

@@ -13,10 +13,11 @@ onnx = pytest.importorskip("onnx")
 onnxruntime = pytest.importorskip("onnxruntime")
 
 from edgepress.exporters import tensorrt_build as build  # noqa: E402
+from edgepress.exporters.base import ExportRequest  # noqa: E402
 from edgepress.exporters.onnx_bf16 import convert_to_bf16  # noqa: E402
 from edgepress.exporters.tensorrt import TensorRtExporter, check_quantization, requested_capabilities, with_kernels  # noqa: E402
 from edgepress.targets.errors import ConfigError, ExportError  # noqa: E402
-from edgepress.targets.nouns import KernelReport  # noqa: E402
+from edgepress.targets.nouns import KernelReport, Scheme, Signature, Target, TensorSpec  # noqa: E402
 from edgepress.validators.runtimes.tensorrt import TensorRt  # noqa: E402
 from tests.exporters.tensorrt_models import case  # noqa: E402
 
@@ -69,6 +70,21 @@ def test_bf16_keeps_numbers_beyond_float16(tmp_path: Path) -> None:
     session = onnxruntime.InferenceSession(convert_to_bf16(tmp_path / "model.onnx"), providers=["CPUExecutionProvider"])
     exact = torch.from_numpy(x).bfloat16() * torch.from_numpy(scales).bfloat16()
     np.testing.assert_array_equal(session.run(None, {"x": x})[0], -exact.float().numpy())
+
+
+@pytest.mark.parametrize("op", ["HardSwish", "ConvTranspose"])
+def test_ops_that_tensorrt_has_not_in_bfloat16_compute_in_float32(op: str, tmp_path: Path) -> None:
+    net = torch.nn.Sequential(torch.nn.ConvTranspose2d(3, 4, 2, 2) if op == "ConvTranspose" else torch.nn.Hardswish()).eval()
+    x = torch.randn(4, 3, 8, 8)
+    torch.export.save(torch.export.export(net, (x,), dynamic_shapes=({0: torch.export.Dim.DYNAMIC},)), tmp_path / "model.pt2")
+    with torch.no_grad():
+        expected = net(x).numpy()
+    signature = Signature((TensorSpec("x", "float32", (None, 3, 8, 8)),), (TensorSpec("y", "float32", (None, *expected.shape[1:])),))
+    target = Target("tensorrt", "tensorrt", "NVIDIA GPU", "bf16", {"compute_capability": ["8.6"]})
+    wanted = ExportRequest(tmp_path / "model.pt2", signature, None, target, Scheme("bf16", "float"), (x.numpy(),))
+    artifact = TensorRtExporter().export(wanted, tmp_path / "out")
+    with TensorRt().open(artifact, tmp_path / "out") as session:
+        np.testing.assert_allclose(session.run({"x": x.numpy()})["y"], expected, atol=0.02 * np.abs(expected).max())
 
 
 def test_bf16_is_refused_where_a_gpu_has_none(tmp_path: Path) -> None:

@@ -138,6 +138,8 @@ def _observe(model: Any, signature: Signature, path: Path) -> dict[str, Tensor]:
     wanted = [n for node in model.graph.node if node.op_type not in NOT_COMPUTE for n in (*node.input, *node.output)]
     produced = {name for node in model.graph.node for name in node.output if name}
     names = [name for name in dict.fromkeys(wanted) if name in produced]
+    if not names:
+        return tensors
     _expose(model, names)
     onnx.save(model, str(path))
     options = onnxruntime.SessionOptions()
