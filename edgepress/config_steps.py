@@ -19,9 +19,14 @@ Unit = Literal["channels", "heads", "head_dims", "neurons", "groups", "group_cha
 #: What a student may copy of its teacher (`compress.distill.objective`).
 LOSSES = ("kd", "dkd", "mse", "rkd", "rkd_distance", "rkd_angle", "hint", "attention")
 
+#: Chosen by the labels: see `edgepress.steps.train`.
+AUTO = "auto"
+
 
 def _loss(value: object) -> object:
-    """`kd`, or `{kd: 1.0, hint: 0.5}` with names that exist and weights above zero."""
+    """`auto`, `kd`, or `{kd: 1.0, hint: 0.5}` with names that exist and weights above zero."""
+    if value == AUTO:
+        return value
     given = value if isinstance(value, Mapping) else {value: 1.0}
     for name, weight in given.items():
         if name not in LOSSES:
@@ -153,7 +158,7 @@ class QatConfig(TrainSettings):
     optimizer: str = "adamw"
     lr: Positive | None = 2e-4
     clip: Positive | None = 1.0
-    loss: Loss | None = "kd"
+    loss: Loss | None = AUTO
     temperature: Positive = 4.0
 
 

@@ -15,6 +15,7 @@ import jsonschema
 import pytest
 import torch
 import yaml
+from safetensors.torch import save_file
 from torch import nn
 
 from edgepress.bundle.digest import digest
@@ -123,6 +124,28 @@ def test_quantization_aware_training_is_kept_where_it_is_better_and_said_where_n
     assert "quantization-aware training" in trained["why"] and "quantization-aware" not in plain["why"]
     word = "; better than" if trained["drop_on_selection"] < plain["drop_on_selection"] else "; no better than"
     assert word in trained["why"]
+
+
+@pytest.mark.slow
+def test_a_net_without_classes_is_trained_in_integers_by_its_outputs(tmp_path: Path) -> None:
+    (tmp_path / "net.py").write_text(
+        "import torch\nfrom torch.utils.data import TensorDataset\n\n"
+        "def net():\n    return torch.nn.Sequential(torch.nn.Linear(8, 16), torch.nn.ReLU(), torch.nn.Linear(16, 1))\n\n"
+        "def data():\n    x = torch.randn(320, 8, generator=torch.Generator().manual_seed(0))\n"
+        "    return TensorDataset(x, x.mean(1, keepdim=True))\n\n"
+        "def error(outputs, labels):\n    return ((outputs - labels) ** 2).flatten(1).mean(1)\n"
+    )
+    model = {"factory": "net:net", "checkpoint": "net.safetensors"}
+    data = {"train": "net:data", "validation": "net:data", "calibration": {"samples": 64, "selection": 64}}
+    content = {"project": "regression", "model": model, "data": data, "metric": "net:error", "targets": ["onnxruntime"]}
+    content["compress"] = [{"quantize": {"method": "qat", "scheme": "static", "qat": {"epochs": 1}}}]
+    recipe = tmp_path / "edgepress.yaml"
+    recipe.write_text(yaml.safe_dump(content | {"gates": {"size": {"max": "1MB"}}}))
+    torch.manual_seed(0)
+    save_file(nn.Sequential(nn.Linear(8, 16), nn.ReLU(), nn.Linear(16, 1)).state_dict(), tmp_path / "net.safetensors")
+    done = edgepress("run", recipe, "--out", tmp_path / "run", EDGEPRESS_STORE=str(tmp_path / "store"))
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "quantization-aware training" in report_of(tmp_path / "run")["targets"][0]["tried"][-1]["why"]
 
 
 @pytest.mark.slow

@@ -182,9 +182,8 @@ def _distillation(
     weight = params.get("task", 1.0)
     layers = params.get("layers", "auto")
     pairs = None if layers == "auto" else tuple((student, teacher) for student, teacher in layers)
-    settings = DistillSettings(
-        parse_loss(params["loss"]), task_weight=weight, temperature=params["temperature"], pairs=pairs, seed=config.seed
-    )
+    loss = _fitting(data) if params["loss"] == "auto" else params["loss"]
+    settings = DistillSettings(parse_loss(loss), task_weight=weight, temperature=params["temperature"], pairs=pairs, seed=config.seed)
     teachers = _teachers(params, inputs)
     teacher: Teacher = teachers[0] if len(teachers) == 1 else EnsembleTeacher(teachers)
     notes = [f"teacher: {', '.join(params.get('teacher') or ['the original'])}"]
@@ -194,6 +193,11 @@ def _distillation(
         notes.append("the teacher's outputs were computed once")
     example = tuple(torch.stack(column) for column in zip(*(data[row][0] for row in range(2)), strict=True))
     return DistillObjective(module, teacher, example, settings, task.loss if weight > 0 else None), notes
+
+
+def _fitting(data: TrainingSamples) -> str:
+    """Classes are learnt from the teacher's probabilities; what is no number of a class, from its outputs as they are."""
+    return "mse" if data[0][1].is_floating_point() else "kd"
 
 
 def _teachers(params: dict[str, Any], inputs: dict[str, Path]) -> list[Any]:
