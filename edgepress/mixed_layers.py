@@ -38,6 +38,7 @@ class MixedLayers(FloatLayers):
 
         Raises:
             QuantizationError: no division reaches the budget; the nearest is named.
+            EdgepressError: what reaches it could not be made, with the reason.
         """
         base = best_of(self._run.tried)
         if base is None or base.export is None:
@@ -53,6 +54,8 @@ class MixedLayers(FloatLayers):
         else:
             assert budget.accuracy_drop is not None  # one of the three is given
             best = self._within_drop(base, layers, budget.accuracy_drop)
+        if best.export is None:
+            raise EdgepressError(f"target {self._run.plan.target.name!r}: no file could be made of {best.scheme.label}", best.why)
         self._run.mixed = {"budget": _numbers(budget), "drop": best.drop, "layers": _assignment(layers, best, costs)}
         return best
 

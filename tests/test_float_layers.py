@@ -18,7 +18,7 @@ from edgepress.mixed_layers import MixedLayers
 from edgepress.results import Candidate, TargetRun
 from edgepress.step import Result
 from edgepress.steps.sensitivity import assign
-from edgepress.targets.errors import ExportError, QuantizationError
+from edgepress.targets.errors import EdgepressError, ExportError, QuantizationError
 from edgepress.targets.nouns import Scheme, Target
 
 LAYERS = ("stem", "body", "neck", "head")
@@ -207,6 +207,17 @@ def test_a_file_that_is_too_large_again_and_again_does_not_end_in_the_smallest_t
 def test_a_budget_of_drop_takes_4_bits_even_where_8_hold(tmp_path: Path) -> None:
     _, layers = search(tmp_path, lambda kept: 0.0, 1.0)
     assert layers.mixed(budget(accuracy_drop="1pp"), narrow=(4,)).scheme.int4_layers == tuple(sorted(LAYERS))
+
+
+def test_a_division_that_cannot_be_made_is_the_targets_error(tmp_path: Path) -> None:
+    _, layers = search(tmp_path, lambda kept: 0.0, 1.0)
+
+    def attempt(scheme: Scheme) -> Candidate:
+        raise QuantizationError("refine fell over")
+
+    layers._attempt = attempt
+    with pytest.raises(EdgepressError, match=r"'phone': no file could be made of int8 static, 4 int4.*refine fell over"):
+        layers.mixed(budget(size=300 / 1700), narrow=(4,))
 
 
 def test_a_budget_of_latency_leaves_weights_in_8_bits(tmp_path: Path) -> None:
