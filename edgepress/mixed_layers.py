@@ -115,9 +115,11 @@ class MixedLayers(FloatLayers):
         if why is not None:
             raise QuantizationError(f"target {name!r} cannot follow a budget of latency", why, "Give it e.g. {size: 0.5x}.")
 
+        original = self._steps.export(self._run.plan, self._prepared, Scheme("fp32", "float"), baseline=True)
+
         def time(kept: Kept) -> float:
             try:
-                return self._time(replace(base.scheme, float_layers=kept))
+                return self._time(replace(base.scheme, float_layers=kept), original)
             except EdgepressError:
                 return math.inf
 
@@ -137,14 +139,11 @@ class MixedLayers(FloatLayers):
             f"The nearest budget is {{latency: {nearest + 0.005:.2f}x}}; pruning makes it faster.",
         )
 
-    def _time(self, scheme: Scheme) -> float:
+    def _time(self, scheme: Scheme, original: Result) -> float:
         """Of its file over the float original's in the same runtime, in interleaved pairs."""
         plan = self._run.plan
-        pair = (
-            self._steps.export(plan, self._prepared, scheme),
-            self._steps.export(plan, self._prepared, Scheme("fp32", "float"), baseline=True),
-        )
-        window = self._steps.paired(f"latency {plan.target.name} {scheme.label}", plan, self._prepared, pair)
+        made = self._steps.export(plan, self._prepared, scheme)
+        window = self._steps.paired(f"latency {plan.target.name} {scheme.label}", plan, self._prepared, (made, original))
         return 0.0 if window.pending else float(window.value["latency_ratio"]["value"])
 
     def _within_drop(self, base: Candidate, layers: Result, allowed: Quantity) -> Candidate:

@@ -27,7 +27,8 @@ _PRODUCTS = """
     DynamicQuantizeMatMul FusedGemm FusedMatMul Gemm MatMul MatMulInteger MatMulIntegerToFloat MatMulNBits QGemm QLinearMatMul
     TransposeMatMul
 """
-_OPAQUE = "Attention DynamicQuantizeLSTM Einsum GRU GroupQueryAttention LSTM MultiHeadAttention QAttention RNN"
+_RECURRENT = "DynamicQuantizeLSTM GRU LSTM RNN"
+_OPAQUE = "Attention Einsum GroupQueryAttention MultiHeadAttention QAttention"
 
 #: Ops that move, select, convert or describe values: not counted as compute.
 NOT_COMPUTE = frozenset(_NOT_COMPUTE.split())
@@ -37,6 +38,9 @@ INTEGER_OPS = frozenset(_INTEGER_OPS.split())
 
 #: Matrix products whose first input is the left operand.
 PRODUCTS = frozenset(_PRODUCTS.split())
+
+#: Ops over time steps, (steps, batch, features), whose inputs 1 and 2 are weights.
+RECURRENT = frozenset(_RECURRENT.split())
 
 #: Ops that hold products whose count is not derived here: the share of integer MACs is then unknown.
 OPAQUE = frozenset(_OPAQUE.split())
@@ -100,11 +104,14 @@ def op_type_name(node: Any, tensors: dict[str, Tensor]) -> str | None:
 
 
 def op_macs(node: Any, tensors: dict[str, Tensor]) -> int:
-    """Multiply-accumulates of one convolution or matrix product at batch 1; 0 for every other op.
+    """Multiply-accumulates of one convolution, matrix product or recurrent op at batch 1; 0 for every other op.
 
     A convolution makes one output of `O` channels from `weights / O` products each; a product of (…, M, K) and
-    (…, K, N) costs the size of its output times K.
+    (…, K, N) costs the size of its output times K; a recurrent op each of its weights once a step.
     """
+    if node.op_type in RECURRENT:
+        source, *weights = (tensors.get(name) for name in node.input[:3])
+        return 0 if source is None else source.shape[0] * sum(prod(weight.shape) for weight in weights if weight is not None)
     if node.op_type in CONVOLUTIONS:
         source, weight = (tensors.get(node.input[i]) for i in CONVOLUTIONS[node.op_type])
         result = tensors.get(node.output[0])

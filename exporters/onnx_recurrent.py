@@ -1,0 +1,64 @@
+"""ONNX Runtime's integer LSTM, the one integer kernel of a recurrent op that it has."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+_ANY_SIZE = 1 << 40
+
+
+def quantize_lstm(path: Path, narrow: bool) -> bool:
+    """Turn LSTMs into DynamicQuantizeLSTM in place: int8 weights per channel, ranges of what they read taken at run time.
+
+    Args:
+        path: of the file.
+        narrow: weights keep to 7 bits; see `onnx_passes.quantize_dynamic`.
+
+    Returns:
+        Were there any?
+    """
+    import onnx
+    import onnx_ir as ir
+    from onnxruntime.quantization import QuantType
+    from onnxruntime.quantization import quantize_dynamic as quantize
+
+    from edgepress.exporters.onnx_passes import write
+
+    model = ir.load(path)
+    if not any(node.op_type == "LSTM" for node in model.graph):
+        return False
+    _fold_weights(model)
+    with TemporaryDirectory(dir=path.parent) as scratch:
+        folded, made = Path(scratch) / "folded.onnx", Path(scratch) / path.name
+        ir.save(model, folded)
+        quantize(folded, made, op_types_to_quantize=["LSTM"], per_channel=True, reduce_range=narrow, weight_type=QuantType.QInt8)
+        quantized = onnx.load(made)
+    write(quantized, path)
+    return any(node.op_type == "DynamicQuantizeLSTM" for node in quantized.graph.node)
+
+
+def _fold_weights(model: Any) -> None:
+    """Compute weights once, in place: torch stores the gates in another order, and the file rearranges them."""
+    from onnxscript.optimizer import fold_constants
+
+    makers = {maker for node in model.graph if node.op_type == "LSTM" for value in node.inputs[1:4] for maker in _makers(value)}
+    fold_constants(model, input_size_limit=_ANY_SIZE, output_size_limit=_ANY_SIZE, should_fold=lambda node: node in makers)
+
+
+def _makers(value: Any) -> Iterator[Any]:
+    """The nodes that a weight comes from; none where it depends on an input of the model."""
+    found, waiting = set[Any](), [value]
+    while waiting:
+        item = waiting.pop()
+        if item is None or item.is_initializer():
+            continue
+        node = item.producer()
+        if node is None:
+            return
+        if node not in found:
+            found.add(node)
+            waiting += node.inputs
+    yield from found

@@ -1,0 +1,79 @@
+"""LSTMs in ONNX Runtime compute in integers, in every scheme that has integer activations."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+
+onnx = pytest.importorskip("onnx")
+pytest.importorskip("onnxruntime")
+
+from edgepress.compress.portable import portable  # noqa: E402
+from edgepress.compress.quantize import calibrate  # noqa: E402
+from edgepress.exporters import EXPORTERS  # noqa: E402
+from edgepress.exporters.base import ExportRequest  # noqa: E402
+from edgepress.targets.nouns import Artifact, KernelReport, Scheme, Signature, Target, TensorSpec  # noqa: E402
+from edgepress.validators.runtimes import RUNTIMES  # noqa: E402
+
+STEPS, FEATURES, STATE = 9, 12, 24
+
+
+class Tagger(nn.Module):
+    """A recurrent layer over a sequence and a class for every step; (n, steps, features) -> (n, steps, 4)."""
+
+    def __init__(self, kind: type[nn.RNNBase], both_ways: bool) -> None:
+        super().__init__()
+        self.steps = kind(FEATURES, STATE, batch_first=True, bidirectional=both_ways)  # type: ignore[arg-type]  # torch types its modes
+        self.head = nn.Linear(STATE * (1 + both_ways), 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(self.steps(x)[0])
+
+
+def shipped(model: nn.Module, scheme: Scheme, folder: Path) -> tuple[Artifact, KernelReport, float]:
+    """An exported file, its kernels, and how far in dB its answers at batch 5 are from the float model's."""
+    x = torch.randn(16, STEPS, FEATURES, generator=torch.Generator().manual_seed(1))
+    program = portable(torch.export.export(model.eval(), (x,), dynamic_shapes=({0: torch.export.Dim("batch", min=1)},)))
+    torch.export.save(program, folder / "model.pt2")
+    calibrate(program, [(x,)]).save(folder / "statistics")
+    signature = Signature((TensorSpec("x", "float32", (None, STEPS, FEATURES)),), (TensorSpec("y", "float32", (None, STEPS, 4)),))
+    statistics, target = folder / "statistics" if scheme.calibrated else None, Target("cpu", "onnxruntime", "CPU", scheme.precision)
+    wanted = ExportRequest(folder / "model.pt2", signature, statistics, target, scheme, (x[:4].numpy(),))
+    artifact = EXPORTERS.get("onnxruntime")().export(wanted, folder / "out")
+    with RUNTIMES.get("onnxruntime")().open(artifact, folder / "out") as session:
+        found, kernels = session.run({"x": x[:5].numpy()})["y"], session.kernels()
+    with torch.no_grad():
+        expected = model(x[:5]).numpy()
+    return artifact, kernels, float(10 * np.log10(np.square(expected).sum() / np.square(found - expected).sum()))
+
+
+@pytest.mark.parametrize("both_ways", [False, True])
+@pytest.mark.parametrize("kind", ["static", "static-matmul", "dynamic"])
+def test_an_lstm_computes_in_integers(kind: str, both_ways: bool, tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    artifact, kernels, decibels = shipped(Tagger(nn.LSTM, both_ways), Scheme("int8", kind), tmp_path)
+    ops = [node.op_type for node in onnx.load(tmp_path / "out" / artifact.path).graph.node]
+    assert ops.count("DynamicQuantizeLSTM") == 1 and "LSTM" not in ops
+    assert kernels.int8_macs_share == 1.0 and decibels > 30
+    assert not [op for op in artifact.float_ops if op["op"] in ("aten.lstm", "onnx.LSTM")]
+    weights = (FEATURES + STATE) * 4 * STATE * (1 + both_ways)
+    assert (tmp_path / "out" / artifact.path).stat().st_size < 2 * weights + 8000
+
+
+@pytest.mark.parametrize("kind", ["float", "weights"])
+def test_schemes_without_integer_activations_leave_an_lstm_as_it_is(kind: str, tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    artifact, kernels, decibels = shipped(Tagger(nn.LSTM, False), Scheme("fp32" if kind == "float" else "int8-weights", kind), tmp_path)
+    assert "LSTM" in [node.op_type for node in onnx.load(tmp_path / "out" / artifact.path).graph.node]
+    assert kernels.int8_macs_share == 0.0 and decibels > 35
+
+
+@pytest.mark.parametrize(("kind", "gates"), [(nn.LSTM, 4), (nn.GRU, 3)])
+def test_multiply_accumulates_of_recurrent_layers_are_counted(kind: type[nn.RNNBase], gates: int, tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    _, kernels, _ = shipped(Tagger(kind, True), Scheme("fp32", "float"), tmp_path)
+    assert [op["macs"] for op in kernels.ops if op["op"] == kind.__name__] == [STEPS * 2 * gates * STATE * (FEATURES + STATE)]
