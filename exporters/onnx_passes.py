@@ -32,7 +32,27 @@ def convert_to_fp16(path: Path, wide: Collection[str] = ()) -> None:
     kept = [*DEFAULT_OP_BLOCK_LIST, *wide]
     model = ir.from_proto(convert_float_to_float16(onnx.load(path), keep_io_types=True, op_block_list=kept))
     model.graph.sort()  # the converter puts its casts last
+    _guard_turned_products(model.graph)
     write(ir.to_proto(model), path)
+
+
+def _guard_turned_products(graph: Any) -> None:
+    """Put a Max of one tensor, which is that tensor, between a Transpose that moves the first dimension and the product that reads it.
+
+    onnxruntime 1.32 fuses the two across the cast that it puts between them, since it has no float16 product on CPUs, and ends the process.
+    """
+    import onnx_ir as ir
+
+    for node in list(graph):
+        read = node.inputs[0] if node.op_type == "MatMul" else None
+        maker = read.producer() if read is not None else None
+        if read is None or maker is None or maker.op_type != "Transpose":
+            continue
+        if "perm" in maker.attributes and maker.attributes["perm"].as_ints()[0] == 0:
+            continue
+        guarded = ir.Value(name=f"{read.name}_guarded_{node.outputs[0].name}", type=read.type, shape=read.shape)
+        graph.insert_before(node, ir.Node("", "Max", [read], outputs=[guarded], name=guarded.name))
+        node.replace_input_with(0, guarded)
 
 
 def quantize_dynamic(path: Path, narrow: bool = True) -> tuple[Mapping[str, Any], ...]:

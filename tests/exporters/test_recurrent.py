@@ -77,3 +77,9 @@ def test_multiply_accumulates_of_recurrent_layers_are_counted(kind: type[nn.RNNB
     torch.manual_seed(0)
     _, kernels, _ = shipped(Tagger(kind, True), Scheme("fp32", "float"), tmp_path)
     assert [op["macs"] for op in kernels.ops if op["op"] == kind.__name__] == [STEPS * 2 * gates * STATE * (FEATURES + STATE)]
+
+
+@pytest.mark.parametrize("kind", [nn.LSTM, nn.GRU])
+def test_a_product_behind_steps_that_came_first_loads_in_float16(kind: type[nn.RNNBase], tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    assert shipped(Tagger(kind, False), Scheme("fp16", "float"), tmp_path)[2] > 50
