@@ -196,7 +196,7 @@ class OnnxRuntimeExporter(Exporter):
         from edgepress.exporters import onnx_biases, onnx_passes, onnx_recurrent
 
         opset = request_opset(request.target.options)
-        path = folder / "model.onnx"
+        path, narrow = folder / "model.onnx", request.scheme.weight_bits != 8
         float_ops = lower_request(self, request, path, opset=opset)
         with quiet():
             if request.scheme.precision == "fp16":
@@ -205,14 +205,12 @@ class OnnxRuntimeExporter(Exporter):
                 onnx_biases.quantize_output_biases(path)
                 onnx_biases.fuse_biases(path)
                 onnx_passes.guard_float_layers(path)
-                if onnx_recurrent.quantize_lstm(path, narrow=request.scheme.weight_bits != 8):
-                    float_ops = tuple(op for op in float_ops if op["op"] != "aten.lstm")
             if request.scheme.kind == "weights":
                 onnx_passes.fold_at_load(path)
             if request.scheme.kind == "dynamic":
-                float_ops = onnx_passes.quantize_dynamic(path, narrow=request.scheme.weight_bits != 8)
-                if onnx_recurrent.quantize_lstm(path, narrow=request.scheme.weight_bits != 8):
-                    float_ops = tuple(op for op in float_ops if op["op"] != "onnx.LSTM")
+                float_ops = onnx_passes.quantize_dynamic(path, narrow)
+            if request.scheme.kind in ("static", "static-matmul", "dynamic") and onnx_recurrent.quantize_lstm(path, narrow):
+                float_ops = tuple(op for op in float_ops if op["op"] not in ("aten.lstm", "onnx.LSTM"))
         check_dynamic_batch(path, request)
         data = path.with_name(f"{path.name}.data")
         minimum = INT4_RUNTIME_MINIMUM if request.scheme.int4_layers else RUNTIME_MINIMUM[opset]
