@@ -86,8 +86,10 @@ def test_a_budget_of_bytes_that_no_assignment_reaches_ends_with_2_and_names_the_
 
 @pytest.mark.slow
 def test_a_budget_of_latency_is_measured_in_the_runtime_and_refused_with_the_nearest(recipe: Path, tmp_path: Path) -> None:
-    code, printed, _ = run(recipe, tmp_path / "slow", precision="mixed", budget={"latency": "50x"})
+    code, printed, target = run(recipe, tmp_path / "slow", precision="mixed", budget={"latency": "50x"})
     assert code == 0 and "within latency 50x of the float original's" in printed, printed
+    assert all(isinstance(layer["float_latency"], float) for layer in target["mixed"]["layers"])
+    assert "what float takes longer there than integers" in (tmp_path / "slow" / "report.html").read_text()
     code, printed, target = run(recipe, tmp_path / "fast", precision="mixed", budget={"latency": "0.001x"})
     assert code == 2 and target["status"] == "failed"
     assert "cannot take as little as 0.001x of the float original's time" in printed and "The nearest budget is {latency:" in printed

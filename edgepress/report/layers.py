@@ -82,16 +82,16 @@ def layer_picture(target: Json) -> Picture | None:
             low=None,
             high=None,
             limit=None,
-            text=f"{_bits(layer)}{_time(layer)}",
+            text=_words(layer),
         )
         for index, layer in enumerate(layers)
     )
     ticks = tuple((place(10.0**power), f"1e{power}") for power in range(top - _DECADES, top + 1, 2))
-    words = " ".join(f"{layer['layer']}: {_bits(layer)}{_time(layer)}, {_noise(layer):.2g}." for layer in layers)
+    words = " ".join(f"{layer['layer']}: {_words(layer)}, {_noise(layer):.2g}." for layer in layers)
     narrow = any(layer["bits"] < 8 for layer in layers)
     bits = "the bits that it has, in 8 where it is in float" if narrow else "8 bits"
     caption = f"Noise over signal at the outputs with this layer alone in {bits}. Left is quieter."
-    if any(map(_time, layers)):
+    if any(layer.get("float_latency") is not None for layer in layers):
         caption += " Percent: what float takes longer there than integers, of the float original's time."
     title = f"Precision of every layer, {target['name']}"
     return Picture(title, caption, True, marks, ticks, LEFT, None, "", TOP + _ROW * len(layers) + 26, f"{title}. {caption} {words}")
@@ -102,14 +102,12 @@ def _noise(layer: Json) -> float:
     return float(layer[{4: "int4_sensitivity", 2: "int2_sensitivity"}.get(layer["bits"], "sensitivity")])
 
 
-def _bits(layer: Json) -> str:
-    return f"float, {layer['bits']} bits" if layer["bits"] > 8 else f"{layer['bits']} bits"
-
-
-def _time(layer: Json) -> str:
-    """What float costs it on the target, where that was measured."""
-    cost = layer.get("float_latency")
-    return "" if cost is None else f", {100 * cost:+.1f} %"
+def _words(layer: Json) -> str:
+    """Its precision, and what float costs it on the target where that was measured."""
+    bits, cost = f"{layer['bits']} bits", layer.get("float_latency")
+    if cost is None:
+        return f"float, {bits}" if layer["bits"] > 8 else bits
+    return f"{'float' if layer['bits'] > 8 else bits}, {100 * cost:+.1f} %"
 
 
 def _short(name: str) -> str:
