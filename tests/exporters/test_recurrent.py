@@ -64,6 +64,12 @@ def test_an_lstm_computes_in_integers(kind: str, both_ways: bool, tmp_path: Path
     assert (tmp_path / "out" / artifact.path).stat().st_size < 2 * weights + 8000
 
 
+def test_an_lstm_behind_an_integer_layer_computes_in_integers_too(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    _, kernels, decibels = shipped(nn.Sequential(nn.Linear(FEATURES, FEATURES), Tagger(nn.LSTM, True)), Scheme("int8", "static"), tmp_path)
+    assert kernels.int8_macs_share == 1.0 and decibels > 25
+
+
 @pytest.mark.parametrize("kind", ["float", "weights"])
 def test_schemes_without_integer_activations_leave_an_lstm_as_it_is(kind: str, tmp_path: Path) -> None:
     torch.manual_seed(0)
