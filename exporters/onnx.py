@@ -197,11 +197,13 @@ class OnnxRuntimeExporter(Exporter):
 
         opset = request_opset(request.target.options)
         path, narrow = folder / "model.onnx", request.scheme.weight_bits != 8
+        integer_lstm = False
         float_ops = lower_request(self, request, path, opset=opset)
         with quiet():
             if request.scheme.precision == "fp16":
                 onnx_passes.convert_to_fp16(path)
             if request.scheme.kind in ("static", "static-matmul"):
+                integer_lstm = onnx_recurrent.quantize_lstm(path, narrow)  # while the file has ONNX's own operators alone
                 onnx_biases.quantize_output_biases(path)
                 onnx_biases.fuse_biases(path)
                 onnx_passes.guard_float_layers(path)
@@ -209,7 +211,8 @@ class OnnxRuntimeExporter(Exporter):
                 onnx_passes.fold_at_load(path)
             if request.scheme.kind == "dynamic":
                 float_ops = onnx_passes.quantize_dynamic(path, narrow)
-            if request.scheme.kind in ("static", "static-matmul", "dynamic") and onnx_recurrent.quantize_lstm(path, narrow):
+                integer_lstm = onnx_recurrent.quantize_lstm(path, narrow)
+            if integer_lstm:
                 float_ops = tuple(op for op in float_ops if op["op"] not in ("aten.lstm", "onnx.LSTM"))
         check_dynamic_batch(path, request)
         data = path.with_name(f"{path.name}.data")

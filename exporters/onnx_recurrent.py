@@ -34,15 +34,7 @@ def quantize_lstm(path: Path, narrow: bool) -> bool:
     with TemporaryDirectory(dir=path.parent) as scratch:
         folded, made = Path(scratch) / "folded.onnx", Path(scratch) / path.name
         ir.save(model, folded)
-        quantize(
-            folded,
-            made,
-            op_types_to_quantize=["LSTM"],
-            per_channel=True,
-            reduce_range=narrow,
-            weight_type=QuantType.QInt8,
-            extra_options={"DefaultTensorType": onnx.TensorProto.FLOAT},  # behind operators that ONNX does not know
-        )
+        quantize(folded, made, op_types_to_quantize=["LSTM"], per_channel=True, reduce_range=narrow, weight_type=QuantType.QInt8)
         quantized = onnx.load(made)
     write(quantized, path)
     return any(node.op_type == "DynamicQuantizeLSTM" for node in quantized.graph.node)
