@@ -22,7 +22,7 @@ from edgepress.targets.nouns import Artifact, Support
 DEFAULT_CAPABILITIES = ("8.6", "8.9")
 
 #: Precision -> the first GPUs with its kernels, and the first opset that has the type.
-FIRST = {"fp8": ((8, 9), FP8_OPSET), "bf16": ((8, 0), BF16_OPSET)}
+FIRST_WITH = {"fp8": ((8, 9), FP8_OPSET), "bf16": ((8, 0), BF16_OPSET)}
 
 _QUANTIZE_OPS = ("QuantizeLinear", "DequantizeLinear")
 
@@ -50,7 +50,7 @@ class TensorRtExporter(Exporter):
                 f"Use one of {', '.join(self.rules.ladder)}.",
             )
         precision, options = request.scheme.precision, request.target.options
-        opset = max(request_opset(options), 0 if "opset" in options else FIRST.get(precision, (None, 0))[1])
+        opset = max(request_opset(options), 0 if "opset" in options else FIRST_WITH.get(precision, (None, 0))[1])
         capabilities = with_kernels(precision, requested_capabilities(options), "compute_capability" in options, opset)
         for capability in capabilities:
             build.library_for(capability)  # a capability nobody builds for is refused before the slow part
@@ -116,9 +116,9 @@ def with_kernels(precision: str, capabilities: list[str], named: bool, opset: in
     Raises:
         ConfigError: one that was named has none, or the opset has no such type.
     """
-    if precision not in FIRST:
+    if precision not in FIRST_WITH:
         return capabilities
-    first, first_opset = FIRST[precision]
+    first, first_opset = FIRST_WITH[precision]
     if opset < first_opset:
         raise ConfigError(f"opset {opset} has too few operators in {precision}", "", f"Use {first_opset} or later, or leave `opset` out.")
     older = [capability for capability in capabilities if tuple(map(int, capability.split("."))) < first]

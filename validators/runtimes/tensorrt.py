@@ -75,8 +75,10 @@ class ReferenceSession(OrtSession):
     """
 
     def __init__(self, root: Path, artifact: Artifact, threads: int) -> None:
-        who = f"onnxruntime {version('onnxruntime')} (same graph; engine not executed)"
-        super().__init__(_graph(root), artifact.signature, threads, reference_qdq=True, executed_by=who)
+        graph = _graph(root)
+        rounded = ", rounded to bfloat16" if graph.name == REPLAY else ""
+        who = f"onnxruntime {version('onnxruntime')} (same graph{rounded}; engine not executed)"
+        super().__init__(graph, artifact.signature, threads, reference_qdq=True, executed_by=who)
         self._reader = _KernelReader(root, artifact)
 
     def bind(self, inputs: Arrays) -> Callable[[], object]:
