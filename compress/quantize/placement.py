@@ -9,7 +9,7 @@ from types import MappingProxyType
 import torch
 from torch.fx import GraphModule, Node
 
-from edgepress.compress.quantize.graph import ACTIVATIONS, HEAVY, PIECES, RANGE, constant, is_float, kind_of, op_name, value_of
+from edgepress.compress.quantize.graph import ACTIVATIONS, HEAVY, PIECES, RANGE, SAME_VALUES, constant, is_float, kind_of, op_name, value_of
 from edgepress.compress.quantize.masks import LARGEST, masked_nodes
 from edgepress.targets.rules import QuantRules
 
@@ -132,6 +132,8 @@ class _Placing:
         if node not in self.varying and kind not in ("embedding", "shape"):
             return "depends on no input, only on how many samples there are: converters compute it once, in float"
         inputs = data_inputs(node, kind)
+        if kind == "mul" and any(map(_divides, inputs)):
+            return "part of a normalization: what follows computes in float, as behind a fused one"
         if op_name(node) not in PIECES and not _single(node):
             return "does not compute in float32"
         if not all(_single(item) or op_name(item) in PIECES for item in inputs):
@@ -192,6 +194,14 @@ def _varying(module: GraphModule) -> frozenset[Node]:
         if node.op == "placeholder" or (carries and not found.isdisjoint(node.all_input_nodes)):
             found.add(node)
     return frozenset(found)
+
+
+def _divides(factor: Node) -> bool:
+    """Is it one over what was computed, as normalizations written out multiply by (RMSNorm: one over the root of a mean square)?"""
+    while op_name(factor) in SAME_VALUES:
+        factor = factor.args[0]
+    exponent = factor.args[1] if op_name(factor) == "pow" else 0
+    return op_name(factor) in ("rsqrt", "reciprocal") or (isinstance(exponent, int | float) and exponent < 0)
 
 
 def _single(node: Node) -> bool:

@@ -12,6 +12,7 @@ from edgepress.targets.errors import QuantizationError
 from edgepress.targets.nouns import Scheme
 from edgepress.targets.rules import QuantRules, rules_for
 
+from .decoder import decoder, tokens
 from .nets import NETS, outputs_of, program_of, samples_of
 
 RUNTIMES = ("onnxruntime", "openvino", "tensorrt", "coreml", "litert")
@@ -192,6 +193,18 @@ def test_residual_sums_between_float_ops_stay_float() -> None:
     assert lines["aten.add"]["count"] == 5 and "neighbours" in lines["aten.add"]["reason"]
     assert {"aten.layer_norm", "aten.gelu"} <= set(lines)
     assert rendered("residual", "onnxruntime").float_ops == ()
+
+
+@pytest.mark.parametrize("runtime", RUNTIMES)
+def test_a_norm_that_is_written_out_stays_float_as_a_fused_one_does(runtime: str) -> None:
+    program, samples = decoder(), tokens(64, 1)
+    statistics = calibrate(program, [(samples,)])
+    static, matmul = (render(program, statistics, rules_for(runtime), scheme) for scheme in (STATIC, MATMUL))
+    norms = [line for line in static.float_ops if "normalization" in line["reason"]]
+    assert [(line["op"], line["count"]) for line in norms] == [("aten.mul", 5)]  # the factors behind them only have float neighbours
+    exact, *found = (outputs_of(module, (samples,))[0] for module in (program.module(), static.module, matmul.module))
+    errors = [float((output - exact).square().sum()) for output in found]
+    assert errors[0] < 1.2 * errors[1]  # with the norms in integers 1.5 times
 
 
 def test_weights_have_a_scale_per_output_channel_or_one(monkeypatch: pytest.MonkeyPatch) -> None:
