@@ -26,6 +26,7 @@ PACKAGES = (
     "ai-edge-litert",
     "ai-edge-quantizer",
     "nncf",
+    "nvidia-modelopt",
 )
 
 

@@ -24,6 +24,9 @@ DEFAULT_CAPABILITIES = ("8.6", "8.9")
 #: Precision -> the first GPUs with its kernels, and the first opset that has the type.
 FIRST_WITH = {"fp8": ((8, 9), FP8_OPSET), "bf16": ((8, 0), BF16_OPSET)}
 
+#: The artifact, and the graph in it that engines are built from.
+FOLDER, FILE = "model", "model.onnx"
+
 _QUANTIZE_OPS = ("QuantizeLinear", "DequantizeLinear")
 
 
@@ -54,7 +57,7 @@ class TensorRtExporter(Exporter):
         capabilities = with_kernels(precision, requested_capabilities(options), "compute_capability" in options, opset)
         for capability in capabilities:
             build.library_for(capability)  # a capability nobody builds for is refused before the slow part
-        model = folder / "model" / "model.onnx"
+        model = folder / FOLDER / FILE
         model.parent.mkdir(parents=True, exist_ok=True)
         float_ops = lower_request(self, request, model, opset=opset)
         runs = model
@@ -62,39 +65,52 @@ class TensorRtExporter(Exporter):
             onnx_passes.convert_to_fp16(model)
         if precision == "bf16":
             runs = onnx_bf16.convert_to_bf16(model)
-        check_quantization(model)
         check_dynamic_batch(runs, request)
-        facts = {"format": "engine", "opset": opset, **self._engines(request, model, capabilities)}
-        return Artifact("model", request.target.name, request.scheme, request.signature, facts, float_ops)
-
-    def _engines(self, request: ExportRequest, model: Path, capabilities: list[str]) -> dict[str, Any]:
-        """Write one engine per capability and `rebuild.sh` beside the ONNX."""
-        shapes = {s.name: tuple(int(d) for d in a.shape[1:]) for s, a in zip(request.signature.inputs, request.samples, strict=True)}
-        batch = build.BatchRange.around(request.target.batch)
-        engines, warnings, largest = [], dict[str, None](), 0
-        for capability in capabilities:
-            engine = build.build_engine(model, shapes, batch, capability)
-            name = engine_name(capability)
-            largest = max(largest, (model.parent / name).write_bytes(engine.plan))
-            engines.append({"file": name, "compute_capability": capability, "library": engine.library, "version": engine.version})
-            warnings |= dict.fromkeys(engine.warnings)
-        commands = {c: rebuild_command(c, shapes, batch) for c in capabilities}
-        script = model.parent / "rebuild.sh"
-        script.write_text(_rebuild_script(list(commands.values()), _flags(shapes, batch)))
-        script.chmod(0o755)
-        return {
-            "compute_capabilities": capabilities,
-            "engines": engines,
-            "runtime_minimum": " or ".join(dict.fromkeys(f"{e['library']} {e['version']}" for e in engines)),
-            "max_batch": batch.largest,
-            "device_bytes": largest,
-            "rebuild": commands[capabilities[0]],
-            "builder_warnings": list(warnings),
-        }
+        samples = {spec.name: array for spec, array in zip(request.signature.inputs, request.samples, strict=True)}
+        facts = {"format": "engine", "opset": opset, **write_engines(model, samples, request.target.batch, capabilities)}
+        return Artifact(FOLDER, request.target.name, request.scheme, request.signature, facts, float_ops)
 
     def remedy(self, error: Exception) -> str:
         """TensorRT reads ONNX: what helps is another formulation of the op, or another opset."""
         return "Rewrite the op the message names, try another `opset`, or take this target out of `targets:`."
+
+
+def write_engines(model: Path, samples: Mapping[str, np.ndarray], batch: int, capabilities: list[str]) -> dict[str, Any]:
+    """Write one engine per capability and `rebuild.sh` beside an ONNX file.
+
+    Args:
+        samples: every input by name, of shape (samples, ...).
+        batch: the batch that engines are tuned for.
+
+    Returns:
+        The facts of the artifact that depend on its engines.
+
+    Raises:
+        ExportError: Q/DQ that TensorRT reads as something else, or no engine can be built.
+    """
+    check_quantization(model)
+    shapes = {name: tuple(int(size) for size in array.shape[1:]) for name, array in samples.items()}
+    sizes = build.BatchRange.around(batch)
+    engines, warnings, largest = [], dict[str, None](), 0
+    for capability in capabilities:
+        engine = build.build_engine(model, shapes, sizes, capability)
+        name = engine_name(capability)
+        largest = max(largest, (model.parent / name).write_bytes(engine.plan))
+        engines.append({"file": name, "compute_capability": capability, "library": engine.library, "version": engine.version})
+        warnings |= dict.fromkeys(engine.warnings)
+    commands = {c: rebuild_command(c, shapes, sizes) for c in capabilities}
+    script = model.parent / "rebuild.sh"
+    script.write_text(_rebuild_script(list(commands.values()), _flags(shapes, sizes)))
+    script.chmod(0o755)
+    return {
+        "compute_capabilities": capabilities,
+        "engines": engines,
+        "runtime_minimum": " or ".join(dict.fromkeys(f"{e['library']} {e['version']}" for e in engines)),
+        "max_batch": sizes.largest,
+        "device_bytes": largest,
+        "rebuild": commands[capabilities[0]],
+        "builder_warnings": list(warnings),
+    }
 
 
 def requested_capabilities(options: Mapping[str, Any]) -> list[str]:

@@ -13,6 +13,8 @@ NATIVE = Registry(
         "nncf": "edgepress.exporters.native.openvino:NncfQuantizer",
         "nncf, transformer": "edgepress.exporters.native.openvino:NncfTransformerQuantizer",
         "ai-edge-quantizer": "edgepress.exporters.native.litert:AiEdgeQuantizer",
+        "modelopt": "edgepress.exporters.native.tensorrt:ModelOptQuantizer",
+        "modelopt, max": "edgepress.exporters.native.tensorrt:ModelOptMaxQuantizer",
         "coremltools.optimize": "edgepress.exporters.native.coreml:CoreMlQuantizer",
     },
 )

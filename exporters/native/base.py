@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -50,6 +51,19 @@ class NativeRequest:
             yield {spec.name: self.calibration[spec.name][start : start + step].astype(spec.dtype) for spec in specs}
 
 
+@dataclass(frozen=True)
+class Written:
+    """What a native quantizer left in its folder.
+
+    Attributes:
+        names: of its files and folders there, the one that a runtime loads first.
+        facts: of the artifact, where they are others than the float one's.
+    """
+
+    names: tuple[str, ...]
+    facts: Mapping[str, Any] = field(default_factory=dict)
+
+
 class NativeQuantizer(ABC):
     """Turns the float file of one target into an integer one, with the runtime's own tool at its own defaults.
 
@@ -85,19 +99,20 @@ class NativeQuantizer(ABC):
         """
         folder.mkdir(parents=True, exist_ok=True)
         try:
-            names = self._quantize_impl(request, folder)
+            written = self._quantize_impl(request, folder)
         except EdgepressError:
             raise
         except Exception as error:  # a foreign tool may raise anything; this candidate is lost, named, and nothing else
             raise ExportError(
                 f"{request.scheme.tool} could not quantize the model", f"{type(cause(error)).__name__}: {first_line(error)}"
             ) from error
-        for name in names:
+        for name in written.names:
             if not (folder / name).exists():
                 raise ExportError(f"{request.scheme.tool} promised {name!r} and did not write it")
-        facts = {**request.source.facts, "quantizer": f"{request.scheme.tool} ({self.package} {self.supports().version})"}
-        return replace(request.source, path=names[0], scheme=request.scheme, facts=facts, float_ops=(), extra=names[1:])
+        tool = f"{request.scheme.tool} ({self.package} {self.supports().version})"
+        facts = {**request.source.facts, **written.facts, "quantizer": tool}
+        return replace(request.source, path=written.names[0], scheme=request.scheme, facts=facts, float_ops=(), extra=written.names[1:])
 
     @abstractmethod
-    def _quantize_impl(self, request: NativeRequest, folder: Path) -> tuple[str, ...]:
-        """Write the files; returns their names in `folder`, the one that a runtime loads first."""
+    def _quantize_impl(self, request: NativeRequest, folder: Path) -> Written:
+        """Write the files into `folder`."""

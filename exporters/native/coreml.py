@@ -8,7 +8,7 @@ from edgepress.exporters import coreml_package
 from edgepress.exporters.base import quiet
 from edgepress.exporters.coreml import PACKAGE
 from edgepress.exporters.coreml_import import coremltools
-from edgepress.exporters.native.base import NativeQuantizer, NativeRequest
+from edgepress.exporters.native.base import NativeQuantizer, NativeRequest, Written
 
 
 class CoreMlQuantizer(NativeQuantizer):
@@ -20,7 +20,7 @@ class CoreMlQuantizer(NativeQuantizer):
     kinds = ("weights",)
     base_precision = "fp16"
 
-    def _quantize_impl(self, request: NativeRequest, folder: Path) -> tuple[str, ...]:
+    def _quantize_impl(self, request: NativeRequest, folder: Path) -> Written:
         with quiet():
             ct = coremltools()
             from coremltools.optimize import coreml
@@ -29,4 +29,4 @@ class CoreMlQuantizer(NativeQuantizer):
             weights = coreml.OpLinearQuantizerConfig(mode="linear_symmetric", dtype="int8")
             small = coreml.linear_quantize_weights(model, config=coreml.OptimizationConfig(global_config=weights))
             coreml_package.save(small, folder / PACKAGE)
-        return (PACKAGE,)
+        return Written((PACKAGE,))

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from edgepress.exporters.litert import FILE
 from edgepress.exporters.litert_convert import quiet
-from edgepress.exporters.native.base import NativeQuantizer, NativeRequest
+from edgepress.exporters.native.base import NativeQuantizer, NativeRequest, Written
 from edgepress.targets.errors import ConfigError
 
 _SIGNATURE = "serving_default"
@@ -20,7 +20,7 @@ class AiEdgeQuantizer(NativeQuantizer):
     extra = "tflite"
     kinds = ("static", "dynamic")
 
-    def _quantize_impl(self, request: NativeRequest, folder: Path) -> tuple[str, ...]:
+    def _quantize_impl(self, request: NativeRequest, folder: Path) -> Written:
         if request.target.options.get("io", "float") != "float":
             raise ConfigError(f"target {request.target.name!r} asks for integer inputs and outputs", "its recipes keep floats there")
         with quiet():
@@ -31,4 +31,4 @@ class AiEdgeQuantizer(NativeQuantizer):
             statistics = tool.calibrate({_SIGNATURE: list(request.batches(1))}) if static else None
             content = bytes(tool.quantize(statistics).quantized_model)
         (folder / FILE).write_bytes(content)
-        return (FILE,)
+        return Written((FILE,))

@@ -8,7 +8,7 @@ from tempfile import TemporaryDirectory
 
 import numpy as np
 
-from edgepress.exporters.native.base import NativeQuantizer, NativeRequest
+from edgepress.exporters.native.base import NativeQuantizer, NativeRequest, Written
 
 FILE = "model.onnx"
 _BATCH = 32
@@ -23,7 +23,7 @@ class OnnxRuntimeQuantizer(NativeQuantizer):
     kinds: tuple[str, ...] = ("static", "dynamic")
     reduce_range = False
 
-    def _quantize_impl(self, request: NativeRequest, folder: Path) -> tuple[str, ...]:
+    def _quantize_impl(self, request: NativeRequest, folder: Path) -> Written:
         from onnxruntime.quantization import QuantType, quantize_dynamic
         from onnxruntime.quantization.shape_inference import quant_pre_process
 
@@ -35,7 +35,7 @@ class OnnxRuntimeQuantizer(NativeQuantizer):
                 quantize_dynamic(prepared, path, per_channel=True, weight_type=QuantType.QInt8, use_external_data_format=external)
             else:
                 self._static(request, prepared, path)
-        return (FILE, f"{FILE}.data") if external else (FILE,)
+        return Written((FILE, f"{FILE}.data") if external else (FILE,))
 
     def _static(self, request: NativeRequest, prepared: Path, path: Path) -> None:
         from onnxruntime import quantization

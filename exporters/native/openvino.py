@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from edgepress.exporters.native.base import NativeQuantizer, NativeRequest
+from edgepress.exporters.native.base import NativeQuantizer, NativeRequest, Written
 from edgepress.exporters.openvino import FOLDER, strip_file
 from edgepress.targets.errors import QuantizationError
 
@@ -19,7 +19,7 @@ class NncfQuantizer(NativeQuantizer):
     kinds = ("static",)
     transformer = False
 
-    def _quantize_impl(self, request: NativeRequest, folder: Path) -> tuple[str, ...]:
+    def _quantize_impl(self, request: NativeRequest, folder: Path) -> Written:
         import openvino
         from openvino.passes import ConstantFolding, Manager
 
@@ -38,7 +38,7 @@ class NncfQuantizer(NativeQuantizer):
         written.mkdir()
         openvino.save_model(quantized, written / "model.xml", compress_to_fp16=False)
         strip_file(written / "model.xml")
-        return (FOLDER,)
+        return Written((FOLDER,))
 
 
 class NncfTransformerQuantizer(NncfQuantizer):

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-for package in ("onnxruntime", "openvino", "coremltools", "litert_torch", "nncf", "ai_edge_quantizer"):
+for package in ("onnxruntime", "openvino", "coremltools", "litert_torch", "nncf", "ai_edge_quantizer", "modelopt"):
     pytest.importorskip(package)
 
 from edgepress.exporters import EXPORTERS  # noqa: E402
@@ -102,5 +102,6 @@ def test_what_a_tool_raises_names_the_tool(tmp_path: Path) -> None:
         NATIVE.get("onnxruntime.quantization")().quantize(broken, tmp_path / "native")
 
 
-def test_a_target_without_a_native_quantizer_has_none() -> None:
-    assert not native_quantizers("tensorrt") and set(native_quantizers("openvino")) == {"nncf", "nncf, transformer"}
+def test_a_runtime_has_its_own_quantizers_and_no_other() -> None:
+    assert set(native_quantizers("tensorrt")) == {"modelopt", "modelopt, max"}
+    assert set(native_quantizers("openvino")) == {"nncf", "nncf, transformer"}
