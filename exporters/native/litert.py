@@ -22,13 +22,19 @@ class AiEdgeQuantizer(NativeQuantizer):
 
     def _quantize_impl(self, request: NativeRequest, folder: Path) -> Written:
         if request.target.options.get("io", "float") != "float":
-            raise ConfigError(f"target {request.target.name!r} asks for integer inputs and outputs", "its recipes keep floats there")
+            raise ConfigError(f"target {request.target.name!r} asks for integer inputs and outputs", "the float file says what they are")
         with quiet():
             from ai_edge_quantizer import quantizer, recipe
 
             static = request.scheme.kind == "static"
-            tool = quantizer.Quantizer(str(request.path), recipe.static_wi8_ai8() if static else recipe.dynamic_wi8_afp32())
+            chosen = recipe.static_wi8_ai8() if static else recipe.dynamic_wi8_afp32()
+            tool = quantizer.Quantizer(str(request.path), [*chosen, *map(_float, ("INPUT", "OUTPUT"))])
             statistics = tool.calibrate({_SIGNATURE: list(request.batches(1))}) if static else None
             content = bytes(tool.quantize(statistics).quantized_model)
         (folder / FILE).write_bytes(content)
         return Written((FILE,))
+
+
+def _float(operation: str) -> dict[str, object]:
+    """Leave one kind of operation as it is; the static recipe makes inputs and outputs of the file integers."""
+    return {"regex": ".*", "operation": operation, "algorithm_key": "no_quantize", "op_config": {}}

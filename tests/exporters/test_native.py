@@ -86,6 +86,16 @@ def test_nncf_takes_a_model_that_looks_all_its_positions_up(tmp_path: Path) -> N
     assert (tmp_path / "native" / "model" / "model.xml").exists()
 
 
+@pytest.mark.parametrize("kind", ["static", "dynamic"])
+def test_the_inputs_and_outputs_of_a_file_are_of_the_types_it_promises(kind: str, tmp_path: Path) -> None:
+    from ai_edge_litert.interpreter import Interpreter
+
+    artifact = NATIVE.get("ai-edge-quantizer")().quantize(request("ai-edge-quantizer", kind, "residual", tmp_path), tmp_path / "native")
+    file = Interpreter(str(tmp_path / "native" / artifact.path))
+    found = [np.dtype(detail["dtype"]).name for detail in (*file.get_input_details(), *file.get_output_details())]
+    assert found == [spec.dtype for spec in (*artifact.signature.inputs, *artifact.signature.outputs)] == ["float32", "float32"]
+
+
 def test_equal_requests_give_equal_files(tmp_path: Path) -> None:
     asked = request("onnxruntime.quantization", "static", "residual", tmp_path)
     files = []
