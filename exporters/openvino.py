@@ -11,7 +11,13 @@ from typing import Any
 from edgepress.exporters.base import Exporter, ExportRequest, first_line
 from edgepress.exporters.onnx import DEFAULT_OPSET, check_dynamic_batch, lower_request, missing_packages
 from edgepress.exporters.openvino_int4 import trim_zero_points
-from edgepress.exporters.openvino_passes import drop_zero_offsets, fold_biases, keep_reduced_dimensions, pad_two_dimensions
+from edgepress.exporters.openvino_passes import (
+    drop_repeated_roundings,
+    drop_zero_offsets,
+    fold_biases,
+    keep_reduced_dimensions,
+    pad_two_dimensions,
+)
 from edgepress.targets.errors import ExportError
 from edgepress.targets.nouns import Artifact, Signature, Support
 
@@ -55,6 +61,7 @@ class OpenVinoExporter(Exporter):
             trim_zero_points(model)
             fold_biases(model)
             drop_zero_offsets(model)
+            drop_repeated_roundings(model)
             pad_two_dimensions(model)
             keep_reduced_dimensions(model)
             _name_tensors(model, request.signature)

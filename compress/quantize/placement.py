@@ -165,11 +165,22 @@ class _Placing:
             changed = bool(lonely)
 
     def _surrounded(self, node: Node, kind: str) -> bool:
-        produced = [self._makes_integers(item) for item in data_inputs(node, kind) if item.op != "get_attr"]
+        inputs = [item for item in data_inputs(node, kind) if item.op != "get_attr"]
+        produced = [self._makes_integers(item) for item in inputs]
         if not any(produced):
             return False
-        users = list(self._tail(node).users)
-        return any(self._reads_integers(user, self._tail(node)) or (user.op == "output" and all(produced)) for user in users)
+        tail = self._tail(node)
+        if any(self._reads_integers(user, tail) for user in tail.users):
+            return True
+        return any(user.op == "output" for user in tail.users) and all(produced) and any(map(self._only_integers, inputs))
+
+    def _only_integers(self, node: Node) -> bool:
+        """Does what makes this tensor have no kernel that writes it as floats?"""
+        head = self.heads.get(node, node)
+        kind = self.kinds[head]
+        if kind == "shape":
+            return any(self._makes_integers(item) and self._only_integers(item) for item in data_inputs(head, kind))
+        return kind not in self.rules.float_output if kind in HEAVY else True
 
     def _makes_integers(self, node: Node) -> bool:
         return self.heads.get(node, node) in self.kinds

@@ -38,7 +38,7 @@ RULES = QuantRules(
         "weights",
     ),
     fused=frozenset({"hard_swish", "silu"}),
-    float_output=frozenset({"linear"}),
+    float_output=frozenset({"conv", "conv_transpose", "linear"}),
     int4=Int4Rules(),
     static_bits=(4, 2),
 )

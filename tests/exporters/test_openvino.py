@@ -106,17 +106,19 @@ def test_int8_weights_are_near_the_float_model(tmp_path: Path) -> None:
     assert 0 < error < 0.05 * np.abs(expected).max()
 
 
-def as_exported(program: ExportedProgram, statistics: Statistics, images: torch.Tensor, folder: Path) -> tuple[np.ndarray, np.ndarray]:
-    """What the static int8 file of a program of images computes, and what its rendering does; each of shape (n, classes)."""
+def as_exported(
+    program: ExportedProgram, statistics: Statistics, images: torch.Tensor, folder: Path, scheme: Scheme = STATIC
+) -> tuple[np.ndarray, np.ndarray]:
+    """What the int8 file of a program of images computes, and what its rendering does; each of shape (n, classes)."""
     torch.export.save(program, folder / "model.pt2")
     statistics.save(folder / "statistics")
     signature = Signature((TensorSpec("image", "float32", (None, 3, 16, 16)),), (TensorSpec("logits", "float32", (None, 5)),))
     target = Target("openvino", "openvino", "x86-64 CPU", "int8")
-    asked = ExportRequest(folder / "model.pt2", signature, folder / "statistics", target, STATIC, (images[:4].numpy(),))
+    asked = ExportRequest(folder / "model.pt2", signature, folder / "statistics", target, scheme, (images[:4].numpy(),))
     artifact = OpenVinoExporter().export(asked, folder / "out")
     compiled = core().compile_model(folder / "out" / artifact.path / "model.xml", "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
     with torch.no_grad():
-        expected = render(program, statistics, rules_for("openvino"), STATIC).module(images).numpy()
+        expected = render(program, statistics, rules_for("openvino"), scheme).module(images).numpy()
     return compiled({"image": images.numpy()})["logits"], expected
 
 
@@ -128,6 +130,63 @@ def test_patches_with_a_class_token_are_computed_as_rendered(convolution: type[n
     statistics = calibrate(program, [(images,)])
     found, expected = as_exported(program, statistics, images, tmp_path)
     assert np.square(found - expected).mean() < 1e-5 * np.square(expected).mean()  # 8 bits themselves cost 1e-4
+
+
+class Pooled(nn.Module):
+    """A layer with a bias, the mean or maximum of what it gives at all positions, and a layer that reads that."""
+
+    def __init__(self, layer: str, pooling: str) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.layer = nn.Linear(48, 24) if layer == "linear" else nn.Conv1d(48, 24, 1)
+        self.pooling, self.head = pooling, nn.Linear(24, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        rows = x.flatten(1, 2)  # (n, 48, 16)
+        y = self.layer(rows.transpose(1, 2)).transpose(1, 2) if isinstance(self.layer, nn.Linear) else F.relu(self.layer(rows))
+        return self.head(y.amax(2) if self.pooling == "max" else y.mean(2))
+
+
+@pytest.mark.parametrize("scheme", [STATIC, Scheme("int8", "static-matmul")])
+@pytest.mark.parametrize("pooling", ["max", "mean"])
+@pytest.mark.parametrize("layer", ["linear", "convolution"])
+def test_pooling_behind_a_layer_with_a_scale_per_channel_is_computed_as_rendered(
+    layer: str, pooling: str, scheme: Scheme, tmp_path: Path
+) -> None:
+    images = torch.randn(32, 3, 16, 16, generator=torch.Generator().manual_seed(0))
+    program = torch.export.export(Pooled(layer, pooling).eval(), (images[:2],), dynamic_shapes=({0: torch.export.Dim("n")},))
+    found, expected = as_exported(program, calibrate(program, [(images,)]), images, tmp_path, scheme)
+    assert np.square(found - expected).mean() < 1e-4 * np.square(expected).mean()
+
+
+class Hourglass(nn.Module):
+    """Down, up, and beside what was there before: pooling, a transposed convolution, a concatenation, a permutation at the end."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.down, self.middle = nn.Conv2d(3, 8, 3, padding=1), nn.Conv2d(8, 16, 3, padding=1)
+        self.up, self.last = nn.ConvTranspose2d(16, 8, 2, 2), nn.Conv2d(16, 5, 16)
+
+    def forward(self, x: Tensor) -> Tensor:
+        wide = F.relu(self.down(x))
+        small = F.relu(self.middle(F.max_pool2d(wide, 2)))
+        return self.last(torch.cat([self.up(small), wide], 1)).flatten(1)
+
+
+def test_values_are_rounded_once_and_not_at_all_where_the_model_ends(tmp_path: Path) -> None:
+    images = torch.randn(32, 3, 16, 16, generator=torch.Generator().manual_seed(0))
+    program = torch.export.export(Hourglass().eval(), (images[:2],), dynamic_shapes=({0: torch.export.Dim("n")},))
+    found, expected = as_exported(program, calibrate(program, [(images,)]), images, tmp_path)
+    assert np.square(found - expected).mean() < 1e-5 * np.square(expected).mean()
+    ops = openvino.Core().read_model(tmp_path / "out" / "model" / "model.xml").get_ordered_ops()
+    rounded = [op.input_value(0).get_node().get_type_name() for op in ops if op.get_type_name() == "FakeQuantize"]
+    assert rounded == [
+        "Parameter",
+        "Relu",
+        "Relu",
+        "Add",
+    ]  # the image, two convolutions, the transposed one; not pooled or joined values again
 
 
 class Padded(nn.Module):
