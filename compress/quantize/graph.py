@@ -26,6 +26,7 @@ KINDS: dict[str, str] = {
     **dict.fromkeys(("softmax", "_softmax"), "softmax"),
     "embedding": "embedding",
     "hardswish": "hard_swish",
+    "sigmoid": "sigmoid",
     "silu": "silu",
 }
 #: Ops whose output holds every value of their input and nothing else.

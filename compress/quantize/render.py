@@ -17,7 +17,7 @@ from edgepress.compress.quantize.corrections import apply_corrections
 from edgepress.compress.quantize.embeddings import lookups, store_in_integers
 from edgepress.compress.quantize.fp8 import round_to_fp8
 from edgepress.compress.quantize.graph import HEAVY, RANGE, constant, kind_of
-from edgepress.compress.quantize.placement import Placement, place, summary
+from edgepress.compress.quantize.placement import Placement, place, summary, write_out_silu
 from edgepress.compress.quantize.prepare import canonical_module, finish, float_module
 from edgepress.compress.quantize.quantizer import RulesQuantizer
 from edgepress.compress.quantize.sharing import TensorParameters
@@ -87,6 +87,7 @@ def placed(
     placement = place(module, rules, scheme.kind, _largest(module, statistics), scheme.float_layers, scheme.narrow_layers)
     if not any(kind in HEAVY for kind in placement.kinds.values()):
         raise _unplaced(placement.reasons)
+    placement = write_out_silu(module, placement)
     apply_corrections(module, placement.kinds, statistics.corrections)
     return module, placement, TensorParameters(module, placement, rules, statistics)
 

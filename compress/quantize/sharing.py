@@ -76,7 +76,7 @@ class TensorParameters:
             if kind in rules.shared:
                 for item in inputs:
                     self._union(item, tail)
-            if kind == "softmax" and rules.softmax_output is not None:
+            if kind in ("softmax", "sigmoid") and rules.unit_output is not None:
                 self._fixed.add(tail)
         self._members = self._grouped()
         self._groups = {root: self._group(nodes) for root, nodes in self._members.items()}
@@ -136,8 +136,8 @@ class TensorParameters:
 
     def _group(self, nodes: list[Node]) -> QParams:
         low, high = self._interval(nodes)
-        if self._rules.softmax_output is not None and high <= 1.0 and any(node in self._fixed for node in nodes):
-            return QParams(float(np.float32(self._rules.softmax_output[0])), self._rules.softmax_output[1])
+        if self._rules.unit_output is not None and high <= 1.0 and any(node in self._fixed for node in nodes):
+            return QParams(float(np.float32(self._rules.unit_output[0])), self._rules.unit_output[1])
         return qparams((low, high), self._rules)
 
     def _range(self, node: Node) -> Range:
@@ -149,6 +149,8 @@ class TensorParameters:
         if tensor is not None:
             low, high = torch.aminmax(tensor.detach())
             return min(float(low), 0.0), max(float(high), 0.0)
+        if op_name(node) == "sigmoid":
+            return 0.0, 1.0
         if RANGE in node.meta:
             known: Range = node.meta[RANGE]
             return known

@@ -11,7 +11,7 @@ from edgepress.targets.registry import Registry
 #: Kinds of op the quantizer knows how to place. `shape` stands for ops that move values without changing them.
 OP_KINDS = frozenset(
     {"conv", "conv_transpose", "linear", "matmul", "add", "mul", "cat", "max_pool", "avg_pool", "mean", "softmax", "shape", "embedding"}
-    | {"hard_swish", "silu"}
+    | {"hard_swish", "sigmoid", "silu"}
 )
 
 #: Bits -> elements of the smallest weight that can have them: the nodes that unpack a smaller one take what they save.
@@ -54,7 +54,7 @@ class QuantRules:
         per_channel: op kinds whose weights have a scale per output channel; the rest have one per tensor.
         placement: op kinds that are quantized under the `static` scheme.
         quantize_outputs: Q/DQ on every op boundary (outputs too), not on the inputs of heavy ops alone.
-        softmax_output: fixed (scale, zero point) of a softmax output, or None where the range is calibrated.
+        unit_output: fixed (scale, zero point) of what softmax and sigmoid give, or None where the range is calibrated, or 0 to 1.
         float_output: heavy op kinds whose integer kernel can write float; their output is rounded only where an integer op reads it.
         fused: op kinds that a kernel with weights computes before it rounds its output, besides clipping.
         shared: op kinds whose inputs and output have one scale and zero point.
@@ -81,7 +81,7 @@ class QuantRules:
     weight_max: int = 127
     per_channel: frozenset[str] = frozenset({"conv", "conv_transpose", "linear"})
     quantize_outputs: bool = True
-    softmax_output: tuple[float, int] | None = None
+    unit_output: tuple[float, int] | None = None
     float_output: frozenset[str] = frozenset()
     shared: frozenset[str] = frozenset({"shape", "max_pool", "cat"})
     fused: frozenset[str] = frozenset()

@@ -26,7 +26,7 @@ RULES = QuantRules(
         "static-matmul",
         "weights",
     ),
-    softmax_output=(1 / 256, -128),
+    unit_output=(1 / 256, -128),
     float_output=frozenset({"conv", "conv_transpose", "linear", "matmul"}),
     int4=Int4Rules(),
     float_bytes=2,

@@ -27,7 +27,7 @@ RULES = QuantRules(
         "static-matmul",
         "weights",
     ),
-    softmax_output=(1 / 127, 0),
+    unit_output=(1 / 127, 0),
     fused=frozenset({"hard_swish", "silu"}),
     float_output=frozenset({"linear", "matmul"}),
 )

@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from edgepress.compress.quantize import calibrate, render
@@ -24,6 +25,7 @@ SIGNATURE = Signature((TensorSpec("image", "float32", (None, 3, 16, 16)),), (Ten
 class Net(nn.Module):
     def __init__(self, activation: nn.Module) -> None:
         super().__init__()
+        torch.manual_seed(0)
         self.layers = nn.Sequential(nn.Conv2d(3, 16, 3, padding=1), activation, nn.Conv2d(16, 16, 3, padding=1, groups=16), activation)
         self.head = nn.Linear(16, 5)
 
@@ -31,15 +33,14 @@ class Net(nn.Module):
         return self.head(self.layers(image).mean((2, 3)))
 
 
-def program_of(activation: nn.Module) -> tuple[torch.export.ExportedProgram, Tensor]:
-    torch.manual_seed(0)
-    images = 3 * torch.randn(64, 3, 16, 16)
-    return torch.export.export(Net(activation).eval(), (images[:2],), dynamic_shapes=({0: torch.export.Dim.DYNAMIC},)), images
+def program_of(model: nn.Module) -> tuple[torch.export.ExportedProgram, Tensor]:
+    images = 3 * torch.randn(64, 3, 16, 16, generator=torch.Generator().manual_seed(0))
+    return torch.export.export(model.eval(), (images[:2],), dynamic_shapes=({0: torch.export.Dim.DYNAMIC},)), images
 
 
-def opened(runtime: str, activation: nn.Module, folder: Path) -> tuple[Session, Tensor, np.ndarray]:
+def opened(runtime: str, model: nn.Module, folder: Path) -> tuple[Session, Tensor, np.ndarray]:
     """The static int8 file in its runtime, images, and what the float model answers."""
-    program, images = program_of(activation)
+    program, images = program_of(model)
     torch.export.save(program, folder / "model.pt2")
     calibrate(program, [(images,)]).save(folder / "statistics")
     target = Target("phone", runtime, "CPU", "int8", {"compute_capability": ("8.9",)} if runtime == "tensorrt" else {})
@@ -48,10 +49,13 @@ def opened(runtime: str, activation: nn.Module, folder: Path) -> tuple[Session, 
     return RUNTIMES.get(runtime)().open(artifact, folder / "out"), images, program.module()(images).detach().numpy()
 
 
-@pytest.mark.parametrize("activation", [nn.Hardswish(), nn.SiLU()], ids=["hard-swish", "silu"])
-@pytest.mark.parametrize(("runtime", "fused"), [("openvino", True), ("tensorrt", True), ("onnxruntime", False)])
+@pytest.mark.parametrize(
+    ("runtime", "fused", "activation"),
+    [(runtime, True, activation) for runtime in ("openvino", "tensorrt") for activation in (nn.Hardswish(), nn.SiLU())]
+    + [("onnxruntime", False, nn.Hardswish())],
+)
 def test_a_kernel_that_computes_both_rounds_after_the_activation_alone(runtime: str, fused: bool, activation: nn.Module) -> None:
-    program, images = program_of(activation)
+    program, images = program_of(Net(activation))
     rendered = render(program, calibrate(program, [(images,)]), rules_for(runtime), STATIC)
     nodes = [node for node in rendered.module.graph.nodes if "hardswish" in str(node.target) or "silu" in str(node.target)]
     assert len(nodes) == 2
@@ -60,13 +64,46 @@ def test_a_kernel_that_computes_both_rounds_after_the_activation_alone(runtime: 
     assert any("hardswish" in str(op["op"]) or "silu" in str(op["op"]) for op in rendered.float_ops) != fused
 
 
+class Gated(nn.Module):
+    """Convolutions with silu, a gate of a sigmoid in the middle, and a sigmoid of what the model answers."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.first, self.gate, self.last = nn.Conv2d(3, 8, 3, padding=1), nn.Conv2d(8, 8, 1), nn.Conv2d(8, 5, 3)
+
+    def forward(self, image: Tensor) -> Tensor:
+        wide = F.silu(self.first(image))
+        wide = wide * torch.sigmoid(self.gate(F.adaptive_avg_pool2d(wide, 1)))
+        return torch.sigmoid(self.last(wide)).mean((2, 3))
+
+
+@pytest.mark.parametrize(("runtime", "package"), [("onnxruntime", "onnxruntime"), ("litert", "litert_torch")])
+def test_sigmoids_between_integer_layers_compute_in_integers_and_at_the_end_in_float(runtime: str, package: str, tmp_path: Path) -> None:
+    pytest.importorskip(package)
+    program, images = program_of(Gated())
+    rendered = render(program, calibrate(program, [(images,)]), rules_for(runtime), STATIC)
+    assert [(op["op"], op["count"]) for op in rendered.float_ops if op["op"] != "aten.mean"] == [("aten.sigmoid", 1)]
+    fixed = {1 / 256} if runtime == "litert" else {float(np.float32(1 / 255))}
+    gates = [node for node in rendered.module.graph.nodes if node.target == torch.ops.aten.sigmoid.default]
+    assert [{user.args[1] for user in node.users if "quantize" in str(user.target)} for node in gates] == [fixed, fixed, set()]
+    session, images, exact = opened(runtime, Gated(), tmp_path)
+    with session:
+        found, kernels = session.run({"image": images.numpy()})["logits"], session.kernels()
+    assert np.square(found - exact).mean() < 1e-3 * np.square(exact).mean()
+    narrow = [
+        op for op in kernels.ops if op["type"] == "int8" and ("sigmoid" in str(op["op"]).lower() or "logistic" in str(op["op"]).lower())
+    ]
+    assert sum(int(op.get("count", 1)) for op in narrow) == 2
+
+
 @pytest.mark.parametrize(
     ("runtime", "package"), [("openvino", "openvino"), ("tensorrt", "tensorrt_rtx_bindings"), ("litert", "litert_torch")]
 )
 @pytest.mark.parametrize("activation", [nn.Hardswish(), nn.SiLU()], ids=["hard-swish", "silu"])
 def test_runtimes_answer_as_the_float_model_does(runtime: str, package: str, activation: nn.Module, tmp_path: Path) -> None:
     pytest.importorskip(package)
-    session, images, exact = opened(runtime, activation, tmp_path)
+    session, images, exact = opened(runtime, Net(activation), tmp_path)
     with session:
         found = session.run({"image": images.numpy()})["logits"]
     assert np.square(found - exact).mean() < 1e-3 * np.square(exact).mean()
@@ -77,7 +114,7 @@ def test_activations_do_not_cut_the_graph_that_xnnpack_takes(activation: nn.Modu
     pytest.importorskip("litert_torch")
     from ai_edge_litert.interpreter import Interpreter
 
-    opened("litert", activation, tmp_path)[0].close()
+    opened("litert", Net(activation), tmp_path)[0].close()
     interpreter = Interpreter(str(next((tmp_path / "out").glob("*.tflite"))), num_threads=1)
     interpreter.allocate_tensors()
     assert [op["op_name"] for op in interpreter._get_ops_details()].count("DELEGATE") == 1

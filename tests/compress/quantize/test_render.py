@@ -158,7 +158,7 @@ def test_the_same_model_and_statistics_give_the_same_bytes(scheme: Scheme) -> No
 @pytest.mark.parametrize("name", ["residual", "dense", "vision-explicit"])
 def test_unsigned_and_signed_renderings_are_bit_identical(name: str) -> None:
     signed = dataclasses.replace(rules_for("litert"), fold_weights=True, float_output=frozenset())
-    unsigned = dataclasses.replace(signed, activation_dtype="uint8", activation_min=0, activation_max=255, softmax_output=(1 / 256, 0))
+    unsigned = dataclasses.replace(signed, activation_dtype="uint8", activation_min=0, activation_max=255, unit_output=(1 / 256, 0))
     inputs = samples_of(name, 8)
     results = [outputs_of(render(program_of(name), statistics_of(name), rules, STATIC).module, inputs) for rules in (signed, unsigned)]
     assert all(torch.equal(a, b) for a, b in zip(*results, strict=True))
