@@ -11,6 +11,7 @@ from edgepress.exporters.base import Exporter, ExportRequest
 from edgepress.exporters.litert_convert import to_tflite
 from edgepress.exporters.litert_flatbuffer import TfliteFile
 from edgepress.exporters.litert_int4 import store_integers, with_float_weights
+from edgepress.exporters.litert_integer_transposed import store_in_integers
 from edgepress.exporters.litert_recipes import requantize
 from edgepress.targets.errors import ConfigError
 from edgepress.targets.nouns import Artifact, Support
@@ -38,6 +39,8 @@ class LiteRtExporter(Exporter):
     def _export_impl(self, request: ExportRequest, folder: Path) -> Artifact:
         io = _io(request)
         file = self._int4(request) if request.scheme.precision == INT4 else TfliteFile(self._content(request))
+        if request.scheme.kind in _STATIC:
+            store_in_integers(file)
         if io == "int8":
             file.integer_boundary()
         file.stamp_versions()

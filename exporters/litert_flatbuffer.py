@@ -54,12 +54,12 @@ class TfliteFile:
         """
         for index in list(self.graph.inputs):
             readers = [op for op in self.graph.operators if index in op.inputs]
-            if len(readers) == 1 and self._builtin(readers[0]) == _QUANTIZE:
+            if len(readers) == 1 and self.builtin(readers[0]) == _QUANTIZE:
                 self._replace_port("inputs", index, readers[0].outputs[0], readers[0])
         for index in list(self.graph.outputs):
             makers = [op for op in self.graph.operators if index in op.outputs]
             read = any(index in op.inputs for op in self.graph.operators)
-            if makers and self._builtin(makers[0]) == _DEQUANTIZE and not read and self._is_int8(makers[0].inputs[0]):
+            if makers and self.builtin(makers[0]) == _DEQUANTIZE and not read and self._is_int8(makers[0].inputs[0]):
                 self._replace_port("outputs", index, makers[0].inputs[0], makers[0])
 
     def _replace_port(self, ports: str, old: int, new: int, operator: Any) -> None:
@@ -71,7 +71,8 @@ class TfliteFile:
             for entry in getattr(definition, ports):
                 entry.tensorIndex = new if entry.tensorIndex == old else entry.tensorIndex
 
-    def _builtin(self, operator: Any) -> int:
+    def builtin(self, operator: Any) -> int:
+        """Number of an operator's kind in the format's `BuiltinOperator`."""
         return int(self.model.operatorCodes[operator.opcodeIndex].builtinCode)
 
     def stamp_versions(self) -> None:
@@ -138,6 +139,52 @@ class TfliteFile:
             name = str(self._tools.opcode_to_name(self.model, operator.opcodeIndex))
             types.setdefault(name, set()).add(self.graph.tensors[operator.outputs[0]].type)
         return tuple(line for line in lines if types.get(str(line["op"]).removeprefix("aten.").upper()) != {_INT8})
+
+    def data(self, index: int, dtype: type[np.generic]) -> np.ndarray | None:
+        """Values of a constant tensor; None where it is no constant."""
+        tensor = self.graph.tensors[index]
+        found = self.model.buffers[tensor.buffer].data
+        if found is None or not len(found):
+            return None
+        return np.frombuffer(bytes(found), dtype).reshape([int(size) for size in tensor.shape])
+
+    def constant(self, like: int, values: np.ndarray, kind: int, scales: np.ndarray) -> int:
+        """Add a constant of integers with zero point 0; returns its index.
+
+        Args:
+            like: the tensor it is named after.
+            values: int8 or int32; dimension 0 counts channels.
+            kind: their number in the format's `TensorType`.
+            scales: (channels,) float32.
+        """
+        from ai_edge_litert import schema_py_generated as schema
+
+        buffer, tensor, parameters = schema.BufferT(), schema.TensorT(), schema.QuantizationParametersT()
+        buffer.data = np.frombuffer(values.tobytes(), np.uint8)
+        self.model.buffers.append(buffer)
+        parameters.scale, parameters.zeroPoint, parameters.quantizedDimension = scales, np.zeros(len(scales), np.int64), 0
+        tensor.name, tensor.shape = self.graph.tensors[like].name + b"_integers", np.array(values.shape, np.int32)
+        tensor.type, tensor.buffer, tensor.quantization = kind, len(self.model.buffers) - 1, parameters
+        self.graph.tensors.append(tensor)
+        return len(self.graph.tensors) - 1
+
+    def drop(self, operators: Sequence[Any]) -> None:
+        """Take operators out."""
+        gone = {id(operator) for operator in operators}
+        self.graph.operators = [operator for operator in self.graph.operators if id(operator) not in gone]
+
+    def drop_unread(self) -> None:
+        """Take out operators whose results nothing reads, and the values of constants that nothing reads."""
+        while True:
+            read = {int(index) for operator in self.graph.operators for index in operator.inputs} | {int(i) for i in self.graph.outputs}
+            unread = [operator for operator in self.graph.operators if read.isdisjoint(map(int, operator.outputs))]
+            if not unread:
+                break
+            self.drop(unread)
+        kept = {self.graph.tensors[index].buffer for index in read if index >= 0}
+        for index, tensor in enumerate(self.graph.tensors):
+            if index not in read and tensor.buffer not in kept:
+                self.model.buffers[tensor.buffer].data = None
 
     def operators(self) -> list[tuple[str, int]]:
         """Every kind of op in the file with its version, in the order of the file."""

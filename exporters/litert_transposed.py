@@ -51,7 +51,7 @@ def _each(value: int | list[int], rank: int) -> list[int]:
 
 
 def _crop(module: GraphModule, node: Node) -> None:
-    """Let the convolution give all of its result, and take the margins off behind the rounding that follows it."""
+    """Let the convolution give all of its result, and take the margins off behind the ReLU and the rounding that follow it."""
     x, weight, bias, stride, padding, extra, groups, dilation = node.args
     wanted = node.meta["val"]
     more = [max(e - p, 0) for e, p in zip(extra, padding, strict=True)]
@@ -59,6 +59,9 @@ def _crop(module: GraphModule, node: Node) -> None:
     node.args = (x, weight, bias, stride, [0] * len(padding), more, groups, dilation)
     node.meta["val"] = wanted.new_empty((*wanted.shape[:2], *((n - 1) * s + d * (k - 1) + 1 + e for n, k, s, d, e in sizes)))
     last, pair = node, list[Node]()
+    if len(node.users) == 1 and next(iter(node.users)).target == aten.relu.default:
+        last = next(iter(node.users))
+        last.meta["val"] = last.meta["val"].new_empty(node.meta["val"].shape)
     while len(last.users) == 1 and "quantize_per_tensor" in str(next(iter(last.users)).target) and len(pair) < 2:
         last = next(iter(last.users))
         last.meta["val"] = last.meta["val"].new_empty(node.meta["val"].shape)

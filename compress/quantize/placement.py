@@ -16,6 +16,8 @@ from edgepress.targets.rules import QuantRules
 
 _FUSES = HEAVY | {"add", "mul"}
 _WEIGHTED = frozenset({"conv", "conv_transpose", "linear"})
+#: Kinds that are in integers for what reads them: answers between 0 and 1 have few of these left where it counts.
+_SQUEEZES = frozenset({"sigmoid", "silu"})
 #: Why a layer of `Scheme.float_layers` is not quantized.
 KEPT = "kept in float: its integers cost too much accuracy"
 
@@ -173,7 +175,8 @@ class _Placing:
         tail = self._tail(node)
         if any(self._reads_integers(user, tail) for user in tail.users):
             return True
-        return any(user.op == "output" for user in tail.users) and all(produced) and all(map(self._only_integers, inputs))
+        ends = any(user.op == "output" for user in tail.users) and kind not in _SQUEEZES
+        return ends and all(produced) and all(map(self._only_integers, inputs))
 
     def _only_integers(self, node: Node) -> bool:
         """Do only kernels make this tensor that cannot write it as floats, and none that squeezes it between 0 and 1?"""
@@ -182,7 +185,7 @@ class _Placing:
         if kind in HEAVY:
             return kind not in self.rules.float_output
         inputs = [item for item in data_inputs(head, kind) if item.op != "get_attr"]
-        return kind not in ("sigmoid", "silu") and all(self._makes_integers(item) and self._only_integers(item) for item in inputs)
+        return kind not in _SQUEEZES and all(self._makes_integers(item) and self._only_integers(item) for item in inputs)
 
     def _makes_integers(self, node: Node) -> bool:
         return self.heads.get(node, node) in self.kinds

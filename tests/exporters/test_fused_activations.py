@@ -75,7 +75,7 @@ class Gated(nn.Module):
     def forward(self, image: Tensor) -> Tensor:
         wide = F.silu(self.first(image))
         wide = wide * torch.sigmoid(self.gate(F.adaptive_avg_pool2d(wide, 1)))
-        return torch.sigmoid(self.last(wide)).mean((2, 3))
+        return torch.sigmoid(self.last(wide).mean((2, 3)))
 
 
 @pytest.mark.parametrize(("runtime", "package"), [("onnxruntime", "onnxruntime"), ("litert", "litert_torch")])
