@@ -121,8 +121,9 @@ def _functional(program: torch.export.ExportedProgram) -> torch.export.ExportedP
 
 
 def _drop_inference_noise(module: GraphModule) -> None:
-    """Dropout in eval mode, shape guards, metadata assertions, casts to the same type and padding by nothing do nothing.
+    """Dropout in eval mode, shape guards, metadata assertions, casts to the same type, padding by nothing and slices of all do nothing.
 
+    What is written in place to such a slice takes the tensor's place (GhostNet cuts maps to the channels it wants, and adds to them).
     OpenVINO 2026.4.1 crashes on the last between integers; nets write it whose windows fit the image.
     """
     for node in list(module.graph.nodes):
@@ -133,6 +134,17 @@ def _drop_inference_noise(module: GraphModule) -> None:
         elif name in _NOTHING or (name in _DROPOUT and name != "native_dropout") or _same_type(node, name) or _pads_nothing(node, name):
             node.replace_all_uses_with(node.args[0])
             module.graph.erase_node(node)
+        elif name in ("slice", "slice_scatter") and _leaves_nothing_out(node, name):
+            node.replace_all_uses_with(node.args[name == "slice_scatter"])
+            module.graph.erase_node(node)
+
+
+def _leaves_nothing_out(node: Node, name: str) -> bool:
+    """Is the part that a slice takes, or that is written to one, as long as the whole?"""
+    part, arguments = (node, node.args[1:]) if name == "slice" else (node.args[1], node.args[2:])
+    dim = arguments[0] if arguments else 0
+    whole, taken = (str(value_of(each).shape[dim]) for each in (node.args[0], part))  # an open batch is its name, which asks no question
+    return whole == taken
 
 
 def _same_type(node: Node, name: str) -> bool:

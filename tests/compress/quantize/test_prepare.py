@@ -1,3 +1,4 @@
+import pytest
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -17,3 +18,29 @@ def test_padding_by_nothing_is_left_out() -> None:
     module = float_module(torch.export.export(Pads(), (x,), dynamic_shapes=({0: torch.export.Dim("n", min=1)},)))
     assert torch.equal(module(x[:1]), Pads()(x[:1]))
     assert [op_name(node) for node in module.graph.nodes].count("pad") == 1  # what moves by one place
+
+
+class Cut(nn.Module):
+    """Maps joined, cut to the channels that are wanted, and added to in place."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.channels, self.first, self.second = channels, nn.Conv2d(3, 4, 1), nn.Conv2d(4, 4, 1)
+
+    def forward(self, image: Tensor) -> Tensor:
+        y = self.first(image)
+        y = torch.cat([y, self.second(y)], 1)
+        z = y[:, : self.channels]
+        z += image.sum(1, keepdim=True)
+        return y
+
+
+@pytest.mark.parametrize(("channels", "scattered"), [(8, 0), (6, 1)])
+def test_writing_to_a_slice_of_all_is_writing_to_the_tensor(channels: int, scattered: int) -> None:
+    images = torch.randn(4, 3, 5, 5, generator=torch.Generator().manual_seed(0))
+    model = Cut(channels).eval()
+    module = float_module(torch.export.export(model, (images[:2],), dynamic_shapes=({0: torch.export.Dim("n")},)))
+    names = [op_name(node) for node in module.graph.nodes]
+    assert names.count("slice_scatter") == scattered and (scattered or "slice" not in names)
+    torch.testing.assert_close(module(images), model(images))
