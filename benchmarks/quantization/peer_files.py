@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib.util
 import json
 import time
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -18,7 +18,7 @@ from edgepress.exporters.base import ExportRequest
 from edgepress.exporters.native import native_quantizers
 from edgepress.exporters.native.base import NativeRequest
 from edgepress.targets.errors import EdgepressError
-from edgepress.targets.nouns import Artifact, Scheme, Signature, Target, TensorSpec
+from edgepress.targets.nouns import SCHEMES, Artifact, Scheme, Signature, Target, TensorSpec
 from edgepress.targets.rules import rules_for
 
 CALIBRATION, APART, BATCH = 512, 2050, 32
@@ -111,13 +111,13 @@ def load_case(root: Path, name: str, scratch: Path) -> Case:
     return Case(scratch / "model.pt2", scratch / "statistics", signature, calibration, apart, validation, labels, seconds)
 
 
-def make(runtime: str, case: Case, base: Path) -> Files:
-    """The files of a runtime; candidates are made as they are asked for."""
-    return Files(_float_file(runtime, case, base, "fp32"), _candidates(runtime, case, base))
+def make(runtime: str, case: Case, base: Path, kinds: Collection[str] = SCHEMES) -> Files:
+    """The files of a runtime, of some kinds of schemes; candidates are made as they are asked for."""
+    return Files(_float_file(runtime, case, base, "fp32"), _candidates(runtime, case, base, kinds))
 
 
-def _candidates(runtime: str, case: Case, base: Path) -> Iterator[File]:
-    for kind in rules_for(runtime).ladder:
+def _candidates(runtime: str, case: Case, base: Path, kinds: Collection[str]) -> Iterator[File]:
+    for kind in [kind for kind in rules_for(runtime).ladder if kind in kinds]:
         folder, began = base / f"edgepress-{kind}", time.perf_counter()
         try:
             made: Artifact | str = EXPORTERS.get(runtime)().export(case.request(runtime, Scheme("int8", kind)), folder)
@@ -126,7 +126,7 @@ def _candidates(runtime: str, case: Case, base: Path) -> Iterator[File]:
         yield File("edgepress", kind, folder, made, time.perf_counter() - began)
     for name, quantizer in native_quantizers(runtime).items():
         source, where = _float_file(runtime, case, base, quantizer.base_precision)
-        for kind in quantizer.kinds:
+        for kind in [kind for kind in quantizer.kinds if kind in kinds]:
             folder, scheme, began = base / f"{name}-{kind}", Scheme("int8", kind, tool=name), time.perf_counter()
             try:
                 made = quantizer.quantize(NativeRequest(source, where, case.target(runtime, "int8"), scheme, case.calibration), folder)
