@@ -66,8 +66,8 @@ class ModelOptQuantizer(NativeQuantizer):
         flags = [f"--{name}={value}" for name, value in options.items()]
         command = [sys.executable, "-P", "-m", "modelopt.onnx.quantization", *flags]
         done = subprocess.run(command, capture_output=True, text=True, check=False)
-        print(done.stdout, done.stderr, sep="\n")
         if done.returncode:
+            print(done.stdout, done.stderr, sep="\n")
             said = done.stderr.strip().splitlines() or [f"exit code {done.returncode}"]
             raise ExportError(f"{request.scheme.tool} could not quantize the model", said[-1])
 
