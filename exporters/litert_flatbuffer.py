@@ -182,6 +182,7 @@ class TfliteFile:
                 break
             self.drop(unread)
         kept = {self.graph.tensors[index].buffer for index in read if index >= 0}
+        kept |= {tensor.buffer for graph in self.model.subgraphs[1:] for tensor in graph.tensors}
         for index, tensor in enumerate(self.graph.tensors):
             if index not in read and tensor.buffer not in kept:
                 self.model.buffers[tensor.buffer].data = None

@@ -35,12 +35,15 @@ def store_in_integers(file: TfliteFile) -> None:
         turned, source, ends = _weight(file, operator.inputs[weight]), _maker(file, operator.inputs[read]), _rounded(file, operator)
         if turned is None or source is None or file.builtin(source) != _DEQUANTIZE or not ends:
             continue
+        given = file.graph.tensors[source.inputs[0]]
+        if given.type != _INT8:
+            continue
         integers, scales = turned
         inputs = dict(enumerate(operator.inputs)) | {read: source.inputs[0]}
         inputs[weight] = file.constant(inputs[weight], integers, _INT8, scales)
         added = file.data(inputs[bias], np.float32) if inputs.get(bias, -1) >= 0 else None
         if added is not None:
-            steps = scales * np.float32(file.graph.tensors[source.inputs[0]].quantization.scale[0])
+            steps = scales * np.float32(given.quantization.scale[0])
             inputs[bias] = file.constant(inputs[bias], np.round(added / steps).astype(np.int32), _INT32, steps)
         operator.inputs, operator.outputs = [inputs[place] for place in sorted(inputs)], ends[-1].outputs
         operator.builtinOptions.fusedActivationFunction = _NONE

@@ -9,7 +9,7 @@ import os
 import shutil
 from pathlib import Path
 
-from edgepress.exporters.native.base import NativeQuantizer, NativeRequest
+from edgepress.exporters.native.base import NativeQuantizer, NativeRequest, Written
 
 
 class Copies(NativeQuantizer):
@@ -20,27 +20,27 @@ class Copies(NativeQuantizer):
     extra = "numpy"
     kinds: tuple[str, ...] = ("static",)
 
-    def _quantize_impl(self, request: NativeRequest, folder: Path) -> tuple[str, ...]:
+    def _quantize_impl(self, request: NativeRequest, folder: Path) -> Written:
         assert all(len(batch["image"]) <= 8 for batch in request.batches(8))
         shutil.copyfile(request.path, folder / "model.npz")
-        return ("model.npz",)
+        return Written(("model.npz",))
 
 
 class Raises(Copies):
-    def _quantize_impl(self, request: NativeRequest, folder: Path) -> tuple[str, ...]:
+    def _quantize_impl(self, request: NativeRequest, folder: Path) -> Written:
         raise ZeroDivisionError("in pass 'fold_everything'\nwith a second line")
 
 
 class Dies(Copies):
-    def _quantize_impl(self, request: NativeRequest, folder: Path) -> tuple[str, ...]:
+    def _quantize_impl(self, request: NativeRequest, folder: Path) -> Written:
         (folder / "model.npz").write_bytes(b"half")
         os._exit(7)
 
 
 class WritesGarbage(Copies):
-    def _quantize_impl(self, request: NativeRequest, folder: Path) -> tuple[str, ...]:
+    def _quantize_impl(self, request: NativeRequest, folder: Path) -> Written:
         (folder / "model.npz").write_bytes(b"no archive")
-        return ("model.npz",)
+        return Written(("model.npz",))
 
 
 class Absent(Copies):
