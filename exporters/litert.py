@@ -11,7 +11,7 @@ from edgepress.exporters.base import Exporter, ExportRequest
 from edgepress.exporters.litert_convert import to_tflite
 from edgepress.exporters.litert_flatbuffer import TfliteFile
 from edgepress.exporters.litert_int4 import store_integers, with_float_weights
-from edgepress.exporters.litert_integer_transposed import store_in_integers
+from edgepress.exporters.litert_integer_transposed import convolve_in_integers
 from edgepress.exporters.litert_recipes import requantize
 from edgepress.targets.errors import ConfigError
 from edgepress.targets.nouns import Artifact, Support
@@ -40,7 +40,7 @@ class LiteRtExporter(Exporter):
         io = _io(request)
         file = self._int4(request) if request.scheme.precision == INT4 else TfliteFile(self._content(request))
         if request.scheme.kind in _STATIC:
-            store_in_integers(file)
+            convolve_in_integers(file)
         if io == "int8":
             file.integer_boundary()
         file.stamp_versions()

@@ -1,4 +1,4 @@
-"""What is changed and read in a finished .tflite file: float or integer inputs and outputs, and the ops left in float."""
+"""A finished .tflite file as an object: its operators and constants, float or integer inputs and outputs, the ops left in float."""
 
 from __future__ import annotations
 
@@ -53,23 +53,32 @@ class TfliteFile:
         An input that other ops read in float as well keeps its type, and so does an output that no DEQUANTIZE makes.
         """
         for index in list(self.graph.inputs):
-            readers = [op for op in self.graph.operators if index in op.inputs]
+            readers = self.readers(index)
             if len(readers) == 1 and self.builtin(readers[0]) == _QUANTIZE:
                 self._replace_port("inputs", index, readers[0].outputs[0], readers[0])
         for index in list(self.graph.outputs):
-            makers = [op for op in self.graph.operators if index in op.outputs]
-            read = any(index in op.inputs for op in self.graph.operators)
-            if makers and self.builtin(makers[0]) == _DEQUANTIZE and not read and self._is_int8(makers[0].inputs[0]):
-                self._replace_port("outputs", index, makers[0].inputs[0], makers[0])
+            maker = self.maker(index)
+            if maker is None or self.readers(index):
+                continue
+            if self.builtin(maker) == _DEQUANTIZE and self._is_int8(maker.inputs[0]):
+                self._replace_port("outputs", index, maker.inputs[0], maker)
 
     def _replace_port(self, ports: str, old: int, new: int, operator: Any) -> None:
         """Make tensor `new` the input or output that `old` was, under its name, and drop the op between them."""
-        self.graph.operators = [op for op in self.graph.operators if op is not operator]
+        self.drop([operator])
         self.graph.tensors[new].name, self.graph.tensors[old].name = self.graph.tensors[old].name, self.graph.tensors[new].name
         setattr(self.graph, ports, [new if i == old else i for i in getattr(self.graph, ports)])
         for definition in self.model.signatureDefs or []:
             for entry in getattr(definition, ports):
                 entry.tensorIndex = new if entry.tensorIndex == old else entry.tensorIndex
+
+    def maker(self, index: int) -> Any | None:
+        """The operator that computes a tensor; None for inputs and constants."""
+        return next((operator for operator in self.graph.operators if index in operator.outputs), None)
+
+    def readers(self, index: int) -> list[Any]:
+        """The operators that read a tensor."""
+        return [operator for operator in self.graph.operators if index in operator.inputs]
 
     def builtin(self, operator: Any) -> int:
         """Number of an operator's kind in the format's `BuiltinOperator`."""
@@ -148,23 +157,25 @@ class TfliteFile:
             return None
         return np.frombuffer(bytes(found), dtype).reshape([int(size) for size in tensor.shape])
 
-    def constant(self, like: int, values: np.ndarray, kind: int, scales: np.ndarray) -> int:
-        """Add a constant of integers with zero point 0; returns its index.
+    def constant(self, name: bytes, values: np.ndarray, kind: int, scales: np.ndarray | None = None) -> int:
+        """Add a constant tensor; returns its index.
 
         Args:
-            like: the tensor it is named after.
-            values: int8 or int32; dimension 0 counts channels.
-            kind: their number in the format's `TensorType`.
-            scales: (channels,) float32.
+            name: of the tensor.
+            values: of the type that `kind` stands for.
+            kind: number of their type in the format's `TensorType`.
+            scales: (channels,) float32 where these are integers with zero point 0 and a scale for each index of dimension 0.
         """
         from ai_edge_litert import schema_py_generated as schema
 
-        buffer, tensor, parameters = schema.BufferT(), schema.TensorT(), schema.QuantizationParametersT()
+        buffer, tensor = schema.BufferT(), schema.TensorT()
         buffer.data = np.frombuffer(values.tobytes(), np.uint8)
         self.model.buffers.append(buffer)
-        parameters.scale, parameters.zeroPoint, parameters.quantizedDimension = scales, np.zeros(len(scales), np.int64), 0
-        tensor.name, tensor.shape = self.graph.tensors[like].name + b"_integers", np.array(values.shape, np.int32)
-        tensor.type, tensor.buffer, tensor.quantization = kind, len(self.model.buffers) - 1, parameters
+        tensor.name, tensor.shape = name, np.array(values.shape, np.int32)
+        tensor.type, tensor.buffer = kind, len(self.model.buffers) - 1
+        if scales is not None:
+            parameters = tensor.quantization = schema.QuantizationParametersT()
+            parameters.scale, parameters.zeroPoint, parameters.quantizedDimension = scales, np.zeros(len(scales), np.int64), 0
         self.graph.tensors.append(tensor)
         return len(self.graph.tensors) - 1
 

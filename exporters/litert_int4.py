@@ -118,18 +118,6 @@ def _store(file: TfliteFile, tensor: Any, weight: Int4Weight, factors: np.ndarra
         parameters.quantizedDimension = 0
         return
     details = schema.BlockwiseQuantizationT()
-    details.scales, details.zeroPoints, details.blockSize = _add_scales(file, tensor, scale), -1, weight.group
+    scales = file.constant(bytes(tensor.name) + b"_scales", scale.astype(np.float16), _FLOAT16)  # as the kernel wants them
+    details.scales, details.zeroPoints, details.blockSize = scales, -1, weight.group
     parameters.detailsType, parameters.details = _BLOCKWISE, details
-
-
-def _add_scales(file: TfliteFile, tensor: Any, scale: np.ndarray) -> int:
-    """A float16 tensor of its own, as the kernel wants them; returns its index."""
-    from ai_edge_litert import schema_py_generated as schema
-
-    buffer, scales = schema.BufferT(), schema.TensorT()
-    buffer.data = np.frombuffer(scale.astype(np.float16).tobytes(), np.uint8)
-    file.model.buffers.append(buffer)
-    scales.name, scales.shape, scales.type = tensor.name + b"_scales", np.array(scale.shape, np.int32), _FLOAT16
-    scales.buffer = len(file.model.buffers) - 1
-    file.graph.tensors.append(scales)
-    return len(file.graph.tensors) - 1

@@ -6,7 +6,6 @@ every run, and no integer kernel. In files of floats it turns constants, as is d
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -25,14 +24,15 @@ _LOWEST = -128
 _NONE, _FUSED_RELU = 0, 1
 
 
-def store_in_integers(file: TfliteFile) -> None:
+def convolve_in_integers(file: TfliteFile) -> None:
     """Give convolutions between integers whose weight is turned at run time the integer kernel, in place.
 
     Those whose weight has a scale per input channel have none and stay as they are.
     """
+    before = len(file.graph.operators)
     for operator in [operator for operator in file.graph.operators if file.builtin(operator) in _CONVOLUTIONS]:
         read, weight, bias = _CONVOLUTIONS[file.builtin(operator)]
-        turned, source, ends = _weight(file, operator.inputs[weight]), _maker(file, operator.inputs[read]), _rounded(file, operator)
+        turned, source, ends = _weight(file, operator.inputs[weight]), file.maker(operator.inputs[read]), _rounded(file, operator)
         if turned is None or source is None or file.builtin(source) != _DEQUANTIZE or not ends:
             continue
         given = file.graph.tensors[source.inputs[0]]
@@ -40,17 +40,18 @@ def store_in_integers(file: TfliteFile) -> None:
             continue
         integers, scales = turned
         inputs = dict(enumerate(operator.inputs)) | {read: source.inputs[0]}
-        inputs[weight] = file.constant(inputs[weight], integers, _INT8, scales)
+        inputs[weight] = file.constant(_named(file, inputs[weight]), integers, _INT8, scales)
         added = file.data(inputs[bias], np.float32) if inputs.get(bias, -1) >= 0 else None
         if added is not None:
             steps = scales * np.float32(given.quantization.scale[0])
-            inputs[bias] = file.constant(inputs[bias], np.round(added / steps).astype(np.int32), _INT32, steps)
+            inputs[bias] = file.constant(_named(file, inputs[bias]), np.round(added / steps).astype(np.int32), _INT32, steps)
         operator.inputs, operator.outputs = [inputs[place] for place in sorted(inputs)], ends[-1].outputs
         operator.builtinOptions.fusedActivationFunction = _NONE
         code = file.model.operatorCodes[operator.opcodeIndex]
         operator.opcodeIndex = file.code(code.builtinCode, max(code.version, _VERSION))
         file.drop(ends)
-    file.drop_unread()
+    if len(file.graph.operators) < before:
+        file.drop_unread()
 
 
 def _weight(file: TfliteFile, index: int) -> tuple[np.ndarray, np.ndarray] | None:
@@ -67,7 +68,7 @@ def _weight(file: TfliteFile, index: int) -> tuple[np.ndarray, np.ndarray] | Non
 
 def _turned(file: TfliteFile, index: int) -> tuple[np.ndarray, np.ndarray] | None:
     """Integers and their scales, of one shape, as the ops before a tensor turn them."""
-    operator = _maker(file, index)
+    operator = file.maker(index)
     name = file.builtin(operator) if operator is not None else None
     if name in (_REVERSE, _TRANSPOSE):
         assert operator is not None
@@ -93,7 +94,7 @@ def _rounded(file: TfliteFile, operator: Any) -> list[Any]:
     ends: list[Any] = []
     clipped, index = operator.builtinOptions.fusedActivationFunction, operator.outputs[0]
     while True:
-        readers = [each for each in file.graph.operators if index in each.inputs]
+        readers = file.readers(index)
         if len(readers) != 1 or index in file.graph.outputs or clipped not in (_NONE, _FUSED_RELU):
             return []
         ends.append(readers[0])
@@ -105,6 +106,5 @@ def _rounded(file: TfliteFile, operator: Any) -> list[Any]:
         clipped, index = _FUSED_RELU, readers[0].outputs[0]
 
 
-def _maker(file: TfliteFile, index: int) -> Any | None:
-    makers: Sequence[Any] = [operator for operator in file.graph.operators if index in operator.outputs]
-    return makers[0] if makers else None
+def _named(file: TfliteFile, index: int) -> bytes:
+    return bytes(file.graph.tensors[index].name) + b"_integers"

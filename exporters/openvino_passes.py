@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from typing import Any
 
 #: Ops that a dequantization is moved behind, with the values in their first input.
@@ -96,36 +97,46 @@ def drop_repeated_roundings(model: Any) -> None:
     or three kernels of their own (a U-Net of 0.5 ms has five such pairs; seen in OpenVINO 2026.4).
     """
     for op in model.get_ordered_ops():
-        grid = _grid(op)
-        if grid is None:
+        grid, rounding = _grid(op), _rounding(op)
+        if not grid or rounding.input_value(0).get_node().get_type_name() not in _KEEPS:
             continue
-        rounding = op.input_value(0).get_node().input_value(0).get_node().input_value(0).get_node().input_value(0).get_node()
-        value = rounding.input_value(0)
-        if value.get_node().get_type_name() in _KEEPS and all(_grid(source) == grid for source in _sources(value)):
-            op.output(0).replace(value)
+        if all(_grid(source) == grid for source in _before(rounding.input_value(0), _KEEPS)):
+            op.output(0).replace(rounding.input_value(0))
 
 
-def _sources(value: Any) -> list[Any]:
-    """The ops that made what is moved to here."""
-    op = value.get_node()
-    if op.get_type_name() not in _KEEPS:
-        return [op]
-    inputs = op.input_values() if op.get_type_name() == "Concat" else [op.input_value(0)]
-    return [source for item in inputs for source in _sources(item)]
-
-
-def _grid(op: Any) -> tuple[float, ...] | None:
-    """Of the last op of a rounding and dequantization the bounds of the values and of the integers; None for any other op."""
+def _rounding(op: Any) -> Any:
+    """The FakeQuantize of a rounding and dequantization of which an op is the last; None for any other op."""
     for name in ("Multiply", "Subtract", "Convert", "Convert"):
         if op.get_type_name() != name:
             return None
         op = op.input_value(0).get_node()
-    if op.get_type_name() != "FakeQuantize":
-        return None
-    bounds = [value.get_node() for value in op.input_values()[1:]]
+    return op if op.get_type_name() == "FakeQuantize" else None
+
+
+def _grid(op: Any) -> tuple[float, ...]:
+    """The bounds of the values and of the integers that an op is the dequantization of; empty where it is none, or they are no numbers."""
+    rounding = _rounding(op)
+    bounds = [value.get_node() for value in rounding.input_values()[1:]] if rounding is not None else []
     if any(bound.get_type_name() != "Constant" or bound.data.size != 1 for bound in bounds):
-        return None
+        return ()
     return tuple(float(bound.data.item()) for bound in bounds)
+
+
+def _before(value: Any, passed: Collection[str]) -> list[Any]:
+    """The ops that made the values that come here through ops of some types alone, constants among them."""
+    waiting, seen, found = [value.get_node()], set[str](), []
+    while waiting:
+        op = waiting.pop()
+        if op.get_friendly_name() in seen:
+            continue
+        seen.add(op.get_friendly_name())
+        name = op.get_type_name()
+        if name not in passed:
+            found.append(op)
+            continue
+        every = name == "Concat" or name in _ELEMENTWISE  # what else others read are sizes and axes
+        waiting += [item.get_node() for item in (op.input_values() if every else [op.input_value(0)])]
+    return found
 
 
 def pad_two_dimensions(model: Any) -> None:
@@ -206,11 +217,8 @@ def _by_channel(value: Any) -> bool:
 
 def _of_channels(value: Any) -> bool:
     """Is this what a convolution or a layer gives, element by element? With weights in integers it has a scale for each channel."""
-    op = value.get_node()
-    name = op.get_type_name()
-    if name in _ELEMENTWISE or name in _MOVES:
-        return any(map(_of_channels, op.input_values()))
-    return bool(name.endswith(("Convolution", "ConvolutionBackpropData")) or name == "MatMul")
+    names = [op.get_type_name() for op in _before(value, _ELEMENTWISE | _MOVES)]
+    return any(name.endswith(("Convolution", "ConvolutionBackpropData")) or name == "MatMul" for name in names)
 
 
 def _has_offset(value: Any) -> bool:

@@ -9,7 +9,6 @@ from types import MappingProxyType
 import torch
 from torch.fx import GraphModule, Node
 
-from edgepress.compress.quantize.attention import call
 from edgepress.compress.quantize.graph import ACTIVATIONS, HEAVY, PIECES, RANGE, SAME_VALUES, constant, is_float, kind_of, op_name, value_of
 from edgepress.compress.quantize.masks import LARGEST, masked_nodes
 from edgepress.targets.rules import QuantRules
@@ -176,16 +175,20 @@ class _Placing:
         if any(self._reads_integers(user, tail) for user in tail.users):
             return True
         ends = any(user.op == "output" for user in tail.users) and kind not in _SQUEEZES
-        return ends and all(produced) and all(map(self._only_integers, inputs))
+        return ends and all(produced) and self._only_integers(inputs)
 
-    def _only_integers(self, node: Node) -> bool:
-        """Do only kernels make this tensor that cannot write it as floats, and none that squeezes it between 0 and 1?"""
-        head = self.heads.get(node, node)
-        kind = self.kinds[head]
-        if kind in HEAVY:
-            return kind not in self.rules.float_output
-        inputs = [item for item in data_inputs(head, kind) if item.op != "get_attr"]
-        return kind not in _SQUEEZES and all(self._makes_integers(item) and self._only_integers(item) for item in inputs)
+    def _only_integers(self, tensors: Iterable[Node]) -> bool:
+        """Do only kernels make these that cannot write floats, and none that squeezes its answers between 0 and 1?"""
+        waiting, seen = list(tensors), set[Node]()
+        while waiting:
+            head = self.heads.get(node := waiting.pop(), node)
+            kind = self.kinds.get(head)
+            if kind is None or kind in _SQUEEZES or (kind in HEAVY and kind in self.rules.float_output):
+                return False
+            if kind not in HEAVY and head not in seen:
+                seen.add(head)
+                waiting += [item for item in data_inputs(head, kind) if item.op != "get_attr"]
+        return True
 
     def _makes_integers(self, node: Node) -> bool:
         return self.heads.get(node, node) in self.kinds
@@ -200,32 +203,6 @@ class _Placing:
         if kind in HEAVY and (kind in self.rules.float_output or not self.rules.quantize_outputs):
             return any(self._reads_integers(user, tail) for user in tail.users)
         return True
-
-
-def write_out_silu(module: GraphModule, placement: Placement) -> Placement:
-    """Write every quantized silu as a product with a sigmoid, in place: runtimes have integer kernels for these two.
-
-    Returns:
-        The placement of the new graph; a product has the name of the silu it stands for.
-    """
-    kinds, tails, outputs = dict(placement.kinds), dict(placement.tails), set(placement.outputs)
-    for node in [node for node, kind in placement.kinds.items() if kind == "silu"]:
-        (value,) = node.args
-        with module.graph.inserting_before(node):
-            gate = call(module, node, "sigmoid", torch.ops.aten.sigmoid.default, value)
-            product = call(module, node, "", torch.ops.aten.mul.Tensor, value, gate)
-        node.replace_all_uses_with(product)
-        name = node.name
-        module.graph.erase_node(node)
-        product.name = name
-        del kinds[node], tails[node]
-        outputs.discard(node)
-        kinds |= {gate: "sigmoid", product: "mul"}
-        tails |= {gate: gate, product: product}
-        outputs |= {gate, product}
-    order = {node: index for index, node in enumerate(module.graph.nodes)}
-    kinds = dict(sorted(kinds.items(), key=lambda item: order[item[0]]))
-    return replace(placement, kinds=kinds, tails=tails, outputs=frozenset(outputs))
 
 
 def _varying(module: GraphModule) -> frozenset[Node]:

@@ -149,7 +149,7 @@ class TensorParameters:
         if tensor is not None:
             low, high = torch.aminmax(tensor.detach())
             return min(float(low), 0.0), max(float(high), 0.0)
-        if op_name(node) == "sigmoid":
+        if op_name(node) == "sigmoid" and node.name not in self._statistics.histograms:  # of a silu, which calibration saw whole
             return 0.0, 1.0
         if RANGE in node.meta:
             known: Range = node.meta[RANGE]

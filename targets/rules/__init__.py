@@ -54,7 +54,7 @@ class QuantRules:
         per_channel: op kinds whose weights have a scale per output channel; the rest have one per tensor.
         placement: op kinds that are quantized under the `static` scheme.
         quantize_outputs: Q/DQ on every op boundary (outputs too), not on the inputs of heavy ops alone.
-        unit_output: fixed (scale, zero point) of what softmax and sigmoid give, or None where the range is calibrated, or 0 to 1.
+        unit_output: fixed (scale, zero point) of what softmax and sigmoid give, or None where the range is calibrated.
         float_output: heavy op kinds whose integer kernel can write float; their output is rounded only where an integer op reads it.
         fused: op kinds that a kernel with weights computes before it rounds its output, besides clipping.
         shared: op kinds whose inputs and output have one scale and zero point.

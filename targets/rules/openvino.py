@@ -4,10 +4,10 @@ Weights keep to 7 bits, for the reason given in the rules of ONNX Runtime: witho
 
 Products of two activations stay in float: the plugin fuses matmul, softmax, matmul of an attention into one float kernel, which is
 faster than integer products with a softmax and roundings between them (MiniLM, 64 tokens, AVX-512 VNNI: 0.41 against 0.51 of fp32).
-The kernel can read queries and keys as int8 with zero point 0, as NNCF places them: of the time of the whole net with floats that takes
-0.94 to 0.98 with VNNI where a linear layer of its own makes each (16 to 256 tokens), 1.05 to 1.07 where one layer makes both. Without VNNI
-the plugin leaves that kernel, which takes 1.02, and its pairs of products saturate: up to 0.46 off in outputs of 0.58
-(ONEDNN_MAX_CPU_ISA=AVX512_CORE, queries and keys at the ends of their ranges). A file is to be right on every CPU, so it is not done.
+The kernel can read queries and keys as int8 with zero point 0, as NNCF places them: of the time with floats that takes 0.98 on MiniLM, and
+1.05 to 1.07 on vision transformers of 65 tokens where one layer makes both. Without VNNI the plugin leaves that kernel, which takes 1.02,
+and its pairs of products saturate: up to 0.46 off in outputs of 0.58 (ONEDNN_MAX_CPU_ISA=AVX512_CORE, queries and keys at the ends of
+their ranges). A file is to be right on every CPU, so it is not done.
 """
 
 from __future__ import annotations

@@ -84,9 +84,10 @@ def test_sigmoids_between_integer_layers_compute_in_integers_and_at_the_end_in_f
     program, images = program_of(Gated())
     rendered = render(program, calibrate(program, [(images,)]), rules_for(runtime), STATIC)
     assert [(op["op"], op["count"]) for op in rendered.float_ops if op["op"] != "aten.mean"] == [("aten.sigmoid", 1)]
-    fixed = {1 / 256} if runtime == "litert" else {float(np.float32(1 / 255))}
     gates = [node for node in rendered.module.graph.nodes if node.target == torch.ops.aten.sigmoid.default]
-    assert [{user.args[1] for user in node.users if "quantize" in str(user.target)} for node in gates] == [fixed, fixed, set()]
+    silu, gate, last = ([user.args[1] for user in node.users if "quantize" in str(user.target)] for node in gates)
+    assert silu == [1 / 256 if runtime == "litert" else float(np.float32(1 / 255))] and not last
+    assert gate == silu if runtime == "litert" else gate < silu  # LiteRT's kernel has one scale; calibration saw no more than 0.8 or so
     session, images, exact = opened(runtime, Gated(), tmp_path)
     with session:
         found, kernels = session.run({"image": images.numpy()})["logits"], session.kernels()

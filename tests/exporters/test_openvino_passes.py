@@ -14,7 +14,7 @@ openvino = pytest.importorskip("openvino")
 
 from openvino import opset13 as ops  # noqa: E402
 
-from edgepress.exporters.openvino_passes import keep_reduced_dimensions  # noqa: E402
+from edgepress.exporters.openvino_passes import drop_repeated_roundings, keep_reduced_dimensions  # noqa: E402
 from edgepress.validators.runtimes.openvino import core  # noqa: E402
 
 SHAPE = (4, 6, 10, 3, 5)
@@ -55,3 +55,44 @@ def test_numbers_per_channel_behind_a_maximum_mean_or_sum(
     at_once, alone = compiled([images])[0], np.concatenate([compiled([image[None]])[0] for image in images])
     most = 0.12 if behind.startswith("rounded") else 1e-4  # sums in another order round to the other side
     assert np.abs(at_once - wanted).max() < most and np.abs(alone - wanted).max() < most
+
+
+def rounded(value: Any, steps: float) -> Any:
+    """A value as uint8 with zero point 128, and back."""
+    node = ops.fake_quantize(value, *(np.float32(bound) for bound in (-128 / steps, 127 / steps, 0, 255)), 256)
+    return ops.multiply(ops.subtract(ops.convert(ops.convert(node, "u8"), "f32"), np.float32(128)), np.float32(1 / steps))
+
+
+def roundings(model: Any) -> int:
+    return sum(op.get_type_name() == "FakeQuantize" for op in model.get_ordered_ops())
+
+
+@pytest.mark.parametrize(
+    ("beside", "steps", "left"),
+    [("rounded alike", 16.0, 2), ("rounded alike", 8.0, 3), ("rounded otherwise", 16.0, 3), ("a constant", 16.0, 2), ("in float", 16.0, 2)],
+)
+def test_a_second_rounding_goes_where_all_that_is_joined_lies_on_its_grid(beside: str, steps: float, left: int) -> None:
+    given_ = ops.parameter([-1, 4, 6], np.float32)
+    other = {
+        "rounded alike": lambda: rounded(ops.relu(given_), 16),
+        "rounded otherwise": lambda: rounded(ops.relu(given_), 4),
+        "a constant": lambda: ops.constant(np.full((1, 4, 6), 0.03, np.float32)),
+        "in float": lambda: ops.relu(given_),
+    }[beside]()
+    joined = ops.concat([ops.transpose(rounded(given_, 16), np.array([0, 2, 1])), ops.transpose(other, np.array([0, 2, 1]))], 2)
+    model = openvino.Model([ops.result(rounded(joined, steps))], [given_])
+    image = np.random.default_rng(0).standard_normal((1, 4, 6)).astype(np.float32)
+    before = core().compile_model(model, "CPU", {"INFERENCE_PRECISION_HINT": "f32"})([image])[0]
+    drop_repeated_roundings(model)
+    assert roundings(model) == left
+    np.testing.assert_array_equal(core().compile_model(model, "CPU", {"INFERENCE_PRECISION_HINT": "f32"})([image])[0], before)
+
+
+def test_values_that_meet_again_and_again_are_looked_at_once() -> None:
+    given_ = ops.parameter([-1, 2, 2], np.float32)
+    value: Any = given_
+    for _ in range(60):  # 2^60 ways back
+        value = ops.add(value, value)
+    model = openvino.Model([ops.result(ops.reduce_max(value, np.array([2]), False))], [given_])
+    keep_reduced_dimensions(model)
+    assert [op.get_type_name() for op in model.get_ordered_ops()].count("ReduceMax") == 1
