@@ -207,6 +207,28 @@ def test_a_norm_that_is_written_out_stays_float_as_a_fused_one_does(runtime: str
     assert errors[0] < 1.2 * errors[1]  # with the norms in integers 1.5 times
 
 
+class Woven(nn.Module):
+    """Two layers whose answers are added to each other again and again, and answered."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.first, self.second = nn.Conv2d(3, 3, 1), nn.Conv2d(3, 3, 1)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        a, b = self.first(x), self.second(x)
+        for _ in range(40):  # a hundred million ways back
+            a, b = b, (a + b) * 0.6
+        return b
+
+
+def test_sums_that_meet_again_and_again_are_looked_at_once() -> None:
+    images = torch.randn(4, 3, 2, 2, generator=torch.Generator().manual_seed(0))
+    program = torch.export.export(Woven().eval(), (images,))
+    placed = render(program, calibrate(program, [(images,)]), rules_for("onnxruntime"), STATIC)
+    assert share_of_macs(placed.module) == 1.0
+
+
 def test_weights_have_a_scale_per_output_channel_or_one(monkeypatch: pytest.MonkeyPatch) -> None:
     rules = dataclasses.replace(rules_for("tensorrt"), per_channel=frozenset())
     module = render(program_of("shuffle"), statistics_of("shuffle"), rules, STATIC).module
