@@ -206,12 +206,14 @@ class OnnxRuntimeExporter(Exporter):
                 integer_lstm = onnx_recurrent.quantize_lstm(path, narrow)  # while the file has ONNX's own operators alone
                 onnx_biases.quantize_output_biases(path)
                 onnx_biases.fuse_biases(path)
+                onnx_passes.fold_at_load(path, ("ConvTranspose",))  # the one layer in `weight_only` of the rules
                 onnx_passes.guard_float_layers(path)
             if request.scheme.kind == "weights":
                 onnx_passes.fold_at_load(path)
             if request.scheme.kind == "dynamic":
                 float_ops = onnx_passes.quantize_dynamic(path, narrow)
                 integer_lstm = onnx_recurrent.quantize_lstm(path, narrow)
+                onnx_passes.check_dynamic(path)
             if integer_lstm:
                 float_ops = tuple(op for op in float_ops if op["op"] not in ("aten.lstm", "onnx.LSTM"))
         check_dynamic_batch(path, request)

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Container, Mapping
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-from edgepress.targets.errors import ExportError
+from edgepress.targets.errors import ExportError, QuantizationError
 
 #: Ops whose weights onnxruntime multiplies in integers when activation ranges are taken at run time, and the lookup
 #: tables it keeps in 8 bits. Convolutions are left out: ConvInteger runs slower than the float kernel.
@@ -79,6 +79,23 @@ def quantize_dynamic(path: Path, narrow: bool = True) -> tuple[Mapping[str, Any]
     return tuple({"op": f"onnx.{op}", "count": count, "reason": _reason(op)} for op, count in sorted(_heavy(model).items()))
 
 
+def check_dynamic(path: Path) -> None:
+    """Refuse a dynamically quantized file in which nothing was.
+
+    Raises:
+        QuantizationError: no weight is in integers.
+    """
+    import onnx
+
+    integers = (onnx.TensorProto.INT8, onnx.TensorProto.UINT8)
+    if not any(tensor.data_type in integers for tensor in onnx.load(path, load_external_data=False).graph.initializer):
+        raise QuantizationError(
+            "dynamic int8 would leave the whole model in float",
+            "it has no linear layer, lookup or LSTM with constant weights",
+            "Ask for the scheme static or weights, or for precision fp32.",
+        )
+
+
 def _heavy(model: Any) -> Counter[str]:
     return Counter(node.op_type for node in model.graph.node if node.op_type in HEAVY_OPS)
 
@@ -91,11 +108,15 @@ def _reason(op: str) -> str:
     return "no dynamic integer kernel was asked for"
 
 
-def fold_at_load(path: Path) -> None:
+def fold_at_load(path: Path, readers: Container[str] | None = None) -> None:
     """Store int8 weights so that onnxruntime turns them into floats once, when it loads them.
 
     It keeps a DequantizeLinear of a constant in the graph and runs it on every inference; a Cast times a constant scale
     is folded. The file stays as small, the arithmetic is the float model's.
+
+    Args:
+        path: the file, rewritten in place.
+        readers: names of operators; weights that others read stay as they are. None for all weights.
 
     Raises:
         ExportError: a weight has a zero point other than 0.
@@ -104,9 +125,10 @@ def fold_at_load(path: Path) -> None:
 
     model = onnx.load(path)
     tensors = {tensor.name: tensor for tensor in model.graph.initializer}
+    others = {name for node in model.graph.node if readers is not None and node.op_type not in readers for name in node.input}
     nodes = []
     for node in model.graph.node:
-        if node.op_type != "DequantizeLinear" or node.input[0] not in tensors:
+        if node.op_type != "DequantizeLinear" or node.input[0] not in tensors or node.output[0] in others:
             nodes.append(node)
             continue
         if len(node.input) > 2 and onnx.numpy_helper.to_array(tensors[node.input[2]]).any():
@@ -119,8 +141,9 @@ def fold_at_load(path: Path) -> None:
         model.graph.initializer.append(onnx.numpy_helper.from_array(scale, f"{name}_scale"))
         nodes.append(onnx.helper.make_node("Cast", [node.input[0]], [f"{name}_integers"], f"{name}_cast", to=onnx.TensorProto.FLOAT))
         nodes.append(onnx.helper.make_node("Mul", [f"{name}_integers", f"{name}_scale"], [name], f"{name}_mul"))
-    replace_nodes(model, nodes)
-    write(model, path)
+    if len(nodes) > len(model.graph.node):
+        replace_nodes(model, nodes)
+        write(model, path)
 
 
 #: Ops whose float weight onnxruntime rounds to 8 bits, one scale per tensor, when it loads a file in which they read a DequantizeLinear.

@@ -29,6 +29,7 @@ class Arithmetic:
 
     def __init__(self, placement: Placement, parameters: TensorParameters, rules: QuantRules) -> None:
         self._placement, self._parameters, self._rules = placement, parameters, rules
+        self._weight_only = frozenset(placement.weight_only)
         self._roundings: Mapping[Node, Callable[[Tensor], Tensor]] = {}
 
     def rounding_by(self, roundings: Mapping[Node, Callable[[Tensor], Tensor]]) -> Arithmetic:
@@ -38,12 +39,13 @@ class Arithmetic:
         return other
 
     def is_layer(self, node: Node) -> bool:
-        """Has it integer weights?"""
+        """Does it compute with integer weights?"""
         return self._placement.kinds.get(node) in OUTPUT_AXIS
 
     def grid(self, node: Node, weight: Tensor) -> WeightGrid:
         """The grid of the weight of a layer."""
-        return weight_grid(node, weight, self._rules, self._placement.bits.get(node, 8))
+        rules = self._rules.unguarded if node in self._weight_only else self._rules
+        return weight_grid(node, weight, rules, self._placement.bits.get(node, 8))
 
     def inputs(self, node: Node, values: Mapping[Node, Any]) -> dict[Node, Any]:
         """The values with what a node reads rounded to its grid."""
@@ -62,7 +64,7 @@ class Arithmetic:
             weights: layer -> its rounded weight; a layer that is not among them rounds its own to nearest.
         """
         inputs = self.inputs(node, values)
-        if self.is_layer(node):
+        if self.is_layer(node) or node in self._weight_only:
             inputs[node.args[1]] = weights[node] if node in weights else self.grid(node, inputs[node.args[1]]).nearest
         return evaluate(node, inputs)
 

@@ -19,6 +19,8 @@ _WEIGHTED = frozenset({"conv", "conv_transpose", "linear"})
 _SQUEEZES = frozenset({"sigmoid", "silu"})
 #: Why a layer of `Scheme.float_layers` is not quantized.
 KEPT = "kept in float: its integers cost too much accuracy"
+#: Why a layer of the kinds in `QuantRules.weight_only` is not.
+WEIGHT_ONLY = "the runtime has no integer kernel for it: its weight alone is stored in integers"
 
 
 @dataclass(frozen=True)
@@ -38,6 +40,11 @@ class Placement:
     outputs: frozenset[Node]
     reasons: Mapping[Node, str]
     bits: Mapping[Node, int] = field(default_factory=dict)
+
+    @property
+    def weight_only(self) -> list[Node]:
+        """Nodes that compute in float, with a weight that is stored in integers."""
+        return [node for node, reason in self.reasons.items() if reason == WEIGHT_ONLY]
 
     @property
     def rounded(self) -> frozenset[Node]:
@@ -127,6 +134,8 @@ class _Placing:
             return self.masked.get(node)
         if kind == "embedding" and kind in self.rules.placement:
             return "a lookup that stays float: its table is small, or something else reads it"
+        if kind in self.rules.weight_only and constant(self.module, node.args[1]) is not None:
+            return WEIGHT_ONLY
         if kind not in self.placed:
             return f"this scheme leaves {kind} in float"
         if node in self.masked and kind != "shape":

@@ -57,7 +57,7 @@ class RulesQuantizer(Quantizer):  # type: ignore[misc]
         """Write a quantization annotation to every node that takes or makes integers."""
         if self._placement is None or self._parameters is None:
             for node in model.graph.nodes:
-                weight = self._weight(model, node)
+                weight = self._weight(model, node, self._rules)
                 if weight:
                     _write(node, weight, None)
             return model
@@ -65,9 +65,11 @@ class RulesQuantizer(Quantizer):  # type: ignore[misc]
             inputs = {item: self._activation(item) for item in data_inputs(node, kind) if is_float(item)}
             tail = self._placement.tails[node]
             output = self._activation(tail) if tail in self._placement.outputs else None
-            _write(node, {**inputs, **self._weight(model, node)}, output if tail is node else None)
+            _write(node, {**inputs, **self._weight(model, node, self._rules)}, output if tail is node else None)
             if tail is not node:
                 _write(tail, {}, output)
+        for node in self._placement.weight_only:
+            _write(node, self._weight(model, node, self._rules.unguarded), None)
         return model
 
     def validate(self, model: GraphModule) -> None:
@@ -85,13 +87,13 @@ class RulesQuantizer(Quantizer):  # type: ignore[misc]
             qscheme=torch.per_tensor_symmetric if rules.activation_symmetric else torch.per_tensor_affine,
         )
 
-    def _weight(self, model: GraphModule, node: Node) -> dict[Node, QuantizationSpecBase]:
+    def _weight(self, model: GraphModule, node: Node, rules: QuantRules) -> dict[Node, QuantizationSpecBase]:
         kind = kind_of(node)
         if kind not in OUTPUT_AXIS or constant(model, node.args[1]) is None:
             return {}
-        channels = kind in self._rules.per_channel
+        channels = kind in rules.per_channel
         end = NARROW_END.get(self._placement.bits.get(node, 8) if self._placement else 8)
-        lowest, highest = (self._rules.weight_min, self._rules.weight_max) if end is None else (-end, end)
+        lowest, highest = (rules.weight_min, rules.weight_max) if end is None else (-end, end)
         spec = QuantizationSpec(
             dtype=torch.int8,
             observer_or_fake_quant_ctr=self._maker(channels),

@@ -17,7 +17,7 @@ from edgepress.compress.quantize.corrections import apply_corrections
 from edgepress.compress.quantize.embeddings import lookups, store_in_integers
 from edgepress.compress.quantize.fp8 import round_to_fp8
 from edgepress.compress.quantize.graph import HEAVY, RANGE, constant, kind_of
-from edgepress.compress.quantize.placement import Placement, place, summary
+from edgepress.compress.quantize.placement import WEIGHT_ONLY, Placement, place, summary
 from edgepress.compress.quantize.prepare import canonical_module, finish, float_module
 from edgepress.compress.quantize.quantizer import RulesQuantizer
 from edgepress.compress.quantize.sharing import TensorParameters
@@ -183,6 +183,10 @@ def _unplaced(reasons: Mapping[Node, str]) -> QuantizationError:
     if not layers:
         return _nothing(reasons)
     others = f"; {len(layers) - 1} more stay float" if len(layers) > 1 else ""
+    if all(reasons[layer] == WEIGHT_ONLY for layer in layers):
+        return QuantizationError(
+            "no layer of the model can compute in integers", f"{layers[0].name}: {WEIGHT_ONLY}{others}", "Ask for precision int8-weights."
+        )
     return QuantizationError(
         "no layer of the model can be quantized",
         f"{layers[0].name}: {reasons[layers[0]]}{others}",

@@ -9,6 +9,7 @@ from tempfile import TemporaryDirectory
 import numpy as np
 
 from edgepress.exporters.native.base import NativeQuantizer, NativeRequest, Written
+from edgepress.exporters.onnx_passes import check_dynamic
 
 FILE = "model.onnx"
 _BATCH = 32
@@ -33,6 +34,7 @@ class OnnxRuntimeQuantizer(NativeQuantizer):
             quant_pre_process(str(request.path), str(prepared), save_as_external_data=external)
             if request.scheme.kind == "dynamic":
                 quantize_dynamic(prepared, path, per_channel=True, weight_type=QuantType.QInt8, use_external_data_format=external)
+                check_dynamic(path)
             else:
                 self._static(request, prepared, path)
         return Written((FILE, f"{FILE}.data") if external else (FILE,))

@@ -25,9 +25,7 @@ RULES = QuantRules(
     activation_max=255,
     weight_min=-63,
     weight_max=63,
-    placement=frozenset(
-        {"conv", "conv_transpose", "linear", "add", "mul", "cat", "max_pool", "avg_pool", "mean", "shape", "embedding", "sigmoid", "silu"}
-    ),
+    placement=frozenset({"conv", "linear", "add", "mul", "cat", "max_pool", "avg_pool", "mean", "shape", "embedding", "sigmoid", "silu"}),
     precisions=(
         "fp32",
         "fp16",
@@ -44,6 +42,7 @@ RULES = QuantRules(
     ),
     shared=frozenset({"shape", "max_pool"}),
     float_output=frozenset({"linear"}),
+    weight_only=frozenset({"conv_transpose"}),
     int4=Int4Rules(),
     static_bits=(4, 2),
 )

@@ -16,7 +16,7 @@ from edgepress.exporters import onnx_biases  # noqa: E402
 from edgepress.exporters.base import ExportRequest  # noqa: E402
 from edgepress.exporters.onnx import OnnxRuntimeExporter, check_dynamic_batch, lower_to_onnx, request_opset  # noqa: E402
 from edgepress.exporters.onnx_passes import fold_at_load  # noqa: E402
-from edgepress.targets.errors import ConfigError, ExportError  # noqa: E402
+from edgepress.targets.errors import ConfigError, ExportError, QuantizationError  # noqa: E402
 from edgepress.targets.nouns import Scheme, Signature, Target, TensorSpec  # noqa: E402
 from tests.exporters.tensorrt_models import case  # noqa: E402
 
@@ -176,6 +176,20 @@ def test_a_batch_frozen_by_the_model_is_refused_by_name(tmp_path: Path) -> None:
     target = Target("phone", "onnxruntime", "CPU", "fp32")
     wanted = ExportRequest(tmp_path / "model.pt2", signature, None, target, Scheme("fp32", "float"), (x,))
     with pytest.raises(ExportError, match="'phone': the exported file does not take every batch size"):
+        OnnxRuntimeExporter().export(wanted, tmp_path / "out")
+
+
+@pytest.mark.parametrize(("kind", "says"), [("dynamic", "would leave the whole model in float"), ("static", "int8-weights")])
+def test_a_model_of_transposed_convolutions_alone_has_no_layer_to_compute_in_integers(kind: str, says: str, tmp_path: Path) -> None:
+    x = torch.randn(4, 3, 5, 5)
+    net = nn.Sequential(nn.ConvTranspose2d(3, 8, 4, 2, 1), nn.ReLU(), nn.ConvTranspose2d(8, 2, 4, 2, 1)).eval()
+    program = torch.export.export(net, (x,), dynamic_shapes=({0: torch.export.Dim("n", min=1)},))
+    torch.export.save(program, tmp_path / "model.pt2")
+    calibrate(program, [(x,)]).save(tmp_path / "statistics")
+    signature = Signature((TensorSpec("x", "float32", (None, 3, 5, 5)),), (TensorSpec("logits", "float32", (None, 2, 20, 20)),))
+    target, scheme = Target("phone", "onnxruntime", "CPU", "int8"), Scheme("int8", kind)
+    wanted = ExportRequest(tmp_path / "model.pt2", signature, tmp_path / "statistics", target, scheme, (x.numpy(),))
+    with pytest.raises(QuantizationError, match=says):
         OnnxRuntimeExporter().export(wanted, tmp_path / "out")
 
 

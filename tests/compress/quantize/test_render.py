@@ -7,7 +7,7 @@ from torch import nn
 from torch.fx import GraphModule, Node
 
 from edgepress.compress.quantize import Rendered, Statistics, calibrate, count_macs, float_module, render, share_of_macs
-from edgepress.compress.quantize.graph import kind_of
+from edgepress.compress.quantize.graph import HEAVY, kind_of
 from edgepress.targets.errors import QuantizationError
 from edgepress.targets.nouns import Scheme
 from edgepress.targets.rules import QuantRules, rules_for
@@ -54,9 +54,8 @@ def test_static_stays_close_to_float_and_computes_every_mac_in_integers(name: st
 
 
 def check_share(module: GraphModule, runtime: str) -> None:
-    """Every layer computes in integers, and products of activations do where the runtime's rules place them."""
-    products = any(kind_of(node) == "matmul" for node in module.graph.nodes)
-    if products and "matmul" not in rules_for(runtime).placement:
+    """Every layer computes in integers where the runtime's rules place it, products of activations too."""
+    if {kind_of(node) for node in module.graph.nodes} & (HEAVY - rules_for(runtime).placement):
         assert 0.5 < share_of_macs(module) < 1.0
     else:
         assert share_of_macs(module) == 1.0
