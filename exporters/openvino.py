@@ -17,6 +17,7 @@ from edgepress.exporters.openvino_passes import (
     fold_biases,
     keep_reduced_dimensions,
     pad_two_dimensions,
+    sign_integers,
 )
 from edgepress.targets.errors import ExportError
 from edgepress.targets.nouns import Artifact, Signature, Support
@@ -62,6 +63,7 @@ class OpenVinoExporter(Exporter):
             fold_biases(model)
             drop_zero_offsets(model)
             drop_repeated_roundings(model)
+            sign_integers(model)
             pad_two_dimensions(model)
             keep_reduced_dimensions(model)
             _name_tensors(model, request.signature)

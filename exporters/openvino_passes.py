@@ -104,6 +104,38 @@ def drop_repeated_roundings(model: Any) -> None:
             op.output(0).replace(rounding.input_value(0))
 
 
+def sign_integers(model: Any) -> None:
+    """Write integers with a zero point in the middle as signed ones without, where transposed convolutions read them; in place.
+
+    The CPU plugin computes a transposed convolution in floats where it reads integers less a zero point (seen in OpenVINO 2026.4).
+    """
+    from openvino import Type
+    from openvino import opset13 as ops
+
+    for op in model.get_ordered_ops():
+        if op.get_type_name() not in ("ConvolutionBackpropData", "GroupConvolutionBackpropData"):
+            continue
+        for source in _before(op.input_value(0), _MOVES):
+            rounding, middle = _rounding(source), _offset(source)
+            if rounding is None or middle is None or _grid(source)[2:] != (0.0, 2.0 * middle - 1):
+                continue
+            bounds = (ops.constant(bound, Type.f32) for bound in (-middle, middle - 1))
+            signed = ops.fake_quantize(*rounding.input_values()[:3], *bounds, levels=rounding.get_attributes()["levels"])
+            integers = ops.convert(ops.convert(signed, Type.i8), Type.f32)
+            source.output(0).replace(ops.multiply(integers, source.input_value(1)).output(0))
+
+
+def _offset(op: Any) -> float | None:
+    """The number that is subtracted from integers before their dequantization ends in an op; None where there is none."""
+    subtraction = op.input_value(0).get_node() if op.get_type_name() == "Multiply" else op
+    if subtraction.get_type_name() != "Subtract":
+        return None
+    offset = subtraction.input_value(1).get_node()
+    while offset.get_type_name() in ("Reshape", "Convert"):
+        offset = offset.input_value(0).get_node()
+    return float(offset.data.item()) if offset.get_type_name() == "Constant" and offset.data.size == 1 else None
+
+
 def _rounding(op: Any) -> Any:
     """The FakeQuantize of a rounding and dequantization of which an op is the last; None for any other op."""
     for name in ("Multiply", "Subtract", "Convert", "Convert"):

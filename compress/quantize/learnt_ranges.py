@@ -104,6 +104,7 @@ class _Ends:
 
     def __init__(self, group: Shared, rules: QuantRules) -> None:
         self.group, self._rules = group, rules
+        self._symmetric = rules.activation_symmetric or (group.centred and group.interval[0] < 0)
         self.variable = torch.zeros(2, requires_grad=True)
         self._settled: tuple[float, int] | None = None
 
@@ -114,7 +115,7 @@ class _Ends:
 
     def settle(self) -> None:
         """Round by the scale and zero point that a rendering gets from here on."""
-        pair = qparams(self.interval(), self._rules)
+        pair = qparams(self.interval(), self._rules, self.group.centred)
         self._settled = pair.scale, pair.zero_point
 
     def __call__(self, value: Tensor) -> Tensor:
@@ -130,14 +131,14 @@ class _Ends:
 
     def _ends(self) -> Range:
         low, high = self.group.interval
-        if self._rules.activation_symmetric:
+        if self._symmetric:
             low, high = -max(-low, high), max(-low, high)
         return low, high
 
     def _scale_and_zero(self, lowest: int, highest: int) -> tuple[Tensor, Tensor]:
         """As `qparams` has them, differentiable."""
         low, high = torch.tensor(self._ends()) * self.variable.exp()
-        if self._rules.activation_symmetric:
+        if self._symmetric:
             zero = (lowest + highest + 1) // 2
             return torch.maximum(-low, high) / min(highest - zero, zero - lowest), torch.tensor(float(zero))
         scale = ((high - low) / (highest - lowest)).clamp_min(SMALLEST_SCALE)

@@ -29,22 +29,20 @@ class QParams:
     zero_point: int
 
 
-def qparams(interval: Range, rules: QuantRules) -> QParams:
+def qparams(interval: Range, rules: QuantRules, centred: bool = False) -> QParams:
     """Scale (a float32 number) and zero point that cover an interval containing zero; zero itself is an integer.
+
+    Where `centred`, the zero point is the middle of the integers, unless nothing in the interval is negative.
 
     The zero point is counted from `activation_min`, so that int8 and uint8 renderings of one range differ by the shift of 128 alone
     (Jacob et al. 2018, section 2.1).
     """
     low, high = interval
     lowest, highest = rules.activation_min, rules.activation_max
-    if rules.activation_symmetric:
-        zero = (lowest + highest + 1) // 2
-        scale = max(-low, high) / min(highest - zero, zero - lowest)
-    else:
-        scale = (high - low) / (highest - lowest)
+    middle, symmetric = (lowest + highest + 1) // 2, rules.activation_symmetric or (centred and low < 0)
+    scale = max(-low, high) / min(highest - middle, middle - lowest) if symmetric else (high - low) / (highest - lowest)
     scale = float(np.float32(max(scale, SMALLEST_SCALE)))
-    if not rules.activation_symmetric:
-        zero = lowest + min(max(round(-low / scale), 0), highest - lowest)
+    zero = middle if symmetric else lowest + min(max(round(-low / scale), 0), highest - lowest)
     return QParams(scale, zero)
 
 
@@ -55,10 +53,12 @@ class Shared:
     Attributes:
         nodes: what makes them.
         interval: the range their integers cover.
+        centred: see `qparams`.
     """
 
     nodes: tuple[Node, ...]
     interval: Range
+    centred: bool = False
 
 
 class TensorParameters:
@@ -68,6 +68,7 @@ class TensorParameters:
         self._module, self._placement, self._rules, self._statistics = module, placement, rules, statistics
         self._parent: dict[Node, Node] = {}
         self._fixed: set[Node] = set()
+        self._centred: set[Node] = set()
         for node, kind in placement.kinds.items():
             tail = placement.tails[node]
             inputs = data_inputs(node, kind)
@@ -76,6 +77,8 @@ class TensorParameters:
             if kind in rules.shared:
                 for item in inputs:
                     self._union(item, tail)
+            if kind in rules.centred_inputs:
+                self._centred.update(inputs)
             if kind in ("softmax", "sigmoid") and rules.unit_output is not None:
                 self._fixed.add(tail)
         self._members = self._grouped()
@@ -96,7 +99,7 @@ class TensorParameters:
         for root, places in self._places().items():
             group = self._members[root]
             if places <= set(nodes) and not any(node in self._fixed for node in group):
-                yield Shared(tuple(group), self._interval(group))
+                yield Shared(tuple(group), self._interval(group), self._is_centred(group))
 
     def _places(self) -> dict[Node, set[Node]]:
         """Group -> the ops at which values are rounded to its scale for the first time."""
@@ -113,7 +116,7 @@ class TensorParameters:
 
     def set_range(self, group: Shared, interval: Range) -> None:
         """Let tensors that share a range have another one."""
-        self._groups[self._find(group.nodes[0])] = qparams(interval, self._rules)
+        self._groups[self._find(group.nodes[0])] = qparams(interval, self._rules, group.centred)
 
     def _find(self, node: Node) -> Node:
         while self._parent[node] is not node:
@@ -138,7 +141,10 @@ class TensorParameters:
         low, high = self._interval(nodes)
         if self._rules.unit_output is not None and high <= 1.0 and any(node in self._fixed for node in nodes):
             return QParams(float(np.float32(self._rules.unit_output[0])), self._rules.unit_output[1])
-        return qparams((low, high), self._rules)
+        return qparams((low, high), self._rules, self._is_centred(nodes))
+
+    def _is_centred(self, nodes: list[Node]) -> bool:
+        return not self._centred.isdisjoint(nodes)
 
     def _range(self, node: Node) -> Range:
         learnt = self._statistics.corrections.get(f"{node.name}.{RANGE_PART}")

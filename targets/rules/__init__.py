@@ -65,6 +65,7 @@ class QuantRules:
         precisions: precisions the runtime has.
         multiple: channel counts that suit its kernels (pruning lands on multiples of it).
         int4: its kernel for 4-bit weights, None where it has none.
+        centred_inputs: heavy op kinds whose integer kernel takes no zero point: what they read has it in the middle, or no negative values.
         weight_only: op kinds without an integer kernel whose weights static schemes store in integers all the same.
         float_bytes: bytes of one weight of a layer that a quantized artifact keeps in float.
         static_bits: below 8, in which single layers of a static scheme can store weights, unpacked to 8 when the file is loaded.
@@ -91,6 +92,7 @@ class QuantRules:
     fold_weights: bool = True
     multiple: int = 8
     int4: Int4Rules | None = None
+    centred_inputs: frozenset[str] = frozenset()
     weight_only: frozenset[str] = frozenset()
     float_bytes: int = 4
     static_bits: tuple[int, ...] = ()
@@ -113,7 +115,8 @@ class QuantRules:
         return replace(self, weight_min=-127, weight_max=127)
 
     def __post_init__(self) -> None:
-        unknown = (self.placement | self.per_channel | self.float_output | self.shared | self.fused | self.weight_only) - OP_KINDS
+        named = self.placement | self.per_channel | self.float_output | self.shared | self.fused | self.centred_inputs | self.weight_only
+        unknown = named - OP_KINDS
         if unknown:
             raise ConfigError(
                 f"QuantRules of {self.runtime!r} name unknown op kinds {sorted(unknown)}", remedy=f"Known: {sorted(OP_KINDS)}."

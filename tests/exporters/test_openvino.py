@@ -189,6 +189,33 @@ def test_values_are_rounded_once_and_not_at_all_where_the_model_ends(tmp_path: P
     ]  # the image, two convolutions, the transposed one; not pooled or joined values again
 
 
+class Wider(nn.Module):
+    """Signed values that a transposed convolution reads, alone or beside a convolution."""
+
+    def __init__(self, beside: bool) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.first, self.beside, self.last = nn.Conv2d(3, 16, 3, padding=1), nn.Conv2d(16, 8, 1) if beside else None, nn.Conv2d(24, 5, 3)
+        self.up = nn.ConvTranspose2d(16, 16 if beside else 24, 3, padding=1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = F.leaky_relu(self.first(x), 0.1)
+        up = F.leaky_relu(self.up(y), 0.1)
+        return self.last(torch.cat([up, self.beside(y)], 1) if self.beside is not None else up).mean((2, 3))
+
+
+@pytest.mark.parametrize("beside", [False, True])
+def test_a_transposed_convolution_computes_signed_values_in_integers(beside: bool, tmp_path: Path) -> None:
+    images = torch.randn(32, 3, 16, 16, generator=torch.Generator().manual_seed(0))
+    program = torch.export.export(Wider(beside).eval(), (images[:2],), dynamic_shapes=({0: torch.export.Dim("n")},))
+    found, expected = as_exported(program, calibrate(program, [(images,)]), images, tmp_path)
+    assert np.square(found - expected).mean() < 3e-4 * np.square(expected).mean()  # without VNNI the kernel halves weights
+    compiled = core().compile_model(tmp_path / "out" / "model" / "model.xml", "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
+    model = compiled.get_runtime_model()
+    kernels = {op.get_rt_info()["layerType"].value: op.get_rt_info()["primitiveType"].value for op in model.get_ops()}
+    assert beside or kernels["Deconvolution"].endswith("_i8")  # the plugin takes unsigned integers where a convolution reads them too
+
+
 class Padded(nn.Module):
     """Signed values of a convolution, padded, and a convolution that reads them."""
 

@@ -105,6 +105,8 @@ def test_tensors_that_share_a_scale_still_do_and_every_learnt_range_is_rendered(
     assert moved and moved <= ranges.keys()
     if rules.activation_symmetric:
         assert {parameters.of(node).zero_point for node in parameters._parent} == {0}
+    centred = [item for node, kind in placement.kinds.items() if kind in rules.centred_inputs for item in data_inputs(node, kind)]
+    assert {parameters.of(item).zero_point for item in centred} <= {rules.activation_min, (rules.activation_max + 1) // 2}
     scales = {float(node.args[1]) for node in render(program_of(name), after, rules, STATIC).module.graph.nodes if quantizes(node)}
     assert {parameters.of(node).scale for node in placement.outputs} <= scales
 
