@@ -17,7 +17,7 @@ from edgepress.exporters.openvino_passes import (
     fold_biases,
     keep_reduced_dimensions,
     pad_two_dimensions,
-    sign_integers,
+    round_in_one,
 )
 from edgepress.targets.errors import ExportError
 from edgepress.targets.nouns import Artifact, Signature, Support
@@ -63,9 +63,9 @@ class OpenVinoExporter(Exporter):
             fold_biases(model)
             drop_zero_offsets(model)
             drop_repeated_roundings(model)
-            sign_integers(model)
             pad_two_dimensions(model)
             keep_reduced_dimensions(model)
+            round_in_one(model)
             _name_tensors(model, request.signature)
             _name_operations(model)
             openvino.save_model(model, written / "model.xml", compress_to_fp16=request.scheme.precision == "fp16")

@@ -25,7 +25,7 @@ _MOVES = frozenset(
 )
 
 #: Of these, the ones after which a tensor holds no other values than before, with what puts several together.
-_KEEPS = frozenset(["Concat", "MaxPool", "Reshape", "Split", "Squeeze", "Transpose", "Unsqueeze", "VariadicSplit"])
+_KEEPS = frozenset(["Concat", "Interpolate", "MaxPool", "Reshape", "Split", "Squeeze", "Transpose", "Unsqueeze", "VariadicSplit"])
 
 _REDUCTIONS = {f"Reduce{name}": f"reduce_{name.lower()}" for name in ("Max", "Mean", "Min", "Prod", "Sum")}
 #: Ops that the plugin computes within the kernel before them.
@@ -104,32 +104,29 @@ def drop_repeated_roundings(model: Any) -> None:
             op.output(0).replace(rounding.input_value(0))
 
 
-def sign_integers(model: Any) -> None:
-    """Write integers with a zero point in the middle as signed ones without, where transposed convolutions read them; in place.
+def round_in_one(model: Any) -> None:
+    """Write a rounding and the dequantization behind it as one FakeQuantize, in place.
 
-    The CPU plugin computes a transposed convolution in floats where it reads integers less a zero point (seen in OpenVINO 2026.4).
+    The CPU plugin then chooses where dequantizations stand and which integers are signed: transposed convolutions and group normalizations
+    read integers without a zero point, and fewer kernels are left (seen in OpenVINO 2026.4).
     """
     from openvino import Type
     from openvino import opset13 as ops
 
     for op in model.get_ordered_ops():
-        if op.get_type_name() not in ("ConvolutionBackpropData", "GroupConvolutionBackpropData"):
+        bounds = _grid(op)
+        offset = _offset(op) if bounds else None
+        if offset is None:
             continue
-        for source in _before(op.input_value(0), _MOVES):
-            rounding, middle = _rounding(source), _offset(source)
-            if rounding is None or middle is None or _grid(source)[2:] != (0.0, 2.0 * middle - 1):
-                continue
-            bounds = (ops.constant(bound, Type.f32) for bound in (-middle, middle - 1))
-            signed = ops.fake_quantize(*rounding.input_values()[:3], *bounds, levels=rounding.get_attributes()["levels"])
-            integers = ops.convert(ops.convert(signed, Type.i8), Type.f32)
-            source.output(0).replace(ops.multiply(integers, source.input_value(1)).output(0))
+        scale, rounding = float(op.input_value(1).get_node().data.item()), _rounding(op)
+        values = (ops.constant((bound - offset) * scale, Type.f32) for bound in bounds[2:])
+        whole = ops.fake_quantize(*rounding.input_values()[:3], *values, levels=rounding.get_attributes()["levels"])
+        op.output(0).replace(whole.output(0))
 
 
 def _offset(op: Any) -> float | None:
-    """The number that is subtracted from integers before their dequantization ends in an op; None where there is none."""
-    subtraction = op.input_value(0).get_node() if op.get_type_name() == "Multiply" else op
-    if subtraction.get_type_name() != "Subtract":
-        return None
+    """The number that is subtracted from integers in a dequantization of which an op is the last; None where it is no number."""
+    subtraction = op.input_value(0).get_node()
     offset = subtraction.input_value(1).get_node()
     while offset.get_type_name() in ("Reshape", "Convert"):
         offset = offset.input_value(0).get_node()
@@ -163,7 +160,7 @@ def _before(value: Any, passed: Collection[str]) -> list[Any]:
             continue
         seen.add(op.get_friendly_name())
         name = op.get_type_name()
-        if name not in passed:
+        if name not in passed or (name == "Interpolate" and op.get_attributes()["mode"] != "nearest"):
             found.append(op)
             continue
         every = name == "Concat" or name in _ELEMENTWISE  # what else others read are sizes and axes

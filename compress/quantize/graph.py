@@ -90,6 +90,13 @@ def op_name(node: Node) -> str:
     return str(getattr(node.target, "__name__", node.target))
 
 
+def root_of(node: Node) -> Node:
+    """The tensor whose values a node holds in another shape, itself where it makes new ones."""
+    while node.op == "call_function" and op_name(node) in SAME_VALUES:
+        node = node.args[0]
+    return node
+
+
 def kind_of(node: Node) -> str | None:
     """The kind the rules know this node by; `shape` for ops that move values without changing them; None for any other op."""
     if node.op != "call_function":

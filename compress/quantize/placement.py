@@ -9,7 +9,7 @@ from types import MappingProxyType
 import torch
 from torch.fx import GraphModule, Node
 
-from edgepress.compress.quantize.graph import ACTIVATIONS, HEAVY, PIECES, RANGE, SAME_VALUES, constant, is_float, kind_of, op_name, value_of
+from edgepress.compress.quantize.graph import ACTIVATIONS, HEAVY, PIECES, RANGE, constant, is_float, kind_of, op_name, root_of, value_of
 from edgepress.compress.quantize.masks import LARGEST, masked_nodes
 from edgepress.targets.rules import QuantRules
 
@@ -143,6 +143,8 @@ class _Placing:
         if node not in self.varying and kind not in ("embedding", "shape"):
             return "depends on no input, only on how many samples there are: converters compute it once, in float"
         inputs = data_inputs(node, kind)
+        if kind in ("add", "mul") and not self.rules.affine and any(self._is_constant(item) for item in inputs):
+            return "the runtime computes sums and products with constants within other kernels, in float"
         if kind == "mul" and any(map(_divides, inputs)):
             return "part of a normalization: what follows computes in float, as behind a fused one"
         if op_name(node) not in PIECES and not _single(node):
@@ -155,6 +157,9 @@ class _Placing:
             if is_float(item) and not self.largest(item) <= LARGEST:
                 return f"reaches {self.largest(item):.3g} in calibration (more than {LARGEST:g}): 8 bits cannot hold such a range"
         return None
+
+    def _is_constant(self, node: Node) -> bool:
+        return constant(self.module, root_of(node)) is not None
 
     def _tail(self, node: Node) -> Node:
         """The activation that a kernel applies before rounding, or the node itself."""
@@ -210,7 +215,7 @@ class _Placing:
             return False
         tail = self._tail(node)
         if kind in HEAVY and (kind in self.rules.float_output or not self.rules.quantize_outputs):
-            return any(self._reads_integers(user, tail) for user in tail.users)
+            return any(self._reads_integers(user, tail) or op_name(user) in self.rules.rounded_before for user in tail.users)
         return True
 
 
@@ -226,8 +231,7 @@ def _varying(module: GraphModule) -> frozenset[Node]:
 
 def _divides(factor: Node) -> bool:
     """Is it one over what was computed, as normalizations written out multiply by (RMSNorm: one over the root of a mean square)?"""
-    while op_name(factor) in SAME_VALUES:
-        factor = factor.args[0]
+    factor = root_of(factor)
     exponent = factor.args[1] if op_name(factor) == "pow" else 0
     return op_name(factor) in ("rsqrt", "reciprocal") or (isinstance(exponent, int | float) and exponent < 0)
 

@@ -16,14 +16,14 @@ from torchao.quantization.pt2e.quantize_pt2e import convert_pt2e, prepare_pt2e
 from edgepress.compress.quantize.corrections import apply_corrections
 from edgepress.compress.quantize.embeddings import lookups, store_in_integers
 from edgepress.compress.quantize.fp8 import round_to_fp8
-from edgepress.compress.quantize.graph import HEAVY, RANGE, constant, kind_of
+from edgepress.compress.quantize.graph import HEAVY, RANGE, constant, kind_of, root_of
 from edgepress.compress.quantize.placement import WEIGHT_ONLY, Placement, place, summary
 from edgepress.compress.quantize.prepare import canonical_module, finish, float_module
 from edgepress.compress.quantize.quantizer import RulesQuantizer
 from edgepress.compress.quantize.sharing import TensorParameters
 from edgepress.compress.quantize.silu import write_out_silu
 from edgepress.compress.quantize.split_outliers import spread_outliers
-from edgepress.compress.quantize.statistics import Statistics, root_of
+from edgepress.compress.quantize.statistics import Statistics
 from edgepress.compress.quantize.weight_grid import round_narrow
 from edgepress.targets.errors import QuantizationError
 from edgepress.targets.nouns import Scheme

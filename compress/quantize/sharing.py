@@ -9,10 +9,10 @@ import numpy as np
 import torch
 from torch.fx import GraphModule, Node
 
-from edgepress.compress.quantize.graph import PIECES, RANGE, constant, is_float, op_name
+from edgepress.compress.quantize.graph import PIECES, RANGE, constant, is_float, op_name, root_of
 from edgepress.compress.quantize.observers import Range
 from edgepress.compress.quantize.placement import Placement, data_inputs
-from edgepress.compress.quantize.statistics import Statistics, root_of
+from edgepress.compress.quantize.statistics import Statistics
 from edgepress.targets.rules import QuantRules
 
 #: Smallest scale: still a number in float16, which some runtimes keep scales in.
@@ -79,6 +79,8 @@ class TensorParameters:
                     self._union(item, tail)
             if kind in rules.centred_inputs:
                 self._centred.update(inputs)
+            if tail in placement.outputs and any(op_name(user) in rules.rounded_before for user in tail.users):
+                self._centred.add(tail)
             if kind in ("softmax", "sigmoid") and rules.unit_output is not None:
                 self._fixed.add(tail)
         self._members = self._grouped()

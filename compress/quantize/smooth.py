@@ -14,8 +14,8 @@ import torch
 from torch.fx import GraphModule, Node
 
 from edgepress.compress.quantize.attention import call
-from edgepress.compress.quantize.graph import HEAVY, RANGE, constant, is_float, kind_of, op_name, set_attribute, value_of
-from edgepress.compress.quantize.statistics import Statistics, root_of
+from edgepress.compress.quantize.graph import HEAVY, RANGE, constant, is_float, kind_of, op_name, root_of, set_attribute, value_of
+from edgepress.compress.quantize.statistics import Statistics
 from edgepress.targets.rules import QuantRules
 
 #: Exponents tried for s_c = max|x_c|**a / max|W_c|**(1 - a).

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch.fx import GraphModule, Interpreter, Node
 
-from edgepress.compress.quantize.graph import SAME_VALUES, is_float, layer_of, op_name
+from edgepress.compress.quantize.graph import SAME_VALUES, is_float, layer_of, op_name, root_of
 from edgepress.compress.quantize.histogram import BINS, Histogram
 from edgepress.compress.quantize.observers import OBSERVERS, WEIGHTED, Range, choose_range
 from edgepress.compress.quantize.output_weights import SAMPLES, OutputWeights, scaled_histogram, weigh
@@ -217,10 +217,3 @@ class _Recorder(Interpreter):  # type: ignore[misc]
 def recorded(node: Node) -> bool:
     """Does a tensor have statistics of its own? Constants are measured when used; a reshape holds its input's values."""
     return node.op in ("placeholder", "call_function") and is_float(node) and op_name(node) not in SAME_VALUES
-
-
-def root_of(node: Node) -> Node:
-    """The tensor whose values a node holds in another shape, itself where it makes new ones."""
-    while node.op == "call_function" and op_name(node) in SAME_VALUES:
-        node = node.args[0]
-    return node

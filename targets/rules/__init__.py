@@ -66,6 +66,8 @@ class QuantRules:
         multiple: channel counts that suit its kernels (pruning lands on multiples of it).
         int4: its kernel for 4-bit weights, None where it has none.
         centred_inputs: heavy op kinds whose integer kernel takes no zero point: what they read has it in the middle, or no negative values.
+        affine: sums and products with constants have integer kernels that are worth their roundings.
+        rounded_before: names of float ops that are faster where layers before them write integers, centred ones, than floats.
         weight_only: op kinds without an integer kernel whose weights static schemes store in integers all the same.
         float_bytes: bytes of one weight of a layer that a quantized artifact keeps in float.
         static_bits: below 8, in which single layers of a static scheme can store weights, unpacked to 8 when the file is loaded.
@@ -93,6 +95,8 @@ class QuantRules:
     multiple: int = 8
     int4: Int4Rules | None = None
     centred_inputs: frozenset[str] = frozenset()
+    affine: bool = True
+    rounded_before: frozenset[str] = frozenset()
     weight_only: frozenset[str] = frozenset()
     float_bytes: int = 4
     static_bits: tuple[int, ...] = ()

@@ -43,6 +43,8 @@ RULES = QuantRules(
     fused=frozenset({"hard_swish", "silu"}),
     float_output=frozenset({"conv", "conv_transpose", "linear"}),
     centred_inputs=frozenset({"conv_transpose"}),
+    affine=False,
+    rounded_before=frozenset({"group_norm"}),
     int4=Int4Rules(),
     static_bits=(4, 2),
 )

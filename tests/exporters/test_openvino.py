@@ -189,6 +189,12 @@ def test_values_are_rounded_once_and_not_at_all_where_the_model_ends(tmp_path: P
     ]  # the image, two convolutions, the transposed one; not pooled or joined values again
 
 
+def kernels(xml: Path) -> dict[str, str]:
+    """Kind of op -> the name of the kernel that computes it, the last one's."""
+    model = core().compile_model(xml, "CPU", {"INFERENCE_PRECISION_HINT": "f32"}).get_runtime_model()
+    return {op.get_rt_info()["layerType"].value: op.get_rt_info()["primitiveType"].value for op in model.get_ordered_ops()}
+
+
 class Wider(nn.Module):
     """Signed values that a transposed convolution reads, alone or beside a convolution."""
 
@@ -210,10 +216,42 @@ def test_a_transposed_convolution_computes_signed_values_in_integers(beside: boo
     program = torch.export.export(Wider(beside).eval(), (images[:2],), dynamic_shapes=({0: torch.export.Dim("n")},))
     found, expected = as_exported(program, calibrate(program, [(images,)]), images, tmp_path)
     assert np.square(found - expected).mean() < 3e-4 * np.square(expected).mean()  # without VNNI the kernel halves weights
-    compiled = core().compile_model(tmp_path / "out" / "model" / "model.xml", "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
-    model = compiled.get_runtime_model()
-    kernels = {op.get_rt_info()["layerType"].value: op.get_rt_info()["primitiveType"].value for op in model.get_ops()}
-    assert beside or kernels["Deconvolution"].endswith("_i8")  # the plugin takes unsigned integers where a convolution reads them too
+    deconvolution = kernels(tmp_path / "out" / "model" / "model.xml")["Deconvolution"]
+    assert beside or deconvolution.endswith("_i8")  # the plugin takes unsigned integers where a convolution reads them too
+
+
+class Pyramid(nn.Module):
+    """Group normalizations, a shift that nothing can fold away, and a coarse map enlarged beside a fine one."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.fine, self.coarse, self.last = nn.Conv2d(3, 16, 3, padding=1), nn.Conv2d(16, 8, 3, 2, 1), nn.Conv2d(24, 5, 3)
+        self.norm, self.shift = nn.GroupNorm(4, 16), nn.Parameter(torch.randn(16, 1, 1))
+
+    def forward(self, x: Tensor) -> Tensor:
+        fine = F.relu(self.norm(self.fine(x)))
+        wide = F.interpolate(self.coarse(fine), scale_factor=2.0)
+        return self.last(torch.cat([fine + self.shift, wide], 1)).mean((2, 3))
+
+
+def test_integers_are_normalized_in_groups_and_enlarged_as_they_are_and_shifted_in_floats(tmp_path: Path) -> None:
+    images = torch.randn(32, 3, 16, 16, generator=torch.Generator().manual_seed(0))
+    program = torch.export.export(Pyramid().eval(), (images[:2],), dynamic_shapes=({0: torch.export.Dim("n")},))
+    statistics = calibrate(program, [(images,)])
+    found, expected = as_exported(program, statistics, images, tmp_path)
+    assert np.square(found - expected).mean() < 1e-5 * np.square(expected).mean()
+    xml = tmp_path / "out" / "model" / "model.xml"
+    ops = openvino.Core().read_model(xml).get_ordered_ops()
+    rounded = [op.input_value(0).get_node().get_type_name() for op in ops if op.get_type_name() == "FakeQuantize"]
+    assert sorted(rounded) == ["Add", "Add", "Add", "Parameter", "Relu"]  # two convolutions and the shift, not the enlarged map again
+    compiled = core().compile_model(xml, "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
+    kernels = {
+        op.get_rt_info()["layerType"].value: op.get_rt_info()["primitiveType"].value for op in compiled.get_runtime_model().get_ops()
+    }
+    assert kernels["MVN"].endswith("_i8")
+    reasons = {str(op["op"]): str(op["reason"]) for op in render(program, statistics, rules_for("openvino"), STATIC).float_ops}
+    assert "within other kernels" in reasons["aten.add"]
 
 
 class Padded(nn.Module):
