@@ -26,8 +26,10 @@ KINDS: dict[str, str] = {
     **dict.fromkeys(("softmax", "_softmax"), "softmax"),
     "embedding": "embedding",
     "hardswish": "hard_swish",
+    "leaky_relu": "leaky_relu",
     "sigmoid": "sigmoid",
     "silu": "silu",
+    "tanh": "tanh",
 }
 #: Ops whose output holds every value of their input and nothing else.
 SAME_VALUES = frozenset(

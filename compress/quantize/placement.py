@@ -15,8 +15,8 @@ from edgepress.targets.rules import QuantRules
 
 _FUSES = HEAVY | {"add", "mul"}
 _WEIGHTED = frozenset({"conv", "conv_transpose", "linear"})
-#: Kinds that are in integers for what reads them: answers between 0 and 1 have few of these left where it counts.
-_SQUEEZES = frozenset({"sigmoid", "silu"})
+#: Kinds that are in integers for what reads them: answers between -1 and 1 have few of these left where it counts.
+_SQUEEZES = frozenset({"sigmoid", "silu", "tanh"})
 #: Why a layer of `Scheme.float_layers` is not quantized.
 KEPT = "kept in float: its integers cost too much accuracy"
 #: Why a layer of the kinds in `QuantRules.weight_only` is not.
@@ -192,7 +192,7 @@ class _Placing:
         return ends and all(produced) and self._only_integers(inputs)
 
     def _only_integers(self, tensors: Iterable[Node]) -> bool:
-        """Do only kernels make these that cannot write floats, and none that squeezes its answers between 0 and 1?"""
+        """Do only kernels make these that cannot write floats, and none that squeezes its answers between -1 and 1?"""
         waiting, seen = list(tensors), set[Node]()
         while waiting:
             head = self.heads.get(node := waiting.pop(), node)

@@ -16,7 +16,8 @@ RULES = QuantRules(
     activation_min=-128,
     activation_max=127,
     placement=frozenset(
-        {"conv", "conv_transpose", "linear", "add", "mul", "cat", "max_pool", "avg_pool", "mean", "shape", "embedding", "sigmoid", "silu"}
+        {"conv", "conv_transpose", "linear", "add", "mul", "cat", "max_pool", "avg_pool", "mean", "shape", "embedding"}
+        | {"leaky_relu", "sigmoid", "silu", "tanh"}
     ),
     precisions=(
         "fp32",

@@ -25,7 +25,9 @@ RULES = QuantRules(
     activation_max=255,
     weight_min=-63,
     weight_max=63,
-    placement=frozenset({"conv", "linear", "add", "mul", "cat", "max_pool", "avg_pool", "mean", "shape", "embedding", "sigmoid", "silu"}),
+    placement=frozenset(
+        {"conv", "linear", "add", "mul", "cat", "max_pool", "avg_pool", "mean", "shape", "embedding"} | {"leaky_relu", "sigmoid", "silu"}
+    ),
     precisions=(
         "fp32",
         "fp16",

@@ -1,4 +1,4 @@
-"""Hard-swish and SiLU behind convolutions: rounded once where a kernel computes both, in float where float kernels alone are fast."""
+"""Activations behind convolutions: rounded once where a kernel computes both, in float where float kernels alone are fast."""
 
 from __future__ import annotations
 
@@ -110,7 +110,26 @@ def test_runtimes_answer_as_the_float_model_does(runtime: str, package: str, act
     assert np.square(found - exact).mean() < 1e-3 * np.square(exact).mean()
 
 
-@pytest.mark.parametrize("activation", [nn.Hardswish(), nn.GELU(), nn.SiLU()], ids=["hard-swish", "gelu", "silu"])
+@pytest.mark.parametrize(
+    ("runtime", "activation"),
+    [("onnxruntime", nn.LeakyReLU(0.2)), ("litert", nn.LeakyReLU(0.2)), ("litert", nn.Tanh())],
+    ids=["leaky-onnxruntime", "leaky-litert", "tanh-litert"],
+)
+def test_activations_with_integer_kernels_compute_in_integers(runtime: str, activation: nn.Module, tmp_path: Path) -> None:
+    pytest.importorskip({"litert": "litert_torch"}.get(runtime, runtime))
+    session, images, exact = opened(runtime, Net(activation), tmp_path)
+    with session:
+        found, kernels = session.run({"image": images.numpy()})["logits"], session.kernels()
+    assert np.square(found - exact).mean() < 1e-3 * np.square(exact).mean()
+    name = "tanh" if isinstance(activation, nn.Tanh) else "leaky"
+    assert {op["type"] for op in kernels.ops if name in str(op["op"]).lower()} == {"int8"}
+
+
+@pytest.mark.parametrize(
+    "activation",
+    [nn.Hardswish(), nn.GELU(), nn.SiLU(), nn.LeakyReLU(0.2), nn.Tanh()],
+    ids=["hard-swish", "gelu", "silu", "leaky", "tanh"],
+)
 def test_activations_do_not_cut_the_graph_that_xnnpack_takes(activation: nn.Module, tmp_path: Path) -> None:
     pytest.importorskip("litert_torch")
     from ai_edge_litert.interpreter import Interpreter
