@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 
 import torch
 import torch.nn.functional as F
@@ -148,6 +149,79 @@ class Decoder(nn.Module):
         return self.head(self.norm(x, -1)[:, -1])
 
 
+class Upsampler(nn.Module):
+    """Leaky ReLUs, and transposed convolutions with a convolution behind each, as in decoders of images."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        leaky = partial(nn.LeakyReLU, 0.2)
+        self.first, self.last = nn.Conv2d(8, 64, 3, padding=1), nn.Conv2d(16, 3, 3, padding=1)
+        self.up, self.after = nn.ModuleList(), nn.ModuleList()
+        for a, b in ((64, 64), (64, 32), (32, 16)):
+            self.up.append(nn.Sequential(nn.ConvTranspose2d(a, b, 4, 2, 1, bias=False), nn.BatchNorm2d(b), leaky()))
+            self.after.append(convolution(b, b, 3, act=leaky))
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.first(x)
+        for up, after in zip(self.up, self.after, strict=True):
+            x = after(up(x))
+        return self.last(x)
+
+
+class GroupNormalized(nn.Module):
+    """Residual blocks with group normalizations (Wu and He 2018)."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.head = nn.Conv2d(3, 32, 3, 2, 1), nn.Linear(32, 10)
+        self.layers = nn.ModuleList(nn.Sequential(nn.Conv2d(32, 32, 3, padding=1), nn.GroupNorm(8, 32)) for _ in range(6))
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.stem(x)
+        for first, second in zip(self.layers[::2], self.layers[1::2], strict=True):
+            x = F.relu(x + second(F.relu(first(x))))
+        return self.head(x.mean((2, 3)))
+
+
+class Pyramid(nn.Module):
+    """Maps of three sizes, enlarged and added from the coarsest on (Lin et al. 2017, figure 3), then joined."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        widths = (16, 32, 64)
+        self.down = nn.ModuleList(convolution(a, b, 3, 2) for a, b in zip((3, 16, 32), widths, strict=True))
+        self.lateral = nn.ModuleList(nn.Conv2d(width, 32, 1) for width in widths)
+        self.smooth, self.head = nn.ModuleList(nn.Conv2d(32, 32, 3, padding=1) for _ in widths), nn.Conv2d(96, 4, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        found: list[Tensor] = []
+        for down, lateral in zip(self.down, self.lateral, strict=True):
+            x = down(x)
+            found.append(lateral(x))
+        for place in (1, 0):
+            found[place] = found[place] + F.interpolate(found[place + 1], scale_factor=2.0)
+        maps = [smooth(each) for smooth, each in zip(self.smooth, found, strict=True)]
+        return self.head(
+            torch.cat([maps[0], *(F.interpolate(each, scale_factor=2.0**place) for place, each in enumerate(maps) if place)], 1)
+        )
+
+
+class Dense(nn.Module):
+    """All earlier maps joined, normalized and convolved (Huang et al. 2017, section 3)."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.head = nn.Conv2d(3, 32, 3, 2, 1), nn.Linear(96, 10)
+        self.norms = nn.ModuleList(nn.BatchNorm2d(32 + 16 * place) for place in range(5))
+        self.layers = nn.ModuleList(nn.Conv2d(32 + 16 * place, 16, 3, padding=1, bias=False) for place in range(4))
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.stem(x)
+        for norm, layer in zip(self.norms, self.layers, strict=False):
+            x = torch.cat([x, layer(F.relu(norm(x)))], 1)
+        return self.head(F.relu(self.norms[-1](x)).mean((2, 3)))
+
+
 #: Name -> the net, and what draws samples for it.
 NETS: dict[str, tuple[Callable[[], nn.Module], Callable[[int, torch.Generator], Tensor]]] = {
     "U-Net": (UNet, lambda n, g: torch.randn(n, 3, 64, 64, generator=g)),
@@ -155,6 +229,10 @@ NETS: dict[str, tuple[Callable[[], nn.Module], Callable[[int, torch.Generator], 
     "squeeze-excite": (Excited, lambda n, g: torch.randn(n, 3, 96, 96, generator=g)),
     "ConvNeXt": (ConvNeXt, lambda n, g: torch.randn(n, 3, 96, 96, generator=g)),
     "generator": (Generator, lambda n, g: torch.randn(n, 64, generator=g)),
+    "upsampler": (Upsampler, lambda n, g: torch.randn(n, 8, 12, 12, generator=g)),
+    "group norm": (GroupNormalized, lambda n, g: torch.randn(n, 3, 64, 64, generator=g)),
+    "pyramid": (Pyramid, lambda n, g: torch.randn(n, 3, 64, 64, generator=g)),
+    "dense": (Dense, lambda n, g: torch.randn(n, 3, 64, 64, generator=g)),
     "decoder": (Decoder, lambda n, g: torch.randint(0, 500, (n, 64), generator=g)),
 }
 

@@ -63,7 +63,7 @@ def main() -> int:
                 for file in files.candidates:
                     cells = f"| {name} | {runtime} | {file.tool} |"
                     if isinstance(file.made, str):
-                        print(f"{cells} failed: {file.made} | | |", flush=True)
+                        print(f"{cells} refused: {file.made.partition('.')[0][:120]} | | |", flush=True)
                         continue
                     it = (file.made, file.folder)
                     timed = ratio((it, files.original), made.apart, arguments.pairs)
