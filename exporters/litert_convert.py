@@ -18,6 +18,7 @@ from edgepress.exporters.decompositions import written_out
 from edgepress.exporters.litert_barriers import keep_float
 from edgepress.exporters.litert_decompositions import joins, without_kernel
 from edgepress.exporters.litert_indexing import lower_indexing
+from edgepress.exporters.litert_one_dimension import convolve_in_two
 from edgepress.exporters.litert_transposed import lower_transposed
 from edgepress.exporters.programs import graphs_known, program_of
 from edgepress.targets.nouns import Signature
@@ -48,7 +49,7 @@ def to_tflite(module: GraphModule, signature: Signature, samples: Sequence[np.nd
         program = program_of(module, tuple(arguments.values()), dynamic=False, names=signature)
         if quantized:
             program = written_out(program, joins())
-        fixed = lower_transposed(lower_indexing(program))
+        fixed = convolve_in_two(lower_transposed(lower_indexing(program)))
         if quantized:
             keep_float(fixed)
         with _strict(), _layouts_apart(), graphs_known():

@@ -213,6 +213,38 @@ def test_transposed_convolutions_in_a_row_store_integers_and_round_nothing_in_on
     assert made[made[layers[1].input[0]].input[0]] is layers[0]  # through the ReLU
 
 
+class InOneDimension(nn.Module):
+    """Convolutions over time: a residual sum, gates of two halves of the channels, a concatenation, a part of the time."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.first, self.last = nn.Conv1d(3, 8, 3, padding=1), nn.Conv1d(16, 5, 3)
+        self.gates = nn.ModuleList(nn.Conv1d(8, 16, 3, padding=2**place, dilation=2**place) for place in range(2))
+        self.mixed = nn.ModuleList(nn.Conv1d(8, 8, 1) for _ in range(2))
+
+    def forward(self, image: Tensor) -> Tensor:
+        x = F.leaky_relu(self.first(image.flatten(2)), 0.1)
+        for gates, mixed in zip(self.gates, self.mixed, strict=True):
+            a, b = gates(x).chunk(2, 1)
+            x = x + mixed(torch.tanh(a) * torch.sigmoid(b))
+        return self.last(torch.cat([x, F.relu(x)], 1)[:, :, 2:]).mean(2)
+
+
+@pytest.mark.parametrize("runtime", ["onnxruntime", "openvino", "coreml", "litert"])
+def test_convolutions_over_one_dimension(runtime: str, tmp_path: Path) -> None:
+    images = torch.randn(ROWS, 3, 6, 7, generator=torch.Generator().manual_seed(0))
+    found, expected = computed(InOneDimension(), {"image": images}, runtime, tmp_path)
+    assert sqnr_db(found, expected) > 35
+    if runtime == "litert":
+        from ai_edge_litert.interpreter import Interpreter
+
+        interpreter = Interpreter(str(tmp_path / "out" / "model.tflite"))
+        interpreter.allocate_tensors()
+        names = [op["op_name"] for op in interpreter._get_ops_details()]
+        assert names.count("CONV_2D") == 6 and names.count("TRANSPOSE") <= 2  # in and out
+
+
 @pytest.mark.parametrize("runtime", ["onnxruntime", "openvino", "coreml", "litert"])
 @pytest.mark.parametrize("kind", [nn.LSTM, nn.GRU])
 def test_recurrent_layers(kind: type[nn.RNNBase], runtime: str, tmp_path: Path) -> None:
