@@ -222,6 +222,23 @@ class Dense(nn.Module):
         return self.head(F.relu(self.norms[-1](x)).mean((2, 3)))
 
 
+class Temporal(nn.Module):
+    """Dilated convolutions over time, gated, with residual sums (van den Oord et al. 2016, figure 4)."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.last = nn.Conv1d(16, 32, 1), nn.Conv1d(32, 10, 1)
+        self.gates = nn.ModuleList(nn.Conv1d(32, 64, 3, padding=2**place, dilation=2**place) for place in range(4))
+        self.mixed = nn.ModuleList(nn.Conv1d(32, 32, 1) for _ in range(4))
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.first(x)
+        for gates, mixed in zip(self.gates, self.mixed, strict=True):
+            a, b = gates(x).chunk(2, 1)
+            x = x + mixed(torch.tanh(a) * torch.sigmoid(b))
+        return self.last(F.relu(x))
+
+
 #: Name -> the net, and what draws samples for it.
 NETS: dict[str, tuple[Callable[[], nn.Module], Callable[[int, torch.Generator], Tensor]]] = {
     "U-Net": (UNet, lambda n, g: torch.randn(n, 3, 64, 64, generator=g)),
@@ -233,6 +250,7 @@ NETS: dict[str, tuple[Callable[[], nn.Module], Callable[[int, torch.Generator], 
     "group norm": (GroupNormalized, lambda n, g: torch.randn(n, 3, 64, 64, generator=g)),
     "pyramid": (Pyramid, lambda n, g: torch.randn(n, 3, 64, 64, generator=g)),
     "dense": (Dense, lambda n, g: torch.randn(n, 3, 64, 64, generator=g)),
+    "temporal": (Temporal, lambda n, g: torch.randn(n, 16, 128, generator=g)),
     "decoder": (Decoder, lambda n, g: torch.randint(0, 500, (n, 64), generator=g)),
 }
 

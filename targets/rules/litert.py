@@ -2,7 +2,8 @@
 
 Products of two activations and softmax stay in float: XNNPACK takes neither in int8, and each one left to the built-in kernels cuts the
 delegated graph in two (a small vision transformer takes 2.7 times its float time with them in integers, 0.6 without). Sigmoids it takes
-where they write 0 to 255/256: EfficientNet-B0's, and the products behind them, take 0.50 of its float time in integers and 0.61 in float.
+where they write 0 to 255/256, tanh and leaky ReLUs anyhow: inverted bottlenecks with SiLU and squeeze and excitation take 0.72 of the time
+that they take with sigmoids in float.
 """
 
 from __future__ import annotations
