@@ -27,7 +27,7 @@ def convolve_in_two(module: GraphModule) -> GraphModule:
     """Rewrite the convolutions of a graph over one dimension, and what lies between two of them.
 
     Args:
-        module: their weights are attributes, or quantized and dequantized ones; with `val` of fixed shapes; changed in place.
+        module: with `val` of fixed shapes; changed in place. Convolutions whose weight is computed at run time stay as they are.
 
     Returns:
         The same module, which computes the same values.
@@ -35,7 +35,7 @@ def convolve_in_two(module: GraphModule) -> GraphModule:
     if not any(node.target is aten.conv1d.default for node in module.graph.nodes):
         return module
     for node in list(module.graph.nodes):
-        if node.target is aten.conv1d.default:
+        if node.target is aten.conv1d.default and _stored(node.args[1]):
             _widen(module, node)
         elif (wide := _wider(node)) is not None:
             node.replace_all_uses_with(wide)
@@ -43,6 +43,14 @@ def convolve_in_two(module: GraphModule) -> GraphModule:
     module.graph.lint()
     module.recompile()
     return module
+
+
+def _stored(weight: Node) -> bool:
+    """Is it a constant, rounded or not?"""
+    source: Any = weight
+    while "quantize_per_" in op_name(source):
+        source = source.args[0]
+    return bool(source.op == "get_attr")
 
 
 def _widen(module: GraphModule, node: Node) -> None:

@@ -16,6 +16,7 @@ from edgepress.compress.portable import portable
 from edgepress.compress.quantize import calibrate
 from edgepress.exporters import EXPORTERS
 from edgepress.exporters.base import ExportRequest
+from edgepress.exporters.litert_one_dimension import convolve_in_two
 from edgepress.targets.nouns import Scheme, Signature, Target, TensorSpec
 from edgepress.validators.runtimes import RUNTIMES
 from tests.exporters.litert_cases import sqnr_db
@@ -229,6 +230,29 @@ class InOneDimension(nn.Module):
             a, b = gates(x).chunk(2, 1)
             x = x + mixed(torch.tanh(a) * torch.sigmoid(b))
         return self.last(torch.cat([x, F.relu(x)], 1)[:, :, 2:]).mean(2)
+
+
+class WeightAtRunTime(nn.Module):
+    """A convolution over time whose weight is the outer product of two others, between two plain ones."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.first, self.last = nn.Conv1d(3, 8, 3, padding=1), nn.Conv1d(8, 5, 3)
+        self.left, self.right = nn.Parameter(torch.randn(8, 1, 1)), nn.Parameter(torch.randn(1, 8, 3) / 5)
+
+    def forward(self, image: Tensor) -> Tensor:
+        x = F.relu(self.first(image.flatten(2)))
+        return self.last(F.conv1d(x, self.left * self.right, padding=1)).mean(2)
+
+
+def test_a_convolution_whose_weight_is_computed_at_run_time_stays_as_it_is() -> None:
+    images = torch.randn(2, 3, 6, 7, generator=torch.Generator().manual_seed(0))
+    model = WeightAtRunTime().eval()
+    module = convolve_in_two(torch.export.export(model, (images,)).module())
+    torch.testing.assert_close(module(images), model(images))
+    names = [str(node.target) for node in module.graph.nodes]
+    assert names.count("aten.conv1d.default") == 1 and names.count("aten.conv2d.default") == 2
 
 
 @pytest.mark.parametrize("runtime", ["onnxruntime", "openvino", "coreml", "litert"])
