@@ -84,8 +84,7 @@ def drop_zero_offsets(model: Any) -> None:
         weight = weight.input_value(0).get_node() if weight.get_type_name() == "Convert" else weight
         if weight.get_type_name() != "Constant" or weight.get_element_type() != Type.i8:
             continue
-        while offset.get_type_name() in ("Reshape", "Convert"):
-            offset = offset.input_value(0).get_node()
+        offset = _origin(offset)
         if offset.get_type_name() == "Constant" and not offset.data.any():
             op.output(0).replace(op.input_value(0))
 
@@ -126,11 +125,15 @@ def round_in_one(model: Any) -> None:
 
 def _offset(op: Any) -> float | None:
     """The number that is subtracted from integers in a dequantization of which an op is the last; None where it is no number."""
-    subtraction = op.input_value(0).get_node()
-    offset = subtraction.input_value(1).get_node()
-    while offset.get_type_name() in ("Reshape", "Convert"):
-        offset = offset.input_value(0).get_node()
+    offset = _origin(op.input_value(0).get_node().input_value(1).get_node())
     return float(offset.data.item()) if offset.get_type_name() == "Constant" and offset.data.size == 1 else None
+
+
+def _origin(op: Any) -> Any:
+    """What an op holds in another shape or type."""
+    while op.get_type_name() in ("Reshape", "Convert"):
+        op = op.input_value(0).get_node()
+    return op
 
 
 def _rounding(op: Any) -> Any:
@@ -260,7 +263,5 @@ def _has_offset(value: Any) -> bool:
         return _has_offset(op.input_value(0))
     if name != "Multiply" or op.input_value(0).get_node().get_type_name() != "Subtract":
         return False
-    offset = op.input_value(0).get_node().input_value(1).get_node()
-    while offset.get_type_name() in ("Reshape", "Convert"):
-        offset = offset.input_value(0).get_node()
+    offset = _origin(op.input_value(0).get_node().input_value(1).get_node())
     return bool(offset.get_type_name() != "Constant" or offset.data.any())

@@ -56,7 +56,7 @@ class TensorRtExporter(Exporter):
         opset = max(request_opset(options), 0 if "opset" in options else FIRST_WITH.get(precision, (None, 0))[1])
         capabilities = with_kernels(precision, requested_capabilities(options), "compute_capability" in options, opset)
         for capability in capabilities:
-            build.library_for(capability)  # a capability nobody builds for is refused before the slow part
+            build.library_for(capability)  # one that cannot be built for is refused before the slow part
         model = folder / FOLDER / FILE
         model.parent.mkdir(parents=True, exist_ok=True)
         float_ops = lower_request(self, request, model, opset=opset)

@@ -18,7 +18,7 @@ from torch.fx import Node
 from edgepress.compress.quantize.blocks import Block
 from edgepress.compress.quantize.learning import mean_error, samples_per_step
 from edgepress.compress.quantize.observers import Range
-from edgepress.compress.quantize.sharing import SMALLEST_SCALE, Shared, qparams
+from edgepress.compress.quantize.sharing import SMALLEST_SCALE, Shared, is_symmetric, qparams
 from edgepress.targets.progress import progress
 from edgepress.targets.rules import QuantRules
 
@@ -104,7 +104,7 @@ class _Ends:
 
     def __init__(self, group: Shared, rules: QuantRules) -> None:
         self.group, self._rules = group, rules
-        self._symmetric = rules.activation_symmetric or (group.centred and group.interval[0] < 0)
+        self._symmetric = is_symmetric(group.interval, rules, group.centred)
         self.variable = torch.zeros(2, requires_grad=True)
         self._settled: tuple[float, int] | None = None
 

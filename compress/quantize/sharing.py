@@ -29,17 +29,20 @@ class QParams:
     zero_point: int
 
 
+def is_symmetric(interval: Range, rules: QuantRules, centred: bool) -> bool:
+    """Is zero the middle of the integers that cover an interval? Where `centred`, if anything in it is negative."""
+    return rules.activation_symmetric or (centred and interval[0] < 0)
+
+
 def qparams(interval: Range, rules: QuantRules, centred: bool = False) -> QParams:
     """Scale (a float32 number) and zero point that cover an interval containing zero; zero itself is an integer.
-
-    Where `centred`, the zero point is the middle of the integers, unless nothing in the interval is negative.
 
     The zero point is counted from `activation_min`, so that int8 and uint8 renderings of one range differ by the shift of 128 alone
     (Jacob et al. 2018, section 2.1).
     """
     low, high = interval
     lowest, highest = rules.activation_min, rules.activation_max
-    middle, symmetric = (lowest + highest + 1) // 2, rules.activation_symmetric or (centred and low < 0)
+    middle, symmetric = (lowest + highest + 1) // 2, is_symmetric(interval, rules, centred)
     scale = max(-low, high) / min(highest - middle, middle - lowest) if symmetric else (high - low) / (highest - lowest)
     scale = float(np.float32(max(scale, SMALLEST_SCALE)))
     zero = middle if symmetric else lowest + min(max(round(-low / scale), 0), highest - lowest)
@@ -53,7 +56,7 @@ class Shared:
     Attributes:
         nodes: what makes them.
         interval: the range their integers cover.
-        centred: see `qparams`.
+        centred: see `is_symmetric`.
     """
 
     nodes: tuple[Node, ...]
