@@ -193,17 +193,17 @@ class OnnxRuntimeExporter(Exporter):
         return Support(True, version("onnxruntime"))
 
     def _export_impl(self, request: ExportRequest, folder: Path) -> Artifact:
-        from edgepress.exporters import onnx_biases, onnx_passes, onnx_recurrent
+        from edgepress.exporters import onnx_biases, onnx_dynamic, onnx_passes, onnx_recurrent
 
         opset = request_opset(request.target.options)
-        path, narrow = folder / "model.onnx", request.scheme.weight_bits != 8
+        path, bits = folder / "model.onnx", request.scheme.weight_bits
         integer_lstm = False
         float_ops = lower_request(self, request, path, opset=opset)
         with quiet():
             if request.scheme.precision == "fp16":
                 onnx_passes.convert_to_fp16(path)
             if request.scheme.kind in ("static", "static-matmul"):
-                integer_lstm = onnx_recurrent.quantize_lstm(path, narrow)  # while the file has ONNX's own operators alone
+                integer_lstm = onnx_recurrent.quantize_lstm(path, bits)  # while the file has ONNX's own operators alone
                 onnx_biases.quantize_output_biases(path)
                 onnx_biases.fuse_biases(path)
                 onnx_passes.fold_at_load(path, ("ConvTranspose",))  # the one layer in `weight_only` of the rules
@@ -211,9 +211,9 @@ class OnnxRuntimeExporter(Exporter):
             if request.scheme.kind == "weights":
                 onnx_passes.fold_at_load(path)
             if request.scheme.kind == "dynamic":
-                float_ops = onnx_passes.quantize_dynamic(path, narrow)
-                integer_lstm = onnx_recurrent.quantize_lstm(path, narrow)
-                onnx_passes.check_dynamic(path)
+                float_ops = onnx_dynamic.quantize_dynamic(path, bits)
+                integer_lstm = onnx_recurrent.quantize_lstm(path, bits)
+                onnx_dynamic.check_dynamic(path)
             if integer_lstm:
                 float_ops = tuple(op for op in float_ops if op["op"] not in ("aten.lstm", "onnx.LSTM"))
         check_dynamic_batch(path, request)

@@ -1,21 +1,12 @@
-"""Rewrites of a finished ONNX file: half precision, onnxruntime's dynamic int8, and what its loader does to integers."""
+"""Rewrites of a finished ONNX file: half precision, and what onnxruntime's loader does to integers."""
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Collection, Container, Mapping
+from collections.abc import Collection, Container
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any
 
-from edgepress.targets.errors import ExportError, QuantizationError
-
-#: Ops whose weights onnxruntime multiplies in integers when activation ranges are taken at run time, and the lookup
-#: tables it keeps in 8 bits. Convolutions are left out: ConvInteger runs slower than the float kernel.
-DYNAMIC_OPS = ("MatMul", "Gemm", "Gather")
-
-#: Ops that multiply and accumulate, for the list of what stayed in float.
-HEAVY_OPS = ("Conv", "ConvTranspose", "MatMul", "Gemm", "LSTM", "GRU", "RNN")
+from edgepress.targets.errors import ExportError
 
 
 def convert_to_fp16(path: Path, wide: Collection[str] = ()) -> None:
@@ -53,59 +44,6 @@ def _guard_turned_products(graph: Any) -> None:
         guarded = ir.Value(name=f"{read.name}_guarded_{node.outputs[0].name}", type=read.type, shape=read.shape)
         graph.insert_before(node, ir.Node("", "Max", [read], outputs=[guarded], name=guarded.name))
         node.replace_input_with(0, guarded)
-
-
-def quantize_dynamic(path: Path, narrow: bool = True) -> tuple[Mapping[str, Any], ...]:
-    """Quantize matrix products dynamically, in place: int8 weights per channel, activation ranges taken at run time.
-
-    Args:
-        path: of the file.
-        narrow: weights keep to 7 bits, because x86 without VNNI adds two 8-bit products in 16 bits, which saturate.
-
-    Returns:
-        Heavy ops that stay in float, with the reason.
-    """
-    import onnx
-    from onnxruntime.quantization import QuantType
-    from onnxruntime.quantization import quantize_dynamic as quantize
-
-    with TemporaryDirectory(dir=path.parent) as scratch:
-        quantized = Path(scratch) / path.name
-        quantize(
-            path, quantized, op_types_to_quantize=list(DYNAMIC_OPS), per_channel=True, reduce_range=narrow, weight_type=QuantType.QInt8
-        )
-        model = onnx.load(quantized)
-    write(model, path)
-    return tuple({"op": f"onnx.{op}", "count": count, "reason": _reason(op)} for op, count in sorted(_heavy(model).items()))
-
-
-def check_dynamic(path: Path) -> None:
-    """Refuse a dynamically quantized file in which nothing was.
-
-    Raises:
-        QuantizationError: no weight is in integers.
-    """
-    import onnx
-
-    integers = (onnx.TensorProto.INT8, onnx.TensorProto.UINT8)
-    if not any(tensor.data_type in integers for tensor in onnx.load(path, load_external_data=False).graph.initializer):
-        raise QuantizationError(
-            "dynamic int8 would leave the whole model in float",
-            "it has no linear layer, lookup or LSTM with constant weights",
-            "Ask for the scheme static or weights, or for precision fp32.",
-        )
-
-
-def _heavy(model: Any) -> Counter[str]:
-    return Counter(node.op_type for node in model.graph.node if node.op_type in HEAVY_OPS)
-
-
-def _reason(op: str) -> str:
-    if op in ("MatMul", "Gemm"):
-        return "no constant weight: a product of two activations has no dynamic integer kernel"
-    if op.startswith("Conv"):
-        return "the integer convolution with run-time ranges is slower than the float one"
-    return "no dynamic integer kernel was asked for"
 
 
 def fold_at_load(path: Path, readers: Container[str] | None = None) -> None:

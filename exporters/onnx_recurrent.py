@@ -10,21 +10,19 @@ from typing import Any
 _ANY_SIZE = 1 << 40
 
 
-def quantize_lstm(path: Path, narrow: bool) -> bool:
+def quantize_lstm(path: Path, weight_bits: int) -> bool:
     """Turn LSTMs into DynamicQuantizeLSTM in place: int8 weights per channel, ranges of what they read taken at run time.
 
     Args:
         path: of the file.
-        narrow: weights keep to 7 bits; see `onnx_passes.quantize_dynamic`.
+        weight_bits: see `onnx_dynamic.quantized`.
 
     Returns:
         Were there any?
     """
-    import onnx
     import onnx_ir as ir
-    from onnxruntime.quantization import QuantType
-    from onnxruntime.quantization import quantize_dynamic as quantize
 
+    from edgepress.exporters.onnx_dynamic import quantized
     from edgepress.exporters.onnx_passes import write
 
     model = ir.load(path)
@@ -32,12 +30,11 @@ def quantize_lstm(path: Path, narrow: bool) -> bool:
         return False
     _fold_weights(model)
     with TemporaryDirectory(dir=path.parent) as scratch:
-        folded, made = Path(scratch) / "folded.onnx", Path(scratch) / path.name
+        folded = Path(scratch) / path.name
         ir.save(model, folded)
-        quantize(folded, made, op_types_to_quantize=["LSTM"], per_channel=True, reduce_range=narrow, weight_type=QuantType.QInt8)
-        quantized = onnx.load(made)
-    write(quantized, path)
-    return any(node.op_type == "DynamicQuantizeLSTM" for node in quantized.graph.node)
+        made = quantized(folded, ("LSTM",), weight_bits)
+    write(made, path)
+    return any(node.op_type == "DynamicQuantizeLSTM" for node in made.graph.node)
 
 
 def _fold_weights(model: Any) -> None:

@@ -35,7 +35,7 @@ class CatalogEntry:
 
 
 #: An option of runtimes whose integer kernels saturate on some CPUs.
-WEIGHT_BITS = ("weight_bits", "of int8 weights: 7, exact on every x86 CPU, or 8, finer, for CPUs with VNNI")
+WEIGHT_BITS = ("weight_bits", "of int8 weights: 8, whole ranges, wrong on x86 CPUs without VNNI, or 7; by default 8, right on all")
 
 ONNXRUNTIME = CatalogEntry(
     "onnxruntime",

@@ -224,7 +224,7 @@ BAD = [
     (MINIMAL.replace("- onnxruntime", "- onnxruntime: {opst: 21}"), "opst: unknown key 'opst'. Did you mean 'opset'?"),
     (
         MINIMAL.replace("- onnxruntime", "- openvino: {weight_bits: 6}"),
-        "'6' is not a value of weight_bits. weight_bits: of int8 weights: 7, exact",
+        "'6' is not a value of weight_bits. weight_bits: of int8 weights: 8, whole",
     ),
     (MINIMAL.replace("- onnxruntime", "- tflite: {weight_bits: 8}"), "weight_bits: unknown key"),
     (MINIMAL.replace("- onnxruntime", "- onnxruntime: {opset: 99}"), "'99' is not a value of opset. opset: ONNX opset, 18 to 23."),

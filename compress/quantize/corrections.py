@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch.fx import GraphModule, Node
 
-from edgepress.compress.quantize.graph import constant, set_attribute, value_of
+from edgepress.compress.quantize.graph import WEIGHT_SCALE, constant, set_attribute, value_of
 
 
 def apply_corrections(module: GraphModule, layers: Iterable[Node], corrections: Mapping[str, np.ndarray]) -> None:
@@ -17,13 +17,14 @@ def apply_corrections(module: GraphModule, layers: Iterable[Node], corrections: 
     Args:
         module: the graph of a rendering, before its weights are observed.
         layers: its ops that compute in integers; what stays float keeps its float weights.
-        corrections: `<node>.weight` or `<node>.bias` -> float32 array. Weights lie on the grid of the rules they were chosen for and
-            reach its end in every channel, so observers find the same scale and rounding gives the same integers.
+        corrections: `<node>.weight`, `<node>.scale` or `<node>.bias` -> float32 array. Weights lie on the grid of the rules they were
+            chosen for, whose steps are of that scale.
     """
     for node in list(layers):
-        weight, bias = (corrections.get(f"{node.name}.{part}") for part in ("weight", "bias"))
-        if weight is not None:
+        weight, scale, bias = (corrections.get(f"{node.name}.{part}") for part in ("weight", "scale", "bias"))
+        if weight is not None and scale is not None:
             set_attribute(module, str(node.args[1].target), _tensor(weight))
+            node.meta[WEIGHT_SCALE] = _tensor(scale)
         if bias is not None:
             _set_bias(module, node, _tensor(bias))
 

@@ -81,6 +81,8 @@ ACTIVATIONS = frozenset(["relu", "relu6", "hardtanh", "clamp", "clamp_min", "cla
 HEAVY = frozenset({"conv", "conv_transpose", "linear", "matmul"})
 #: Key in a node's meta: the range (low, high) of a tensor that smoothing made, which calibration never saw.
 RANGE = "edgepress.range"
+#: Key in a layer's meta: the scale of a weight that an algorithm chose, which is on its grid already.
+WEIGHT_SCALE = "edgepress.weight_scale"
 
 
 def op_name(node: Node) -> str:

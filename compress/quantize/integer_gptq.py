@@ -39,7 +39,8 @@ def gptq(layer: Layer) -> Layer:
         return layer
     progress(f"rounding the columns of {layer.name}")
     grid = layer.grid
-    parts = [columns.rows(part) for part in (grid.weight, grid.nearest, grid.scale.expand_as(grid.weight), grid.fixed)]
+    bounds = (torch.as_tensor(bound).expand_as(grid.weight) for bound in grid.bounds)
+    parts = [columns.rows(part) for part in (grid.weight, grid.nearest, grid.scale.expand_as(grid.weight), grid.fixed, *bounds)]
     groups = [_rounded(moments, [part[group] for part in parts], grid.level) for group, moments in enumerate(_moments(layer, columns))]
     found = [group for group in groups if group is not None]
     if len(found) < len(groups):
@@ -59,22 +60,22 @@ def _elements(node: Node) -> int:
     return prod(size for size in value_of(node).shape[1:] if isinstance(size, int))
 
 
-def _rounded(moments: Tensor, parts: list[Tensor], level: Callable[[Tensor], Tensor]) -> Tensor | None:
+def _rounded(moments: Tensor, parts: list[Tensor], level: Callable[[Tensor, tuple[Tensor, Tensor]], Tensor]) -> Tensor | None:
     """One group, the inputs first whose errors the others make good the least; None where the moments cannot be factored.
 
     Args:
         moments: (inputs, inputs).
-        parts: weight, the same rounded to nearest, scale, and where the nearest stays, each (outputs, inputs).
-        level: rounds steps of the scale.
+        parts: weight, the same rounded to nearest, scale, where the nearest stays, lowest and highest integer, each (outputs, inputs).
+        level: rounds steps of the scale, within lowest and highest.
     """
     found = inverse_factor(moments, lambda inverse: torch.argsort(inverse.diagonal(), stable=True))
     if found is None:
         return None
     order, factor = found
-    weight, nearest, scale, fixed = (part[:, order] for part in parts)
+    weight, nearest, scale, fixed, lowest, highest = (part[:, order] for part in parts)
 
     def column(i: int, left: Tensor) -> Tensor:
-        return torch.where(fixed[:, i], nearest[:, i], level(left / scale[:, i]) * scale[:, i])
+        return torch.where(fixed[:, i], nearest[:, i], level(left / scale[:, i], (lowest[:, i], highest[:, i])) * scale[:, i])
 
     back = torch.empty_like(weight)
     back[:, order] = rounded_columns(weight, factor, column)

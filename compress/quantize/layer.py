@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import cached_property
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -23,18 +24,20 @@ class WeightGrid:
     Attributes:
         weight: float weight.
         scale: of its integers, broadcastable to it.
-        bounds: lowest and highest integer.
+        bounds: lowest and highest integer, of all elements or of each.
         offset: what is added to an integer before it is scaled: 0, or 0.5 where the levels lie around zero and none is zero.
+        end: the integer that the largest element has, broadcastable to the weight; None where that is the highest of all.
     """
 
     weight: Tensor
     scale: Tensor
-    bounds: tuple[int, int]
+    bounds: tuple[int, int] | tuple[Tensor, Tensor]
     offset: float = 0.0
+    end: Tensor | None = None
 
-    def level(self, steps: Tensor) -> Tensor:
-        """The nearest level, in steps of the scale."""
-        return torch.round(steps - self.offset).clamp(*self.bounds) + self.offset
+    def level(self, steps: Tensor, bounds: tuple[Any, Any] | None = None) -> Tensor:
+        """The nearest level within bounds, its own by default, in steps of the scale."""
+        return torch.round(steps - self.offset).clamp(*(bounds or self.bounds)) + self.offset
 
     @property
     def nearest(self) -> Tensor:
@@ -44,7 +47,8 @@ class WeightGrid:
     @property
     def fixed(self) -> Tensor:
         """Which elements no algorithm moves from their nearest level: the ends, which set the scale, and zeros, so that masks survive."""
-        ends = (self.weight / self.scale).abs() >= self.bounds[1] + self.offset - _AT_END
+        end = self.bounds[1] if self.end is None else self.end
+        ends = (self.weight / self.scale).abs() >= end + self.offset - _AT_END
         return ends if self.offset else ends | (self.weight == 0)
 
 

@@ -165,6 +165,7 @@ class _Walk:
                 layer = refiner(layer)
         if not torch.equal(layer.rounded, layer.grid.nearest):
             self.corrections[f"{layer.node.name}.weight"] = layer.rounded.numpy()
+            self.corrections[f"{layer.node.name}.scale"] = layer.grid.scale.numpy()
         if layer.bias is not before.bias and layer.bias is not None:
             self.corrections[f"{layer.node.name}.bias"] = layer.bias.numpy()
         return layer

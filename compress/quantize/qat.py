@@ -8,37 +8,49 @@ from __future__ import annotations
 
 import copy
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.export import ExportedProgram
-from torch.fx import GraphModule
-from torchao.quantization.pt2e import FakeQuantize, MovingAverageMinMaxObserver, MovingAveragePerChannelMinMaxObserver
+from torch.fx import GraphModule, Node
+from torchao.quantization.pt2e import FakeQuantizeBase
 from torchao.quantization.pt2e.quantize_pt2e import prepare_qat_pt2e
 
 from edgepress.compress.program import export_like
-from edgepress.compress.quantize.graph import attribute
+from edgepress.compress.quantize.graph import attribute, value_of
 from edgepress.compress.quantize.quantizer import RulesQuantizer
 from edgepress.compress.quantize.render import placed
-from edgepress.compress.quantize.sharing import SMALLEST_SCALE
 from edgepress.compress.quantize.statistics import Statistics
+from edgepress.compress.quantize.weight_grid import Rounding
 from edgepress.targets.nouns import Scheme
 from edgepress.targets.rules import QuantRules
 
 
-class PerChannelFakeQuantize(FakeQuantize):  # type: ignore[misc]
+class SimulatedWeight(FakeQuantizeBase):  # type: ignore[misc]
+    """Rounds the weight of a layer by its values of the moment, with the gradient of the identity.
+
+    Args:
+        rounding: how a rendering rounds it.
+        specified: what else torchao passes to what it makes.
+    """
+
+    def __init__(self, rounding: Rounding, **specified: Any) -> None:
+        super().__init__()
+        self._rounding = rounding
+
+    def forward(self, weight: Tensor) -> Tensor:
+        """The weight on its grid."""
+        return weight + (self._rounding.grid(weight.detach()).nearest - weight).detach()
+
+    def calculate_qparams(self) -> None:
+        """Never asked: the trained weights are rendered anew."""
+
+
+class PerChannelSimulatedWeight(SimulatedWeight):
     """torchao tells by the name whether an observer takes a channel axis."""
-
-
-def simulated_weight(per_channel: bool) -> Any:
-    """Rounds a weight by its range of the moment: a moving average that forgets at once."""
-    kind, observer = (
-        (PerChannelFakeQuantize, MovingAveragePerChannelMinMaxObserver) if per_channel else (FakeQuantize, MovingAverageMinMaxObserver)
-    )
-    return kind.with_args(observer=observer, averaging_constant=1.0, eps=SMALLEST_SCALE)
 
 
 @dataclass(frozen=True)
@@ -82,8 +94,16 @@ def simulate(program: ExportedProgram, statistics: Statistics, rules: QuantRules
     plain = copy.deepcopy(module)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        prepared: GraphModule = prepare_qat_pt2e(module, RulesQuantizer(rules, placement, parameters, simulated_weight))
+        prepared: GraphModule = prepare_qat_pt2e(module, RulesQuantizer(rules, placement, parameters, _simulated(rules)))
     return Simulation(prepared, plain)
+
+
+def _simulated(rules: QuantRules) -> Callable[[Node, bool], Any]:
+    def simulated(node: Node, per_channel: bool) -> Any:
+        rounding = Rounding.of(node, value_of(node.args[1]).shape, rules)
+        return (PerChannelSimulatedWeight if per_channel else SimulatedWeight).with_args(rounding=rounding)
+
+    return simulated
 
 
 def _weights_to_parameters(module: GraphModule) -> None:
@@ -98,9 +118,9 @@ def _weights_to_parameters(module: GraphModule) -> None:
             owner.register_parameter(last, nn.Parameter(tensor.detach().clone()))
 
 
-def _read_as_weight(node: torch.fx.Node) -> bool:
+def _read_as_weight(node: Node) -> bool:
     return any(node in user.args[1:3] and "weight" in _arguments(user) for user in node.users)
 
 
-def _arguments(node: torch.fx.Node) -> Sequence[str]:
+def _arguments(node: Node) -> Sequence[str]:
     return [a.name for a in node.target._schema.arguments] if isinstance(node.target, torch._ops.OpOverload) else []

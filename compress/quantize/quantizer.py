@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
+from torch import Tensor
 from torch.fx import GraphModule, Node
 from torchao.quantization.pt2e import MinMaxObserver, PerChannelMinMaxObserver
 from torchao.quantization.pt2e.quantizer import (
@@ -28,9 +29,37 @@ OUTPUT_AXIS = {"conv": 0, "linear": 0, "conv_transpose": 1}
 NARROW_END = {4: 7, 2: 3}
 
 
-def observed_weight(per_channel: bool) -> Any:
-    """An observer of a constant weight."""
+def observed_weight(node: Node, per_channel: bool) -> Any:
+    """An observer of the constant weight of a layer."""
     return (PerChannelMinMaxObserver if per_channel else MinMaxObserver).with_args(eps=SMALLEST_SCALE)
+
+
+class _KnownScale:
+    """Mixed into an observer: it gives one scale whatever it sees."""
+
+    def __init__(self, scale: Tensor, **keywords: Any) -> None:
+        super().__init__(**keywords)
+        self._scale = scale
+
+    def calculate_qparams(self) -> tuple[Tensor, Tensor]:
+        return self._scale, torch.zeros_like(self._scale, dtype=torch.int64)
+
+
+class KnownScaleObserver(_KnownScale, MinMaxObserver):  # type: ignore[misc]
+    """Of a whole weight."""
+
+
+class PerChannelKnownScaleObserver(_KnownScale, PerChannelMinMaxObserver):  # type: ignore[misc]
+    """torchao tells by the name whether an observer takes a channel axis."""
+
+
+def known_weight(scales: Mapping[Node, Tensor]) -> Callable[[Node, bool], Any]:
+    """Makes observers of weights whose scales are known: layer -> scale, with as many elements as there are."""
+
+    def observer(node: Node, per_channel: bool) -> Any:
+        return (PerChannelKnownScaleObserver if per_channel else KnownScaleObserver).with_args(scale=scales[node].flatten())
+
+    return observer
 
 
 class RulesQuantizer(Quantizer):  # type: ignore[misc]
@@ -40,7 +69,8 @@ class RulesQuantizer(Quantizer):  # type: ignore[misc]
         rules: the runtime's dtypes, bounds and per-channel kinds.
         placement: which ops compute in integers; None quantizes weights alone.
         parameters: scale and zero point of every activation; None with a placement of None.
-        weight: makes what observes, or simulates, a quantized weight, per channel or per tensor; torchao's min-max observers by default.
+        weight: (layer, per channel) -> what makes an observer of its quantized weight, or simulates it; torchao's min-max observers by
+            default.
     """
 
     def __init__(
@@ -48,7 +78,7 @@ class RulesQuantizer(Quantizer):  # type: ignore[misc]
         rules: QuantRules,
         placement: Placement | None = None,
         parameters: TensorParameters | None = None,
-        weight: Callable[[bool], Any] = observed_weight,
+        weight: Callable[[Node, bool], Any] = observed_weight,
     ) -> None:
         super().__init__()
         self._rules, self._placement, self._parameters, self._maker = rules, placement, parameters, weight
@@ -96,7 +126,7 @@ class RulesQuantizer(Quantizer):  # type: ignore[misc]
         lowest, highest = (rules.weight_min, rules.weight_max) if end is None else (-end, end)
         spec = QuantizationSpec(
             dtype=torch.int8,
-            observer_or_fake_quant_ctr=self._maker(channels),
+            observer_or_fake_quant_ctr=self._maker(node, channels),
             quant_min=lowest,
             quant_max=highest,
             qscheme=torch.per_channel_symmetric if channels else torch.per_tensor_symmetric,

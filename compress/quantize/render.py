@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Any
@@ -19,12 +19,12 @@ from edgepress.compress.quantize.fp8 import round_to_fp8
 from edgepress.compress.quantize.graph import HEAVY, RANGE, constant, kind_of, root_of
 from edgepress.compress.quantize.placement import WEIGHT_ONLY, Placement, place, summary
 from edgepress.compress.quantize.prepare import canonical_module, finish, float_module
-from edgepress.compress.quantize.quantizer import RulesQuantizer
+from edgepress.compress.quantize.quantizer import RulesQuantizer, known_weight
 from edgepress.compress.quantize.sharing import TensorParameters
 from edgepress.compress.quantize.silu import write_out_silu
 from edgepress.compress.quantize.split_outliers import spread_outliers
 from edgepress.compress.quantize.statistics import Statistics
-from edgepress.compress.quantize.weight_grid import round_narrow
+from edgepress.compress.quantize.weight_grid import round_weights
 from edgepress.targets.errors import QuantizationError
 from edgepress.targets.nouns import Scheme
 from edgepress.targets.rules import QuantRules
@@ -65,8 +65,9 @@ def render(program: torch.export.ExportedProgram, statistics: Statistics | None,
         assert statistics is not None, "placed refuses that"
         round_to_fp8(module, placement.kinds, _largest(module, statistics))
         return Rendered(finish(module), summary(placement.reasons))
-    round_narrow(module, placement.bits, rules)
-    return _rendered(module, RulesQuantizer(rules, placement, parameters), rules, placement.reasons, scheme.narrow_layers)
+    tables = lookups(module, rules)
+    quantizer = RulesQuantizer(rules, placement, parameters, known_weight(round_weights(module, placement, rules)))
+    return _rendered(module, quantizer, rules, placement.reasons, tables, scheme.narrow_layers)
 
 
 def placed(
@@ -114,7 +115,7 @@ def _render_weights(program: torch.export.ExportedProgram, rules: QuantRules) ->
     reasons = {node: "float arithmetic; only weights are integers" for node in module.graph.nodes if node.op == "call_function"}
     if not any(kind_of(node) in HEAVY - {"matmul"} and constant(module, node.args[1]) is not None for node in reasons):
         raise _nothing(reasons)
-    return _rendered(module, RulesQuantizer(rules), rules, reasons)
+    return _rendered(module, RulesQuantizer(rules), rules, reasons, lookups(module, rules))
 
 
 def _rendered(
@@ -122,11 +123,11 @@ def _rendered(
     quantizer: RulesQuantizer,
     rules: QuantRules,
     reasons: Mapping[Node, str],
+    tables: Sequence[Node],
     narrow: Mapping[str, int] = MappingProxyType({}),
 ) -> Rendered:
-    looked_up = lookups(module, rules)
-    lines = summary({node: reason for node, reason in reasons.items() if node not in looked_up})
-    names = {node.name for node in looked_up}
+    lines = summary({node: reason for node, reason in reasons.items() if node not in tables})
+    names = {node.name for node in tables}
     converted = _converted(module, quantizer, rules)
     if names:
         store_in_integers(converted, [node for node in converted.graph.nodes if node.name in names], narrow)

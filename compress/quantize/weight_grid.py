@@ -2,51 +2,103 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from dataclasses import dataclass
 
+import torch
 from torch import Tensor
 from torch.fx import GraphModule, Node
 
 from edgepress.compress.quantize import int2
-from edgepress.compress.quantize.graph import constant, kind_of, set_attribute
+from edgepress.compress.quantize.graph import WEIGHT_SCALE, constant, kind_of, set_attribute, value_of
 from edgepress.compress.quantize.int4_grid import search_grid
 from edgepress.compress.quantize.layer import WeightGrid
+from edgepress.compress.quantize.placement import Placement
 from edgepress.compress.quantize.quantizer import NARROW_END, OUTPUT_AXIS
+from edgepress.compress.quantize.saturation import Guard, guard_of
 from edgepress.compress.quantize.sharing import SMALLEST_SCALE
 from edgepress.targets.rules import QuantRules
+
+
+@dataclass(frozen=True)
+class Rounding:
+    """How the 8-bit weight of one layer is rounded, whatever its values.
+
+    Attributes:
+        axis: of output channels with a scale each; None for one scale.
+        bounds: lowest and highest integer.
+        guard: keeps sums exact; None where they are.
+    """
+
+    axis: int | None
+    bounds: tuple[int, int]
+    guard: Guard | None
+
+    @staticmethod
+    def of(node: Node, weight: torch.Size, rules: QuantRules) -> Rounding:
+        """That of a layer with a weight of this shape."""
+        kind = str(kind_of(node))
+        axis = OUTPUT_AXIS[kind] if kind in rules.per_channel else None
+        return Rounding(axis, (rules.weight_min, rules.weight_max), guard_of(node, weight, rules))
+
+    def grid(self, weight: Tensor) -> WeightGrid:
+        """Over the whole range, as min-max observers find it, or the best within the guard."""
+        if self.guard is not None:
+            return self.guard.grid(weight, self.axis)
+        largest = weight.detach().abs().amax(dim=[dim for dim in range(weight.dim()) if dim != self.axis], keepdim=True)
+        return WeightGrid(weight, (largest / ((self.bounds[1] - self.bounds[0]) / 2)).clamp_min(SMALLEST_SCALE), self.bounds)
 
 
 def weight_grid(node: Node, weight: Tensor, rules: QuantRules, bits: int) -> WeightGrid:
     """The grid of the weight of a layer, symmetric, with one scale per channel or tensor as the rules say.
 
-    8 bits cover the whole range, as min-max observers do; 4 and 2 bits the range that leaves the smallest squared error.
+    8 bits are those of `Rounding`; 4 and 2 bits cover the range that leaves the smallest squared error. A weight that an algorithm chose
+    keeps the scale it was chosen with.
     """
-    kind = str(kind_of(node))
-    axis = OUTPUT_AXIS[kind] if kind in rules.per_channel else None
+    rounding, known = Rounding.of(node, weight.shape, rules), node.meta.get(WEIGHT_SCALE)
     if bits == 8:
-        return WeightGrid(weight, _whole_scale(weight, axis, rules), (rules.weight_min, rules.weight_max))
-    rows = weight.reshape(1, -1) if axis is None else weight.movedim(axis, 0).reshape(weight.shape[axis], -1)
-    found = search_grid(rows, rows.shape[1], symmetric=True).scale if bits == 4 else int2.int2_grid(rows).scale
-    # In the integers of 8 bits two levels of 2 bits are two apart: half of this scale is stored.
-    scale = found.clamp_min(SMALLEST_SCALE * (8 // bits) / 2).reshape([-1 if dim == axis else 1 for dim in range(weight.dim())])
+        return rounding.grid(weight) if known is None else WeightGrid(weight, known, rounding.bounds)
+    scale = _narrow_scale(weight, rounding.axis, bits) if known is None else known
     if bits == 4:
         return WeightGrid(weight, scale, (-NARROW_END[4], NARROW_END[4]))
     return WeightGrid(weight, scale, int2.BOUNDS, int2.OFFSET)
 
 
-def round_narrow(module: GraphModule, bits: Mapping[Node, int], rules: QuantRules) -> None:
-    """Round the weights of layers to the bits they have, 4 or 2, in place and in floats.
+def round_weights(module: GraphModule, placement: Placement, rules: QuantRules) -> dict[Node, Tensor]:
+    """Round the weights of layers where more than a scale says how, in place and in floats.
 
-    Observers then find the scale of the grid again, because a weight of every channel lies at its end. A weight that is on it stays.
+    Returns:
+        Layer -> scale of the integers that are stored, broadcastable to its weight.
     """
-    for node, count in bits.items():
+    layers = {node: rules for node, kind in placement.kinds.items() if kind in OUTPUT_AXIS} | dict.fromkeys(
+        placement.weight_only, rules.unguarded
+    )
+    grids: dict[Node, WeightGrid] = {}
+    for node, of in layers.items():
         weight = constant(module, node.args[1])
         assert weight is not None, "layers with weights computed at run time are not placed"
-        set_attribute(module, str(node.args[1].target), weight_grid(node, weight.detach(), rules, count).nearest)
+        grids[node] = weight_grid(node, weight.detach(), of, placement.bits.get(node, 8))
+    for weight in dict.fromkeys(node.args[1] for node, grid in grids.items() if grid.end is not None or node in placement.bits):
+        readers = [node for node in grids if node.args[1] is weight]
+        _replace(module, weight, readers, grids[readers[0]].nearest)
+    # In the integers of 8 bits two levels of 2 bits are two apart.
+    return {node: grid.scale / 2 if grid.offset else grid.scale for node, grid in grids.items()}
 
 
-def _whole_scale(weight: Tensor, axis: int | None, rules: QuantRules) -> Tensor:
-    """The scale that min-max observers find, broadcastable to the weight: one per index of `axis`, or one for the whole."""
-    others = [dim for dim in range(weight.dim()) if dim != axis]
-    largest = weight.detach().abs().amax(dim=others, keepdim=True)
-    return (largest / ((rules.weight_max - rules.weight_min) / 2)).clamp_min(SMALLEST_SCALE)
+def _replace(module: GraphModule, weight: Node, readers: list[Node], tensor: Tensor) -> None:
+    """What else reads it keeps the weight as it was."""
+    if set(weight.users) == set(readers):
+        set_attribute(module, str(weight.target), tensor)
+        return
+    name = f"{readers[0].name}_rounded_weight"
+    set_attribute(module, name, tensor)
+    with module.graph.inserting_before(weight):
+        own = module.graph.create_node("get_attr", name, name=name)
+    own.meta["val"] = value_of(weight)
+    for node in readers:
+        node.update_arg(1, own)
+
+
+def _narrow_scale(weight: Tensor, axis: int | None, bits: int) -> Tensor:
+    rows = weight.reshape(1, -1) if axis is None else weight.movedim(axis, 0).reshape(weight.shape[axis], -1)
+    found = search_grid(rows, rows.shape[1], symmetric=True).scale if bits == 4 else int2.int2_grid(rows).scale
+    return found.clamp_min(SMALLEST_SCALE * (8 // bits) / 2).reshape([-1 if dim == axis else 1 for dim in range(weight.dim())])

@@ -9,7 +9,7 @@ from tempfile import TemporaryDirectory
 import numpy as np
 
 from edgepress.exporters.native.base import NativeQuantizer, NativeRequest, Written
-from edgepress.exporters.onnx_passes import check_dynamic
+from edgepress.exporters.onnx_dynamic import check_dynamic
 
 FILE = "model.onnx"
 _BATCH = 32

@@ -66,6 +66,8 @@ class QuantRules:
         multiple: channel counts that suit its kernels (pruning lands on multiples of it).
         int4: its kernel for 4-bit weights, None where it has none.
         centred_inputs: heavy op kinds whose integer kernel takes no zero point: what they read has it in the middle, or no negative values.
+        added_in_pairs: `flattened` or `channels` where kernels add the products of two neighbours in 16 bits on some CPUs: neighbours in
+            the window of a convolution, channels last, or channels of one position. Their weights keep to what fits.
         affine: sums and products with constants have integer kernels that are worth their roundings.
         rounded_before: names of float ops that are faster where layers before them write integers, centred ones, than floats.
         weight_only: op kinds without an integer kernel whose weights static schemes store in integers all the same.
@@ -95,6 +97,7 @@ class QuantRules:
     multiple: int = 8
     int4: Int4Rules | None = None
     centred_inputs: frozenset[str] = frozenset()
+    added_in_pairs: str = ""
     affine: bool = True
     rounded_before: frozenset[str] = frozenset()
     weight_only: frozenset[str] = frozenset()
@@ -104,23 +107,30 @@ class QuantRules:
     def of(self, scheme: Scheme) -> QuantRules:
         """These rules with the bounds of weights, and the placement, that a scheme has.
 
-        Narrow weights guard integer kernels against saturation; float arithmetic with integer weights needs no guard. TensorRT-RTX has
+        Integer kernels that saturate need a guard, float arithmetic with integer weights does not. TensorRT-RTX has
         kernels for 8-bit floats in matrix products alone (its documentation, "Working with Quantized Types").
         """
         if scheme.kind == "fp8":
             return replace(self, placement=frozenset({"linear", "matmul"}), quantize_outputs=False, smooth=False)
         if scheme.kind == "weights" or scheme.weight_bits == 8:
             return self.unguarded
+        if scheme.weight_bits == 7:
+            return replace(self.unguarded, weight_min=-63, weight_max=63)
         return self
 
     @property
     def unguarded(self) -> QuantRules:
-        """With all integers for weights: what no kernel that saturates multiplies may have them."""
-        return replace(self, weight_min=-127, weight_max=127)
+        """With all integers for every weight, for what no saturating kernel multiplies."""
+        return replace(self, added_in_pairs="")
 
     def __post_init__(self) -> None:
         named = self.placement | self.per_channel | self.float_output | self.shared | self.fused | self.centred_inputs | self.weight_only
         unknown = named - OP_KINDS
+        if self.added_in_pairs not in ("", "flattened", "channels"):
+            raise ConfigError(
+                f"QuantRules of {self.runtime!r}: {self.added_in_pairs!r} is not a value of added_in_pairs",
+                remedy="Use flattened, channels, or nothing.",
+            )
         if unknown:
             raise ConfigError(
                 f"QuantRules of {self.runtime!r} name unknown op kinds {sorted(unknown)}", remedy=f"Known: {sorted(OP_KINDS)}."

@@ -74,9 +74,9 @@ def test_four_bits_lose_at_most_half_of_what_rounding_to_nearest_loses(trained: 
 def test_every_runtime_stores_the_integers_that_were_chosen(name: str, runtime: str) -> None:
     before, after = refined(name, four_bits(runtime))
     rendered, plain = (render(program_of(name), found, four_bits(runtime), STATIC).module for found in (after, before))
-    weights = {key.removesuffix(".weight"): value for key, value in after.corrections.items()}
+    weights = {key.removesuffix(".weight"): value for key, value in after.corrections.items() if key.endswith(".weight")}
     nodes, others = ({node.name: node for node in module.graph.nodes} for module in (rendered, plain))
-    assert weights and all(key.endswith(".weight") for key in after.corrections)
+    assert weights and {key.rpartition(".")[2] for key in after.corrections} == {"weight", "scale"}
     for layer, chosen in weights.items():
         stored, nearest = _dequantized(rendered, nodes[layer]), _dequantized(plain, others[layer])
         assert torch.allclose(stored, torch.from_numpy(chosen), rtol=1e-5, atol=0)

@@ -128,7 +128,7 @@ def test_a_block_is_rounded_for_the_ranges_that_were_learnt_and_both_are_kept() 
         refine(program, calibrated, rules, STATIC, [seen], each)
         for each in ([rounding], [RangeLearning(0, RangeOptions(steps=100)), rounding])
     )
-    assert {key.rpartition(".")[2] for key in both.corrections} == {"weight", RANGE_PART}
+    assert {key.rpartition(".")[2] for key in both.corrections} == {"weight", "scale", RANGE_PART}
     assert error(program, both, rules, judged) < error(program, alone, rules, judged)
 
 
