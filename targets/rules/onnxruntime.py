@@ -1,9 +1,9 @@
 """ONNX Runtime on x86 CPUs: QLinear* kernels want uint8 activations with Q/DQ on every op boundary.
 
 Where the CPU has no VNNI, the kernels add two uint8 x int8 products in 16 bits (vpmaddubsw), and two products of 255 x 127 saturate
-there. Neighbours in an output's sum therefore come to 128 at most (`saturation.py`). Which are neighbours was found by 1,200 layers of
-weights near their ends and activations of 255, executed with VNNI and by an emulated Haswell (AVX2): a window is a row, channels last, and
-depthwise convolutions are exact whatever their weights are.
+there. Neighbours in an output's sum therefore come to 128 at most (`saturation.py`). Which are neighbours was found by executing layers
+with VNNI and without (benchmarks/quantization/exact_sums.py): a window is a row, channels last, and depthwise convolutions are exact
+whatever their weights are.
 
 The parts of a concat keep ranges of their own (QLinearConcat rescales them): a shared range with negative values would keep a
 ReLU that writes into it from fusing with the sum or convolution before it.

@@ -1,8 +1,7 @@
 """OpenVINO's CPU plugin: uint8 activations, int8 weights.
 
 Without VNNI two 8-bit products saturate, for the reason given in the rules of ONNX Runtime. Neighbours are channels of one position here,
-the last of an odd number by itself, and depthwise convolutions are exact: 1,000 layers, executed with VNNI, by oneDNN limited to AVX-512
-without it (ONEDNN_MAX_CPU_ISA=AVX512_CORE), and by an emulated Haswell. Single channels and odd numbers of them in groups have other
+the last of an odd number by itself, and depthwise convolutions are exact. Single channels and odd numbers of them in groups have other
 neighbours in other kernels: their weights keep to 7 bits.
 
 Products of two activations stay in float: the plugin fuses matmul, softmax, matmul of an attention into one float kernel, which is
