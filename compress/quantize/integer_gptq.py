@@ -23,7 +23,7 @@ from edgepress.targets.progress import progress
 
 #: Samples from which second moments are taken at least, and positions per input of a layer: with twice as many, 8-bit weights are no less
 #: noisy (benchmarks/quantization.md).
-SAMPLES, ROWS = 256, 8
+SAMPLES, ROWS = 64, 40
 #: Elements of unfolded inputs that are held at a time.
 HELD = 2**24
 
