@@ -186,7 +186,8 @@ class _Placing:
         if not any(produced):
             return False
         tail = self._tail(node)
-        if any(self._reads_integers(user, tail) for user in tail.users):
+        pieces = list(inputs[0].users) if self.rules.whole_splits and op_name(inputs[0]) in PIECES else [tail]
+        if any(self._reads_integers(user, piece) for piece in pieces for user in piece.users):
             return True
         ends = any(user.op == "output" for user in tail.users) and kind not in _SQUEEZES
         return ends and all(produced) and self._only_integers(inputs)

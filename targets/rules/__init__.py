@@ -71,6 +71,7 @@ class QuantRules:
         affine: sums and products with constants have integer kernels that are worth their roundings.
         rounded_before: names of float ops that are faster where layers before them write integers, centred ones, than floats.
         weight_only: op kinds without an integer kernel whose weights static schemes store in integers all the same.
+        whole_splits: a tensor is taken apart in integers where all of its pieces are rounded: one that floats read is, if another is.
         float_bytes: bytes of one weight of a layer that a quantized artifact keeps in float.
         static_bits: below 8, in which single layers of a static scheme can store weights, unpacked to 8 when the file is loaded.
     """
@@ -101,6 +102,7 @@ class QuantRules:
     affine: bool = True
     rounded_before: frozenset[str] = frozenset()
     weight_only: frozenset[str] = frozenset()
+    whole_splits: bool = False
     float_bytes: int = 4
     static_bits: tuple[int, ...] = ()
 

@@ -14,6 +14,9 @@ and excitation take 0.80 of the time that they take with sigmoids in float.
 Transposed convolutions have none: rounding what they read and write costs time for nothing, and a DequantizeLinear of their weight runs on
 every inference. Their weight is stored in integers and turned into floats when the file is loaded.
 
+Split takes integers apart where all pieces are rounded alike, and floats, more slowly, where one is not (gated convolutions: 0.716 of the
+float model's time instead of 0.766; benchmarks/quantization/structures.py, temporal).
+
 Products of two activations stay in float: rounding both factors takes longer than the integer product saves (a vision transformer of 65
 tokens, AVX2: 0.95 of float against 1.18; MiniLM, 64 tokens: 0.98 of the file with integer products).
 """
@@ -48,6 +51,7 @@ RULES = QuantRules(
     shared=frozenset({"shape", "max_pool"}),
     float_output=frozenset({"linear"}),
     weight_only=frozenset({"conv_transpose"}),
+    whole_splits=True,
     added_in_pairs="flattened",
     int4=Int4Rules(),
     static_bits=(4, 2),

@@ -1,4 +1,5 @@
 import dataclasses
+import operator
 from functools import cache
 
 import pytest
@@ -100,6 +101,31 @@ def test_a_mask_that_calibration_never_saw_is_still_kept_out() -> None:
     unpadded = calibrate(program_of(name), [(ids, torch.ones_like(mask))])
     module = render(program_of(name), unpadded, rules_for("litert"), STATIC).module
     assert sqnr_db(name, module) > 25
+
+
+class Gated(nn.Module):
+    """Halves of what a convolution computes, one of which goes through an op without an integer kernel."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second = nn.Conv2d(3, 16, 3, padding=1), nn.Conv2d(8, 4, 3)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        left, right = self.first(x).chunk(2, 1)
+        return self.second(torch.tanh(left) * torch.sigmoid(right))
+
+
+def test_pieces_of_one_tensor_are_taken_apart_together_in_integers() -> None:
+    """ONNX Runtime splits integers where all pieces are rounded alike, and turns them into floats first where one is not."""
+    torch.manual_seed(0)
+    x = torch.randn(8, 3, 8, 8)
+    program = torch.export.export(Gated().eval(), (x[:2],), dynamic_shapes=({0: torch.export.Dim.DYNAMIC},))
+    result = render(program, calibrate(program, [(x,)]), rules_for("onnxruntime"), STATIC)
+    assert "aten.tanh" in {line["op"] for line in result.float_ops}
+    pieces = [node for node in result.module.graph.nodes if node.target is operator.getitem]
+    roundings = {(str(user.target), *user.args[1:3]) for node in pieces for user in node.users}
+    assert len(pieces) == 2
+    assert [target for target, *_ in roundings] == ["quantized_decomposed.quantize_per_tensor.default"]
 
 
 class Beside(nn.Module):
