@@ -11,6 +11,7 @@ without (AVX2, AVX-512), and give the same sums.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from math import prod
 
 import torch
 import torch.nn.functional as F
@@ -49,10 +50,10 @@ class Pairs:
 
     def join(self, pairs: Tensor, shape: torch.Size) -> Tensor:
         """The inverse of `split`."""
-        places = self.split(torch.arange(1, shape.numel() + 1).reshape(shape))
-        flat = pairs.new_empty(shape.numel() + 1)  # the first takes what stands for nothing
-        flat[places.flatten()] = pairs.flatten()
-        return flat[1:].reshape(shape)
+        last = [size for dim, size in enumerate(shape) if dim != self.inputs] + [shape[self.inputs]]
+        length = prod(last[1:]) if self.flattened else last[-1]
+        rows = pairs.reshape(len(pairs), -1, length + length % 2)
+        return rows[..., :length].reshape(last).movedim(-1, self.inputs).contiguous()
 
 
 @dataclass(frozen=True)
@@ -119,14 +120,14 @@ def _ends(rows: Tensor, largest: Tensor) -> Tensor:
         rows: (rows, pairs, 2).
         largest: magnitude in each row, (rows,).
     """
-    magnitude = rows.abs()
-    together = torch.where(rows.prod(dim=2) > 0, magnitude.sum(dim=2), 0)
-    share = torch.where((magnitude == largest[:, None, None]).any(dim=2), 1.0, 0.5)  # the largest stays: all is cut off its neighbour
+    together = rows.sum(dim=2).abs()  # of two signs it is below the largest, and never cut
+    row, pair = (together > LIMIT / _ENDS[-1] * largest[:, None]).nonzero(as_tuple=True)
+    together, largest_of = together[row, pair], largest[row]
+    share = torch.where((rows[row, pair].abs() == largest_of[:, None]).any(dim=1), 1.0, 0.5)  # the largest stays: all is cut off the other
     error, found = torch.full_like(largest, torch.inf), torch.full_like(largest, _ENDS[0])
     for end in _ENDS:
-        scale = largest / end
-        cut = ((together - LIMIT * scale[:, None]).clamp_min_(0).square_() * share).sum(dim=1)
-        new = cut + rows[0].numel() / 12 * scale.square()
+        cut = (together - LIMIT / end * largest_of).clamp_min_(0).square_() * share
+        new = (rows[0].numel() / 12 * (largest / end).square()).index_add_(0, row, cut)
         found, error = torch.where(new < error, float(end), found), torch.minimum(new, error)
     return found
 
