@@ -18,6 +18,7 @@ from edgepress.exporters import EXPORTERS  # noqa: E402
 from edgepress.exporters.base import ExportRequest  # noqa: E402
 from edgepress.targets.nouns import Artifact, KernelReport, Scheme, Signature, Target, TensorSpec  # noqa: E402
 from edgepress.validators.runtimes import RUNTIMES  # noqa: E402
+from tests.saturation import saturates  # noqa: E402
 
 STEPS, FEATURES, STATE = 9, 12, 24
 
@@ -56,8 +57,13 @@ def shipped(model: nn.Module, scheme: Scheme, folder: Path) -> tuple[Artifact, K
 def test_an_lstm_computes_in_integers(kind: str, both_ways: bool, tmp_path: Path) -> None:
     torch.manual_seed(0)
     artifact, kernels, decibels = shipped(Tagger(nn.LSTM, both_ways), Scheme("int8", kind), tmp_path)
-    ops = [node.op_type for node in onnx.load(tmp_path / "out" / artifact.path).graph.node]
+    graph = onnx.load(tmp_path / "out" / artifact.path).graph
+    ops = [node.op_type for node in graph.node]
     assert ops.count("DynamicQuantizeLSTM") == 1 and "LSTM" not in ops
+    names = next(node.input[1:3] for node in graph.node if node.op_type == "DynamicQuantizeLSTM")
+    stored = [onnx.numpy_helper.to_array(tensor).swapaxes(-1, -2) for tensor in graph.initializer if tensor.name in names]
+    assert len(stored) == 2 and max(np.abs(weight).max() for weight in stored) > 64
+    assert not any(saturates(weight.reshape(-1, weight.shape[-1])) for weight in stored)
     assert kernels.int8_macs_share == 1.0 and decibels > 30
     assert not [op for op in artifact.float_ops if op["op"] in ("aten.lstm", "onnx.LSTM")]
     weights = (FEATURES + STATE) * 4 * STATE * (1 + both_ways)
