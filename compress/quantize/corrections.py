@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch.fx import GraphModule, Node
 
-from edgepress.compress.quantize.graph import WEIGHT_SCALE, constant, set_attribute, value_of
+from edgepress.compress.quantize.graph import WEIGHT_SCALE, constant, new_constant, set_attribute
 
 
 def apply_corrections(module: GraphModule, layers: Iterable[Node], corrections: Mapping[str, np.ndarray]) -> None:
@@ -17,14 +17,14 @@ def apply_corrections(module: GraphModule, layers: Iterable[Node], corrections: 
     Args:
         module: the graph of a rendering, before its weights are observed.
         layers: its ops that compute in integers; what stays float keeps its float weights.
-        corrections: `<node>.weight`, `<node>.scale` or `<node>.bias` -> float32 array. Weights lie on the grid of the rules they were
-            chosen for, whose steps are of that scale.
+        corrections: `<node>.weight` with `<node>.scale`, or `<node>.bias` -> float32 array. Weights lie on the grid of the rules they
+            were chosen for, whose steps are of that scale.
     """
     for node in list(layers):
-        weight, scale, bias = (corrections.get(f"{node.name}.{part}") for part in ("weight", "scale", "bias"))
-        if weight is not None and scale is not None:
+        weight, bias = (corrections.get(f"{node.name}.{part}") for part in ("weight", "bias"))
+        if weight is not None:
             set_attribute(module, str(node.args[1].target), _tensor(weight))
-            node.meta[WEIGHT_SCALE] = _tensor(scale)
+            node.meta[WEIGHT_SCALE] = _tensor(corrections[f"{node.name}.scale"])
         if bias is not None:
             _set_bias(module, node, _tensor(bias))
 
@@ -38,9 +38,6 @@ def _set_bias(module: GraphModule, node: Node, bias: torch.Tensor) -> None:
     if held is not None and constant(module, held) is not None:
         set_attribute(module, str(held.target), bias)
         return
-    name = f"{node.name}_bias"
-    set_attribute(module, name, bias)
     with module.graph.inserting_before(node):
-        made = module.graph.create_node("get_attr", name, name=name)
-    made.meta["val"] = value_of(node).fake_mode.from_tensor(bias, static_shapes=True)
+        made = new_constant(module, f"{node.name}_bias", bias, node)
     node.args = (*node.args[:2], made, *node.args[3:])

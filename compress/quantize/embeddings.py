@@ -17,7 +17,7 @@ from torch import Tensor
 from torch.fx import GraphModule, Node
 from torch.fx.node import map_arg
 
-from edgepress.compress.quantize.graph import constant, op_name, set_attribute, value_of
+from edgepress.compress.quantize.graph import constant, new_constant, op_name, value_of
 from edgepress.compress.quantize.int2 import LEVELS, int2_grid, pack
 from edgepress.compress.quantize.int4_grid import search_grid
 from edgepress.compress.quantize.int4_op import MIDDLE
@@ -126,7 +126,7 @@ def _halves(module: GraphModule, found: Node, like: Node) -> Node:
 
 def _quarters(module: GraphModule, found: Node, like: Node) -> Node:
     """The integers of 2 bits that bytes hold, four neighbours each."""
-    levels = _constant(module, "integers_of_bytes", LEVELS.to(torch.float32), like)
+    levels = new_constant(module, "integers_of_bytes", LEVELS.to(torch.float32), like)
     indices = _called(module, torch.ops.aten.to.dtype, (found, torch.int32), like)
     four = _called(module, torch.ops.aten.embedding.default, (levels, indices), like)
     return _called(module, torch.ops.aten.flatten.using_ints, (four, -2, -1), like)
@@ -142,17 +142,10 @@ def _table(module: GraphModule, table: Node, bits: int) -> tuple[Node, Node]:
     rows = Rows.of(weight.detach(), bits)
     with module.graph.inserting_before(table):
         integers, scales = (
-            _constant(module, f"{table.name}_{suffix}", tensor, table)
+            new_constant(module, f"{table.name}_{suffix}", tensor, table)
             for suffix, tensor in (("integers", rows.stored()), ("scales", rows.scale))
         )
     return integers, scales
-
-
-def _constant(module: GraphModule, name: str, tensor: Tensor, like: Node) -> Node:
-    set_attribute(module, name, tensor)
-    node = module.graph.create_node("get_attr", name, name=name)
-    node.meta["val"] = value_of(like).fake_mode.from_tensor(tensor, static_shapes=True)
-    return node
 
 
 def _called(module: GraphModule, target: torch._ops.OpOverload, arguments: tuple[Any, ...], like: Node) -> Node:

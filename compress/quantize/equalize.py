@@ -81,8 +81,9 @@ def equalize(program: ExportedProgram, batches: Iterable[Sequence[Any]], rules: 
 def _distinct(rules: Sequence[QuantRules]) -> list[QuantRules]:
     """One of those that round weights and activations alike."""
     found = {
-        (item.per_channel, item.weight_min, item.weight_max, item.activation_symmetric, item.activation_max - item.activation_min): item
+        (weights, item.activation_symmetric, item.activation_max - item.activation_min): item
         for item in rules
+        for weights in [(item.per_channel, item.weight_min, item.weight_max, item.added_in_pairs)]
     }
     return list(found.values())
 

@@ -167,6 +167,14 @@ def constant(module: GraphModule, node: Any) -> torch.Tensor | None:
     return None
 
 
+def new_constant(module: GraphModule, name: str, tensor: torch.Tensor, like: Node) -> Node:
+    """A `get_attr` node for a new tensor, at the graph's insertion point; `like` is any node with a fake value."""
+    set_attribute(module, name, tensor)
+    made = module.graph.create_node("get_attr", name, name=name)
+    made.meta["val"] = value_of(like).fake_mode.from_tensor(tensor, static_shapes=True)
+    return made
+
+
 def evaluate(node: Node, values: Mapping[Node, Any]) -> Any:
     """Run a node's op on values."""
     args, kwargs = map_arg((node.args, node.kwargs), lambda item: values[item])

@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.fx import GraphModule, Node
 
 from edgepress.compress.quantize import int2
-from edgepress.compress.quantize.graph import WEIGHT_SCALE, constant, kind_of, set_attribute, value_of
+from edgepress.compress.quantize.graph import WEIGHT_SCALE, constant, kind_of, new_constant, set_attribute
 from edgepress.compress.quantize.int4_grid import search_grid
 from edgepress.compress.quantize.layer import WeightGrid
 from edgepress.compress.quantize.placement import Placement
@@ -89,11 +89,8 @@ def _replace(module: GraphModule, weight: Node, readers: list[Node], tensor: Ten
     if set(weight.users) == set(readers):
         set_attribute(module, str(weight.target), tensor)
         return
-    name = f"{readers[0].name}_rounded_weight"
-    set_attribute(module, name, tensor)
     with module.graph.inserting_before(weight):
-        own = module.graph.create_node("get_attr", name, name=name)
-    own.meta["val"] = value_of(weight)
+        own = new_constant(module, f"{readers[0].name}_rounded_weight", tensor, readers[0])
     for node in readers:
         node.update_arg(1, own)
 

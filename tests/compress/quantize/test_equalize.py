@@ -86,6 +86,13 @@ def test_the_same_function_for_any_batch() -> None:
         assert (after - before).abs().max() < 1e-5 * before.abs().max()
 
 
+def test_the_order_of_runtimes_that_round_weights_otherwise_does_not_matter() -> None:
+    """Both have 8 bits, and one of them keeps sums within 16 bits: neither stands for the other."""
+    rules = [replace(rules_for(runtime), per_channel=frozenset()) for runtime in ("onnxruntime", "litert")]
+    one, other = (equalized_by(badly_scaled(), [(images(32),)], order).program.state_dict for order in (rules, rules[::-1]))
+    assert all(torch.equal(one[name], other[name]) for name in one)
+
+
 @pytest.mark.parametrize("bits", [4, 6, 8])
 def test_per_tensor_weights_lose_at_most_half_of_what_they_lose_without(bits: int) -> None:
     rules = replace(PER_TENSOR, weight_min=1 - 2 ** (bits - 1), weight_max=2 ** (bits - 1) - 1)
