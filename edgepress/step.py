@@ -58,7 +58,8 @@ class Step:
         limits: when to kill it.
         warm: it uses PyTorch, and starts from a process that has it loaded.
         resumes: it keeps its state in `params["scratch"]` while it runs, and goes on from there after it was killed.
-        expected_s: seconds it takes, about; of steps that wait for a core the longest goes first, since it should not be left for the end.
+        expected_s: seconds to the end of what it begins, about; of steps that wait for a core the longest goes first: it should not be
+            left for the end.
     """
 
     name: str

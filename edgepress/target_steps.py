@@ -23,6 +23,8 @@ INT4: Final = "int4-weights"
 _CONFIDENCE = 0.95
 #: Each layer is measured on this many samples: a mean square needs no more, and every layer costs half a pass over them.
 _SENSITIVITY_SAMPLES = 128
+#: Seconds that a refinement of a small net takes, about, before its export.
+_REFINE_S = 1.0
 #: Layers named in one line of text.
 NAMED = 4
 
@@ -48,7 +50,7 @@ class TargetSteps(StepKinds):
             params,
             inputs,
             self._own_cores,
-            CATALOG.get(plan.target.name.partition(":")[0]).export_s,
+            _export_s(plan),
         )
 
     def equalized(self, plans: Sequence[TargetPlan], model: Result, data: Result) -> Result:
@@ -69,7 +71,7 @@ class TargetSteps(StepKinds):
         }
         inputs = {"model": prepared.model, "data": prepared.data, "calibration": prepared.calibration}
         name = f"refine {plan.target.runtime} {scheme.label}{suffix} ({', '.join(algorithms)})"
-        return self.shared(name, "edgepress.steps.algorithms:refine", params, inputs, self._own_cores)
+        return self.shared(name, "edgepress.steps.algorithms:refine", params, inputs, self._own_cores, _REFINE_S + _export_s(plan))
 
     def sensitivity(self, plan: TargetPlan, prepared: Prepared, scheme: Scheme, narrow: Sequence[int] = ()) -> Result:
         """What the integers of each layer cost, and its weight in `narrow` bits below 8, measured on samples that choose between schemes.
@@ -276,3 +278,9 @@ class TargetSteps(StepKinds):
 def _placed(scheme: Scheme) -> dict[str, Any]:
     """What places integers: int8 and mixed share the steps that only depend on that."""
     return vars(replace(scheme, precision="int8"))
+
+
+def _export_s(plan: TargetPlan) -> float:
+    """Seconds that an export of a small net takes, about."""
+    seconds: float = CATALOG.get(plan.target.name.partition(":")[0]).export_s
+    return seconds

@@ -61,7 +61,7 @@ class Rows:
         """Round a float table: over the whole range of a row in 8 bits, over the one that leaves the smallest squared error in fewer."""
         if bits == 2:
             grid = int2_grid(table)
-            return Rows((2 * grid.level(table / grid.scale)).to(torch.int8), grid.scale / 2, bits)
+            return Rows((2 * (grid.integers + grid.offset)).to(torch.int8), grid.scale / 2, bits)
         if bits == 4:
             found = search_grid(table, table.shape[1], symmetric=True).rounded(table)
             return Rows(found.integers.to(torch.int8) - MIDDLE, found.scale, bits)

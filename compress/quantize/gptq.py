@@ -33,9 +33,9 @@ def rounded_columns(weight: Tensor, factor: Tensor, rounded: Callable[[int, Tens
         errors = torch.empty_like(left[:, start:stop])
         for i in range(start, stop):
             result[:, i] = rounded(i, left[:, i])
-            error = ((left[:, i] - result[:, i]) / factor[i, i])[:, None]
-            left[:, i:stop] -= error * factor[i, i:stop]
-            errors[:, i - start : i - start + 1] = error
+            error = (left[:, i] - result[:, i]) / factor[i, i]
+            left[:, i:stop].addr_(error, factor[i, i:stop], alpha=-1)
+            errors[:, i - start] = error
         left[:, stop:] -= errors @ factor[start:stop, stop:]
     return result
 

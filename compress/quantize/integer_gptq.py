@@ -5,9 +5,9 @@ The second moments are those of what the quantized layers before it give.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
-from math import prod
+from math import ceil, prod
 from statistics import median
 from typing import Any
 
@@ -21,9 +21,9 @@ from edgepress.compress.quantize.graph import kind_of, value_of
 from edgepress.compress.quantize.layer import Layer
 from edgepress.targets.progress import progress
 
-#: Samples from which second moments are taken at least, and positions per input of a layer: with twice as many, 8-bit weights are no less
-#: noisy (benchmarks/quantization.md).
-SAMPLES, ROWS = 64, 40
+#: Samples from which second moments are taken at least, and positions per input of the layer in the middle. Of a layer that has more than
+#: `MOST` per input some are drawn. With twice as many of each, 8-bit weights are no less noisy (benchmarks/quantization.md).
+SAMPLES, ROWS, MOST = 32, 28, 100
 #: Elements of unfolded inputs that are held at a time.
 HELD = 2**24
 
@@ -31,21 +31,20 @@ HELD = 2**24
 def gptq(layer: Layer) -> Layer:
     """The layer with other integers; a refiner of `layerwise.refine`.
 
-    What its grid holds fixed stays. Where rounding to nearest answers better on the same samples, or the op is none of linear and
-    2-d convolution, the layer is left as it is.
+    Where rounding to nearest answers better on the same samples, or the op is none of linear and 2-d convolution, the layer is left as
+    it is.
     """
     columns = _Columns.of(layer)
     if columns is None:
         return layer
     progress(f"rounding the columns of {layer.name}")
     grid = layer.grid
-    bounds = (torch.as_tensor(bound).expand_as(grid.weight) for bound in grid.bounds)
-    parts = [columns.rows(part) for part in (grid.weight, grid.nearest, grid.scale.expand_as(grid.weight), grid.fixed, *bounds)]
-    groups = [_rounded(moments, [part[group] for part in parts], grid.level) for group, moments in enumerate(_moments(layer, columns))]
+    steps, lowest, highest = (columns.rows(part) for part in (grid.steps, *grid.free))
+    groups = [_rounded(moments, steps[i], lowest[i], highest[i]) for i, moments in enumerate(_moments(layer, columns))]
     found = [group for group in groups if group is not None]
     if len(found) < len(groups):
         return layer
-    chosen = replace(layer, rounded=columns.weight(torch.stack(found)))
+    chosen = replace(layer, rounded=grid.value(columns.weight(torch.stack(found))))
     return chosen if float(chosen.error()) < float(layer.error()) else layer
 
 
@@ -60,39 +59,43 @@ def _elements(node: Node) -> int:
     return prod(size for size in value_of(node).shape[1:] if isinstance(size, int))
 
 
-def _rounded(moments: Tensor, parts: list[Tensor], level: Callable[[Tensor, tuple[Tensor, Tensor]], Tensor]) -> Tensor | None:
+def _rounded(moments: Tensor, steps: Tensor, lowest: Tensor, highest: Tensor) -> Tensor | None:
     """One group, the inputs first whose errors the others make good the least; None where the moments cannot be factored.
 
     Args:
         moments: (inputs, inputs).
-        parts: weight, the same rounded to nearest, scale, where the nearest stays, lowest and highest integer, each (outputs, inputs).
-        level: rounds steps of the scale, within lowest and highest.
+        steps: what is rounded, (outputs, inputs); a row has one scale, so that errors in steps are made good as errors of weights are.
+        lowest: the lowest integer of each.
+        highest: the highest.
     """
     found = inverse_factor(moments, lambda inverse: torch.argsort(inverse.diagonal(), stable=True))
     if found is None:
         return None
     order, factor = found
-    weight, nearest, scale, fixed, lowest, highest = (part[:, order] for part in parts)
-
-    def column(i: int, left: Tensor) -> Tensor:
-        return torch.where(fixed[:, i], nearest[:, i], level(left / scale[:, i], (lowest[:, i], highest[:, i])) * scale[:, i])
-
-    back = torch.empty_like(weight)
-    back[:, order] = rounded_columns(weight, factor, column)
-    return back
+    low, high = lowest.T[order], highest.T[order]
+    integers = torch.empty_like(steps)
+    integers[:, order] = rounded_columns(steps[:, order], factor, lambda i, left: left.round().clamp(low[i], high[i]))
+    return integers
 
 
 def _moments(layer: Layer, columns: _Columns) -> Tensor:
-    """The mean of x x^T over all samples and positions by their weights, piece by piece: (groups, inputs, inputs)."""
-    moments, rows = torch.zeros(()), 0
+    """The mean of x x^T over samples and positions by their weights, piece by piece: (groups, inputs, inputs)."""
+    moments, seen, random = torch.zeros(()), 0, torch.Generator().manual_seed(0)
+    every = layer.target.numel() // len(layer.grid.weight)
     for piece in columns.pieces(len(layer.inputs)):
         read = columns.unfolded(layer.inputs[piece])
-        rows += read.shape[2]
-        if layer.weights is not None:
-            weights = layer.weights[piece].flatten()
-            counting = weights.nonzero().squeeze(1)
-            read = read[:, :, counting] * weights[counting].sqrt()
-        moments = moments * (1 - read.shape[2] / rows) + (read / rows) @ read.transpose(1, 2)
+        weights = None if layer.weights is None else layer.weights[piece].reshape(len(read), -1)
+        wanted = ceil(MOST * read.shape[2] / every * read.shape[3])
+        if wanted < read.shape[3]:
+            drawn = torch.randperm(read.shape[3], generator=random)[:wanted]
+            read, weights = read[..., drawn], None if weights is None else weights[:, drawn]
+        read = read.permute(1, 2, 0, 3).flatten(2)
+        new = read.shape[2]
+        seen += new
+        if weights is not None:
+            counting = weights.flatten().nonzero().squeeze(1)
+            read = (read if len(counting) == new else read[:, :, counting]) * weights.flatten()[counting].sqrt()
+        moments = moments * (1 - new / seen) + read @ read.transpose(1, 2) / seen
     return moments
 
 
@@ -135,11 +138,11 @@ class _Columns:
         return rows.reshape(self.shape)
 
     def unfolded(self, inputs: Tensor) -> Tensor:
-        """(groups, inputs of a group, samples and positions)."""
+        """(samples, groups, inputs of a group, positions); of a linear layer all samples' positions in one."""
         if self.window is None:
-            return inputs.reshape(1, -1, inputs.shape[-1]).transpose(1, 2)
+            return inputs.reshape(1, 1, -1, inputs.shape[-1]).transpose(2, 3)
         unfolded = F.unfold(inputs, **self.window)
-        return unfolded.reshape(len(inputs), self.groups, -1, unfolded.shape[-1]).permute(1, 2, 0, 3).flatten(2)
+        return unfolded.reshape(len(inputs), self.groups, -1, unfolded.shape[-1])
 
 
 def _pair(value: object) -> tuple[int, int]:

@@ -5,16 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import Any
 
 import torch
 from torch import Tensor
 from torch.fx import Node
 
 from edgepress.compress.quantize.graph import layer_of
-
-#: A weight nearer to the end of the integers than this many steps sets the scale.
-_AT_END = 1e-3
 
 
 @dataclass(frozen=True)
@@ -26,30 +22,39 @@ class WeightGrid:
         scale: of its integers, broadcastable to it.
         bounds: lowest and highest integer, of all elements or of each.
         offset: what is added to an integer before it is scaled: 0, or 0.5 where the levels lie around zero and none is zero.
-        end: the integer that the largest element has, broadcastable to the weight; None where that is the highest of all.
     """
 
     weight: Tensor
     scale: Tensor
     bounds: tuple[int, int] | tuple[Tensor, Tensor]
     offset: float = 0.0
-    end: Tensor | None = None
 
-    def level(self, steps: Tensor, bounds: tuple[Any, Any] | None = None) -> Tensor:
-        """The nearest level within bounds, its own by default, in steps of the scale."""
-        return torch.round(steps - self.offset).clamp(*(bounds or self.bounds)) + self.offset
+    @property
+    def steps(self) -> Tensor:
+        """What is rounded to an integer: the weight in steps of the scale, less the offset."""
+        return self.weight / self.scale - self.offset
+
+    @property
+    def integers(self) -> Tensor:
+        """The nearest ones within the bounds, as floats."""
+        return self.steps.round().clamp(*self.bounds)
 
     @property
     def nearest(self) -> Tensor:
         """The weight rounded to nearest, in floats."""
-        return self.level(self.weight / self.scale) * self.scale
+        return self.value(self.integers)
+
+    def value(self, integers: Tensor) -> Tensor:
+        """What integers stand for, in floats."""
+        return (integers + self.offset) * self.scale
 
     @property
-    def fixed(self) -> Tensor:
-        """Which elements no algorithm moves from their nearest level: the ends, which set the scale, and zeros, so that masks survive."""
-        end = self.bounds[1] if self.end is None else self.end
-        ends = (self.weight / self.scale).abs() >= end + self.offset - _AT_END
-        return ends if self.offset else ends | (self.weight == 0)
+    def free(self) -> tuple[Tensor, Tensor]:
+        """The lowest and highest integer that an algorithm may choose for each element: zeros stay, so that masks survive."""
+        lowest, highest = (torch.as_tensor(bound, dtype=self.weight.dtype).expand_as(self.weight) for bound in self.bounds)
+        if self.offset:
+            return lowest, highest
+        return torch.where(self.weight == 0, 0.0, lowest), torch.where(self.weight == 0, 0.0, highest)
 
 
 @dataclass(frozen=True)

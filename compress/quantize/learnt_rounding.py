@@ -68,8 +68,6 @@ class Task:
 def learn_rounding(task: Task, seed: int, options: RoundingOptions) -> Mapping[Node, Tensor] | None:
     """Round every weight of a task up or down.
 
-    What the grid of a weight holds fixed stays.
-
     Args:
         task: see `Task`.
         seed: of the samples that steps draw.
@@ -93,10 +91,10 @@ class _Rounding:
     """A weight between its two neighbours on the grid: a learnt variable per element says which one (equations 22 and 23)."""
 
     def __init__(self, grid: WeightGrid) -> None:
-        steps = grid.weight.detach() / grid.scale - grid.offset
-        self._grid, self._down, self._nearest = grid, steps.floor(), grid.nearest
+        steps = grid.steps.detach()
+        self._grid, self._down, self._ends = grid, steps.floor(), grid.free
+        self._free = (self._down >= self._ends[0]) & (self._down < self._ends[1])
         share = (steps - self._down).clamp(1e-4, 1 - 1e-4)
-        self._free = ~grid.fixed.detach()
         inside = (share - LOW) / (HIGH - LOW)
         self.variable = torch.log(inside / (1 - inside)).requires_grad_()
 
@@ -105,9 +103,8 @@ class _Rounding:
         return (torch.sigmoid(self.variable) * (HIGH - LOW) + LOW).clamp(0, 1)
 
     def weight(self, share: Tensor) -> Tensor:
-        """The weight with these shares of a step; what is not free stays rounded to nearest."""
-        moved = ((self._down + share).clamp(*self._grid.bounds) + self._grid.offset) * self._grid.scale
-        return torch.where(self._free, moved, self._nearest)
+        """The weight with these shares of a step, within the ends of each element."""
+        return self._grid.value((self._down + share).clamp(*self._ends))
 
     def undecided(self, share: Tensor, beta: float) -> Tensor:
         """The regularizer of each free element (equation 24): 0 where it is at a side, 1 in the middle."""

@@ -74,11 +74,9 @@ class Guard:
             return WeightGrid(weight, (largest / _ENDS[0]).clamp_min(SMALLEST_SCALE), (-_ENDS[0], _ENDS[0]))
         split = self.pairs.split(exact)
         rows = split if axis is not None else split.reshape(1, -1, 2)
-        ends = _ends(rows, largest.flatten())
-        scale = (largest.flatten() / ends).clamp_min(SMALLEST_SCALE)
-        bounds = [bound.reshape(split.shape) for bound in _bounds(rows, scale, ends, largest.flatten())]
-        lowest, highest = (self.pairs.join(bound, weight.shape) for bound in bounds)
-        return WeightGrid(weight, scale.reshape(largest.shape), (lowest, highest), end=ends.reshape(largest.shape))
+        scale = _scale(rows, largest.flatten())
+        lowest, highest = (self.pairs.join(bound.reshape(split.shape), weight.shape) for bound in _bounds(rows, scale))
+        return WeightGrid(weight, scale.reshape(largest.shape), (lowest, highest))
 
 
 def guard_of(node: Node, weight: torch.Size, rules: QuantRules) -> Guard | None:
@@ -112,9 +110,9 @@ def _groups(node: Node, weight: torch.Size) -> int:
     return int(whole.shape[1 - len(weight)] // weight[1])
 
 
-def _ends(rows: Tensor, largest: Tensor) -> Tensor:
-    """The integer of the largest weight of each row, (rows,): where what rounding adds to the squared error, a twelfth of a step's square
-    per weight, and what cutting adds are least together.
+def _scale(rows: Tensor, largest: Tensor) -> Tensor:
+    """The scale of each row, (rows,): where what rounding adds to the squared error, a twelfth of a step's square per weight, and what
+    cutting adds, half of the excess off each of two, are least together.
 
     Args:
         rows: (rows, pairs, 2).
@@ -123,32 +121,26 @@ def _ends(rows: Tensor, largest: Tensor) -> Tensor:
     together = rows.sum(dim=2).abs()  # of two signs it is below the largest, and never cut
     row, pair = (together > LIMIT / _ENDS[-1] * largest[:, None]).nonzero(as_tuple=True)
     together, largest_of = together[row, pair], largest[row]
-    share = torch.where((rows[row, pair].abs() == largest_of[:, None]).any(dim=1), 1.0, 0.5)  # the largest stays: all is cut off the other
     error, found = torch.full_like(largest, torch.inf), torch.full_like(largest, _ENDS[0])
     for end in _ENDS:
-        cut = (together - LIMIT / end * largest_of).clamp_min_(0).square_() * share
+        cut = (together - LIMIT / end * largest_of).clamp_min_(0).square_() / 2
         new = (rows[0].numel() / 12 * (largest / end).square()).index_add_(0, row, cut)
         found, error = torch.where(new < error, float(end), found), torch.minimum(new, error)
-    return found
+    return (largest / found).clamp_min(SMALLEST_SCALE)
 
 
-def _bounds(rows: Tensor, scale: Tensor, ends: Tensor, largest: Tensor) -> tuple[Tensor, Tensor]:
+def _bounds(rows: Tensor, scale: Tensor) -> tuple[Tensor, Tensor]:
     """The lowest and highest integer of each weight, whatever its neighbour gets within its own: each shape of `rows`.
 
     What two neighbours exceed the limit by, rounded to nearest, is cut in halves, and what they are below it is shared.
     """
     steps = rows / scale[:, None, None]
     nearest = steps.round()
-    ends = ends[:, None, None]
     above = (nearest - steps) * nearest.sign()  # the one that was rounded up by more gives the odd one
     first = torch.stack([above[..., 0] >= above[..., 1], above[..., 0] < above[..., 1]], dim=2)
-    held = rows.abs() == largest[:, None, None]
-    held[..., 1] &= ~held[..., 0]
 
     def bound(part: Tensor) -> Tensor:
-        room = LIMIT - part.sum(dim=2, keepdim=True)
-        half = torch.where(first, (room / 2).floor(), (room / 2).ceil())
-        moved = torch.where(held.any(dim=2, keepdim=True) & (room < 0), torch.where(held, 0, room), half)
-        return torch.minimum(part + moved, ends)
+        room = (LIMIT - part.sum(dim=2, keepdim=True)) / 2
+        return (part + torch.where(first, room.floor(), room.ceil())).clamp_max(_ENDS[-1])
 
     return -bound((-nearest).clamp_min(0)), bound(nearest.clamp_min(0))

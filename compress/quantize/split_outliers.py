@@ -19,12 +19,15 @@ from torch.fx import GraphModule, Node
 from edgepress.compress.quantize.graph import constant, is_float, op_name, set_attribute, value_of
 from edgepress.compress.quantize.smooth import best_scale, readers, smooth, weights_of
 from edgepress.compress.quantize.statistics import Statistics
+from edgepress.compress.quantize.weight_grid import Rounding
 from edgepress.targets.rules import QuantRules
 
 #: Copies that are added, as a share of a layer's inputs, and what their number is a multiple of.
 SHARE, MULTIPLE = 1 / 48, 16
 #: Copies are added only where the predicted squared error falls below this share of what scaling alone leaves.
 WORTH = 0.5
+#: Copies are moved apart so often by the step that follows: the step depends on the outermost copy.
+ROUNDS = 3
 #: Ops that work on each value alone, whatever its channel.
 _ELEMENTWISE = frozenset(
     {"gelu", "relu", "relu6", "silu", "hardswish", "hardtanh", "leaky_relu", "elu", "tanh", "sigmoid", "mish", "softplus", "clone"}
@@ -52,7 +55,8 @@ def spread_outliers(module: GraphModule, statistics: Statistics, rules: QuantRul
     held = statistics.weights and replace(statistics.weights, channels=weights)
     smooth(module, replace(statistics, channels=channels, weights=held), rules, float_layers)
     for layer, index in split.items():
-        _set(module, layer.args[1], _round_apart(_held(module, layer.args[1]), index, rules))
+        weight = _held(module, layer.args[1])
+        _set(module, layer.args[1], _round_apart(weight, index, Rounding.of(layer, weight.shape, rules)))
 
 
 def _path_to(module: GraphModule, tensor: Node, layers: list[Node]) -> list[Node]:
@@ -77,7 +81,7 @@ def _chosen(weights: np.ndarray, channels: np.ndarray, rules: QuantRules) -> np.
     for _ in range(max(round(len(products) * SHARE / MULTIPLE), 1) * MULTIPLE):
         copies[np.argmax(products / copies)] += 1
     every = np.arange(len(products))
-    index = np.concatenate([every, np.repeat(every, copies - 1)])
+    index = np.concatenate([every[copies > n] for n in range(copies.max())])  # two copies are neighbours only where one channel has many
     error = best_scale(weights[:, index] / copies[index], _of_copies(channels, index), rules)[1]
     return index if error < WORTH * best_scale(weights, channels, rules)[1] else None
 
@@ -103,7 +107,7 @@ def _widen(module: GraphModule, path: list[Node], layers: list[Node], index: np.
             node.meta["val"] = value.new_empty((*value.shape[:-1], len(index)))
 
 
-def _round_apart(weight: Tensor, index: np.ndarray, rules: QuantRules) -> Tensor:
+def _round_apart(weight: Tensor, index: np.ndarray, rounding: Rounding) -> Tensor:
     """Move the copies of a weight apart by fractions of a step that sum to zero, so that their integers sum to the rounded sum.
 
     Equal copies would all err alike, n times as much. The numbers w + k / n, k = 0 to n - 1, rounded down sum to n w rounded down
@@ -114,10 +118,10 @@ def _round_apart(weight: Tensor, index: np.ndarray, rules: QuantRules) -> Tensor
     starts = np.searchsorted(index[order], index[order])
     place = torch.empty(len(index), dtype=torch.float64)
     place[torch.from_numpy(order)] = torch.from_numpy(np.arange(len(index)) - starts).double()
-    wide, limit = weight.double(), (rules.weight_max - rules.weight_min) / 2
-    steps = wide.abs() / (limit - (n - 1) / (2 * n))  # where the outermost copy of a weight sets the scale, its own offset included
-    step = steps.amax(dim=1, keepdim=True) if "linear" in rules.per_channel else steps.max()
-    return torch.where(wide == 0, wide, wide + step * (place - (n - 1) / 2) / n).to(weight.dtype)
+    wide = apart = weight.double()
+    for _ in range(ROUNDS):
+        apart = torch.where(wide == 0, wide, wide + rounding.grid(apart).scale * (place - (n - 1) / 2) / n)
+    return apart.to(weight.dtype)
 
 
 def _held(module: GraphModule, node: Node) -> Tensor:

@@ -77,7 +77,8 @@ def round_weights(module: GraphModule, placement: Placement, rules: QuantRules) 
         weight = constant(module, node.args[1])
         assert weight is not None, "layers with weights computed at run time are not placed"
         grids[node] = weight_grid(node, weight.detach(), of, placement.bits.get(node, 8))
-    for weight in dict.fromkeys(node.args[1] for node, grid in grids.items() if grid.end is not None or node in placement.bits):
+    moved = [node for node, of in layers.items() if node in placement.bits or guard_of(node, grids[node].weight.shape, of)]
+    for weight in dict.fromkeys(node.args[1] for node in moved):
         readers = [node for node in grids if node.args[1] is weight]
         _replace(module, weight, readers, grids[readers[0]].nearest)
     # In the integers of 8 bits two levels of 2 bits are two apart.

@@ -124,10 +124,8 @@ def test_a_block_is_rounded_for_the_ranges_that_were_learnt_and_both_are_kept() 
     rules = replace(rules_for("onnxruntime"), weight_min=-7, weight_max=7, activation_max=15)
     program, seen, judged = program_of("residual"), samples_of("residual", 64), samples_of("residual", 96)
     calibrated, rounding = calibrate(program, [seen], "histogram"), BlockReconstruction(0, RoundingOptions(steps=60, lr=0.1))
-    alone, both = (
-        refine(program, calibrated, rules, STATIC, [seen], each)
-        for each in ([rounding], [RangeLearning(0, RangeOptions(steps=100)), rounding])
-    )
+    ranges = RangeLearning(0, RangeOptions(steps=100))
+    alone, both = (refine(program, calibrated, rules, STATIC, [seen], each) for each in ([ranges], [ranges, rounding]))
     assert {key.rpartition(".")[2] for key in both.corrections} == {"weight", "scale", RANGE_PART}
     assert error(program, both, rules, judged) < error(program, alone, rules, judged)
 

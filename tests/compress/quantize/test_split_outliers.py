@@ -13,11 +13,14 @@ from edgepress.compress.quantize import Statistics, calibrate, canonical_module,
 from edgepress.compress.quantize.graph import constant, op_name
 from edgepress.compress.quantize.layerwise import refine
 from edgepress.compress.quantize.refiners import refiners_of
-from edgepress.compress.quantize.split_outliers import _round_apart, spread_outliers
+from edgepress.compress.quantize.saturation import Guard, Pairs
+from edgepress.compress.quantize.split_outliers import _chosen, _round_apart, spread_outliers
+from edgepress.compress.quantize.weight_grid import Rounding
 from edgepress.targets.nouns import Scheme
 from edgepress.targets.rules import QuantRules, rules_for
 
 MATMUL = Scheme("int8", "static-matmul")
+GUARDS = [Guard(Pairs(1, flattened=True)), Guard(None)]
 WIDE, PLAIN = [(80, 32), (32, 80)], [(64, 32), (32, 64)]
 
 
@@ -117,17 +120,27 @@ def test_algorithms_refine_the_copies() -> None:
     assert noise(program, refined, rules, inputs) < noise(program, statistics, rules, inputs)
 
 
-@settings(max_examples=50, deadline=None)
-@given(st.lists(st.integers(1, 9), min_size=1, max_size=5), st.integers(0, 2**16), st.sampled_from(["onnxruntime", "coreml"]))
-def test_integers_of_copies_sum_to_the_rounded_sum(copies: list[int], seed: int, runtime: str) -> None:
-    rules = rules_for(runtime)
-    random = np.random.default_rng(seed)
+@settings(max_examples=150, deadline=None)
+@given(
+    st.lists(st.integers(1, 9), min_size=1, max_size=5), st.integers(0, 2**16), st.sampled_from([None, *GUARDS]), st.sampled_from([0, None])
+)
+def test_integers_of_copies_sum_to_the_rounded_sum(copies: list[int], seed: int, guard: Guard | None, axis: int | None) -> None:
+    random, rounding = np.random.default_rng(seed), Rounding(axis, (-127, 127), guard)
     index = random.permutation(np.repeat(np.arange(len(copies)), copies))
     shared = torch.from_numpy(random.normal(size=(4, len(copies)))) / torch.tensor(copies)
-    moved = _round_apart(shared[:, index], index, rules)
-    step = moved.abs().amax(dim=1, keepdim=True) / ((rules.weight_max - rules.weight_min) / 2)
+    moved = _round_apart(shared[:, index], index, rounding)
+    step = rounding.grid(moved).scale.expand(4, 1)
     for channel, count in enumerate(copies):
         mine = moved[:, index == channel]
         torch.testing.assert_close(mine.sum(dim=1), count * shared[:, channel])
         error = (mine / step).round().sum(dim=1) - (count * shared[:, channel] / step[:, 0])
         assert float(error.abs().max()) <= 0.5 + 1e-6
+
+
+def test_copies_of_two_channels_take_turns() -> None:
+    """Neighbours of one sign share the integers of x86 runtimes: two copies of a large weight side by side would both be cut."""
+    weights, channels = np.full((4, 64), 0.1), np.stack([-np.ones(64), np.ones(64), np.ones(64)])
+    weights[:, [5, 9]], channels[:2, [5, 9]], channels[2, [5, 9]] = 4.0, [[-30.0], [30.0]], 400.0
+    index = _chosen(weights, channels, rules_for("onnxruntime"))
+    assert index is not None and len(index) == 80
+    assert index[:64].tolist() == list(range(64)) and index[64:].tolist() == [5, 9] * 8
