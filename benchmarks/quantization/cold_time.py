@@ -119,7 +119,7 @@ def ours(scratch: Path) -> None:
     from edgepress.pipeline import Pipeline
 
     config = load(RECIPE)
-    plans, making = recipe(config), Making(scratch, ("collect", "trace", "calibrate", "export"))
+    plans, making = recipe(config), Making(scratch, ("collect", "trace", "calibrate", "refine", "export"))
     pipeline = Pipeline(config, plans, making)
     prepared = pipeline.prepare()
     with ThreadPoolExecutor(len(plans)) as pool:
