@@ -67,10 +67,7 @@ def refine(params: dict[str, Any], folder: Path) -> dict[str, Any]:
 
 def _calibration(data: Path, signature: dict[str, Any]) -> Iterator[tuple[Tensor, ...]]:
     """The calibration samples in batches, by the place of inputs."""
-    import torch
-
-    from edgepress.steps.arrays import batches, load_inputs
+    from edgepress.steps.arrays import batches, load_inputs, tensors
 
     inputs = Signature.from_json(signature)
-    for piece in batches(load_inputs(data / "calibration", inputs), _BATCH):
-        yield tuple(torch.from_numpy(piece[spec.name].copy()) for spec in inputs.inputs)
+    return tensors(batches(load_inputs(data / "calibration", inputs), _BATCH), inputs)

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from edgepress.targets.nouns import Signature
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
 def load_inputs(folder: Path, signature: Signature, count: int | None = None) -> dict[str, np.ndarray]:
@@ -31,3 +35,11 @@ def batches(inputs: Mapping[str, np.ndarray], size: int) -> list[dict[str, np.nd
     """Cut samples into batches of `size`, the last one shorter."""
     total = len(next(iter(inputs.values())))
     return [{name: value[start : start + size] for name, value in inputs.items()} for start in range(0, total, size)]
+
+
+def tensors(pieces: Iterable[Mapping[str, np.ndarray]], signature: Signature) -> Iterator[tuple[Tensor, ...]]:
+    """Batches as PyTorch takes them, by the place of inputs."""
+    import torch
+
+    for piece in pieces:
+        yield tuple(torch.from_numpy(piece[spec.name].copy()) for spec in signature.inputs)

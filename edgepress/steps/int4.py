@@ -25,7 +25,7 @@ def quantize(params: dict[str, Any], folder: Path) -> dict[str, Any]:
 
     from edgepress.compress.program import load_program
     from edgepress.compress.quantize import Int4Options, quantize_int4
-    from edgepress.steps.arrays import batches, load_inputs
+    from edgepress.steps.arrays import batches, load_inputs, tensors
     from edgepress.targets.rules import Int4Rules
 
     signature = Signature.from_json(params["signature"])
@@ -34,8 +34,6 @@ def quantize(params: dict[str, Any], folder: Path) -> dict[str, Any]:
     rules = Int4Rules(**{**params["rules"], "groups": tuple(params["rules"]["groups"])})
     options = Int4Options(rules, params["method"], params["group"])
     pieces = batches(samples, _BATCH)
-    result = quantize_int4(
-        program, options, lambda: (tuple(torch.from_numpy(piece[s.name].copy()) for s in signature.inputs) for piece in pieces)
-    )
+    result = quantize_int4(program, options, lambda: tensors(pieces, signature))
     torch.export.save(result.program, folder / "model.pt2")
     return {"signature": params["signature"], "groups": result.groups}

@@ -19,18 +19,15 @@ def calibrate(params: dict[str, Any], folder: Path) -> dict[str, Any]:
             in `inputs`.
         folder: receives `statistics`.
     """
-    import torch
-
     from edgepress.compress.program import load_program
     from edgepress.compress.quantize import calibrate as take_statistics
-    from edgepress.steps.arrays import batches, load_inputs
+    from edgepress.steps.arrays import batches, load_inputs, tensors
     from edgepress.targets.rules import rules_for
 
     signature = Signature.from_json(params["signature"])
     program = load_program(Path(params["inputs"]["model"]) / "model.pt2")
     samples = load_inputs(Path(params["inputs"]["data"]) / "calibration", signature)
-    pieces = batches(samples, _BATCH)
-    tensors = (tuple(torch.from_numpy(piece[s.name].copy()) for s in signature.inputs) for piece in track(pieces, "calibrating"))
-    statistics = take_statistics(program, tensors, params["observer"], [rules_for(name) for name in params["runtimes"]])
+    pieces = tensors(track(batches(samples, _BATCH), "calibrating"), signature)
+    statistics = take_statistics(program, pieces, params["observer"], [rules_for(name) for name in params["runtimes"]])
     statistics.save(folder / "statistics")
     return {"samples": len(next(iter(samples.values())))}

@@ -22,23 +22,24 @@ def sensitivity(params: dict[str, Any], folder: Path) -> dict[str, Any]:
         `layers`: one mapping per layer with the fields of `Sensitivity`, in the order of the graph; `order`: the nodes that can stay
         float, those that float serves best first; `samples` that were run.
     """
-    import torch
-
     from edgepress.compress.program import load_program
     from edgepress.compress.quantize import Statistics
     from edgepress.compress.quantize.fallback import ranked
     from edgepress.compress.quantize.sensitivity import TABLE, sensitivities
-    from edgepress.steps.arrays import batches, load_inputs
+    from edgepress.steps.arrays import batches, load_inputs, tensors
     from edgepress.targets.rules import rules_for
 
     inputs = {name: Path(path) for name, path in params["inputs"].items()}
     signature = Signature.from_json(params["signature"])
     samples = load_inputs(inputs["data"] / "selection", signature, params["samples"])
-    tensors = (tuple(torch.from_numpy(piece[s.name].copy()) for s in signature.inputs) for piece in batches(samples, _BATCH))
+    calibration = (
+        list(tensors(batches(load_inputs(inputs["data"] / "calibration", signature), _BATCH), signature)) if params["narrow"] else []
+    )
     program = load_program(inputs["model"] / "model.pt2")
     statistics = Statistics.load(inputs["calibration"] / "statistics")
     scheme = Scheme(**params["scheme"])
-    found = sensitivities(program, statistics, rules_for(params["runtime"]).of(scheme), scheme, tensors, params["narrow"])
+    rules, pieces = rules_for(params["runtime"]).of(scheme), tensors(batches(samples, _BATCH), signature)
+    found = sensitivities(program, statistics, rules, scheme, pieces, params["narrow"], calibration)
     order = [layer.node for layer in ranked([layer for layer in found if layer.kind != TABLE])]
     return {"layers": [layer.to_json() for layer in found], "order": order, "samples": len(next(iter(samples.values())))}
 

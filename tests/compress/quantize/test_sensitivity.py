@@ -11,6 +11,8 @@ import torch
 
 from edgepress.compress.quantize import Rendered, Statistics, calibrate, render
 from edgepress.compress.quantize.fallback import ranked
+from edgepress.compress.quantize.integer_gptq import gptq
+from edgepress.compress.quantize.layerwise import refine
 from edgepress.compress.quantize.placement import KEPT
 from edgepress.compress.quantize.sensitivity import sensitivities
 from edgepress.targets.errors import ConfigError, QuantizationError
@@ -111,6 +113,25 @@ def test_a_2_bit_weight_alone_costs_what_a_rendering_of_it_alone_does() -> None:
     (found,), (exact,) = outputs_of(module, inputs), outputs_of(program.module(), inputs)
     ratio = float((found - exact).square().sum() / exact.square().sum())
     assert ratio == pytest.approx(first.int2_noise, rel=0.05) and first.int2_noise > 4 * (first.int4_noise or 0) > 0
+
+
+@pytest.mark.parametrize("bits", [4, 2])
+def test_narrow_weights_are_measured_as_gptq_rounds_them(bits: int) -> None:
+    torch.manual_seed(0)
+    net = torch.nn.Sequential(torch.nn.Linear(64, 96), torch.nn.ReLU(), torch.nn.Linear(96, 64)).eval()
+    mixed = torch.randn(8, 64)  # a few directions hold all inputs: what rounding does in the others costs nothing
+    seen, judged = ((torch.randn(512, 8) @ mixed,) for _ in range(2))
+    program = torch.export.export(net, seen, dynamic_shapes=({0: torch.export.Dim.DYNAMIC},))
+    rules, statistics = bare("onnxruntime"), calibrate(program, [seen])
+    nearest = sensitivities(program, statistics, rules, STATIC, [judged], (bits,))
+    layers = sensitivities(program, statistics, rules, STATIC, [judged], (bits,), [seen])
+    field = f"int{bits}_noise"
+    assert getattr(layers[0], field) < 0.3 * getattr(nearest[0], field)
+    assert [layer.noise for layer in layers] == [layer.noise for layer in nearest]
+    scheme = replace(STATIC, float_layers=(layers[1].node,), **{f"int{bits}_layers": (layers[0].node,)})
+    refined = refine(program, statistics, rules, scheme, [seen], [gptq])
+    (found,), (exact,) = outputs_of(render(program, refined, rules, scheme).module, judged), outputs_of(program.module(), judged)
+    assert float((found - exact).square().sum() / exact.square().sum()) == pytest.approx(getattr(layers[0], field), rel=0.1)
 
 
 def bare(runtime: str) -> QuantRules:
