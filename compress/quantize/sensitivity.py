@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections import ChainMap
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
@@ -87,7 +87,7 @@ def sensitivities(
     scheme: Scheme,
     batches: Iterable[Sequence[Any]],
     narrow: Collection[int] = (),
-    calibration: Sequence[Sequence[Any]] = (),
+    calibration: Callable[[], Iterable[Sequence[Any]]] | None = None,
 ) -> list[Sensitivity]:
     """Measure every heavy layer of a rendering.
 
@@ -98,8 +98,8 @@ def sensitivities(
         scheme: kind `static` or `static-matmul`.
         batches: samples, tuples of positional inputs. As many at a time are run as keep every activation within `LIMIT_BYTES`.
         narrow: bits below 8 that weights are measured with too, 4 or 2; with any, tables that are stored in integers are measured.
-        calibration: other samples, on which GPTQ chooses weights in `narrow` bits, as it will: how much noise that saves differs from layer
-            to layer, up to a hundredfold. Without any they are rounded to nearest.
+        calibration: gives other samples each time, on which GPTQ chooses weights in `narrow` bits, as it will: how much noise that saves
+            differs from layer to layer, up to a hundredfold. Without any they are rounded to nearest.
 
     Returns:
         In the order of the graph. A weight that several layers share is counted where it is first read.
@@ -110,12 +110,13 @@ def sensitivities(
     module, placement, parameters = placed(program, statistics, rules, scheme)
     alone = _Alone(module, placement, parameters, rules, lookups(module, rules) if narrow else [])
     ways = [(node, bits) for bits in (8, *narrow) for node in alone.layers if bits == 8 or alone.narrows(node, bits)]
-    for bits in narrow if calibration else ():
-        progress(f"weights in {bits} bits")
-        layers = [node for node, given in ways if given == bits and not alone.is_table(node)]
-        names = tuple(node.name for node in layers)
-        chosen = replace(scheme, int4_layers=names) if bits == 4 else replace(scheme, int2_layers=names)
-        alone.round(layers, bits, refine(program, statistics, rules, chosen, calibration, [gptq]).corrections)
+    if calibration is not None:
+        for bits in narrow:
+            progress(f"weights in {bits} bits")
+            layers = [node for node, given in ways if given == bits and not alone.is_table(node)]
+            names = tuple(node.name for node in layers)
+            chosen = replace(scheme, int4_layers=names) if bits == 4 else replace(scheme, int2_layers=names)
+            alone.round(layers, bits, refine(program, statistics, rules, chosen, calibration(), [gptq]).corrections)
     noise, signal = {way: torch.zeros(len(alone.answers)).double() for way in ways}, torch.zeros(len(alone.answers)).double()
     with torch.no_grad():
         for index, inputs in enumerate(_pieces(module, batches)):

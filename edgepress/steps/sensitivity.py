@@ -32,14 +32,12 @@ def sensitivity(params: dict[str, Any], folder: Path) -> dict[str, Any]:
     inputs = {name: Path(path) for name, path in params["inputs"].items()}
     signature = Signature.from_json(params["signature"])
     samples = load_inputs(inputs["data"] / "selection", signature, params["samples"])
-    calibration = (
-        list(tensors(batches(load_inputs(inputs["data"] / "calibration", signature), _BATCH), signature)) if params["narrow"] else []
-    )
+    calibration = batches(load_inputs(inputs["data"] / "calibration", signature), _BATCH)
     program = load_program(inputs["model"] / "model.pt2")
     statistics = Statistics.load(inputs["calibration"] / "statistics")
     scheme = Scheme(**params["scheme"])
     rules, pieces = rules_for(params["runtime"]).of(scheme), tensors(batches(samples, _BATCH), signature)
-    found = sensitivities(program, statistics, rules, scheme, pieces, params["narrow"], calibration)
+    found = sensitivities(program, statistics, rules, scheme, pieces, params["narrow"], lambda: tensors(calibration, signature))
     order = [layer.node for layer in ranked([layer for layer in found if layer.kind != TABLE])]
     return {"layers": [layer.to_json() for layer in found], "order": order, "samples": len(next(iter(samples.values())))}
 

@@ -124,7 +124,7 @@ def test_narrow_weights_are_measured_as_gptq_rounds_them(bits: int) -> None:
     program = torch.export.export(net, seen, dynamic_shapes=({0: torch.export.Dim.DYNAMIC},))
     rules, statistics = bare("onnxruntime"), calibrate(program, [seen])
     nearest = sensitivities(program, statistics, rules, STATIC, [judged], (bits,))
-    layers = sensitivities(program, statistics, rules, STATIC, [judged], (bits,), [seen])
+    layers = sensitivities(program, statistics, rules, STATIC, [judged], (bits,), lambda: [seen])
     field = f"int{bits}_noise"
     assert getattr(layers[0], field) < 0.3 * getattr(nearest[0], field)
     assert [layer.noise for layer in layers] == [layer.noise for layer in nearest]
