@@ -48,15 +48,21 @@ class ChainSearch:
 
     def best(self) -> ScaledChain:
         """The one with the smallest error; the original where none is worth it."""
-        bounds = tuple(node for pair in self._original.pairs for node in pair.bounds)
         found = [self._searched(self._original)]
-        if bounds:
-            free = replace(self._original, unbounded=bounds)
+        bounds = [node for pair in self._original.pairs for node in pair.bounds]
+        while bounds:
+            free = replace(self._original, unbounded=tuple(bounds))
             lost, after = self._error(free, None), self._searched(free)
             if all(lost <= BOUND * self._error(after[1], item) for item in self._rules):
                 found.append(after)
+                break
+            bounds.remove(max(bounds, key=self._needed))
         cost, chain = min(found, key=lambda pair: pair[0])
         return chain if cost <= WORTH else self._original
+
+    def _needed(self, bound: Node) -> float:
+        """What giving up one upper bound costs in float."""
+        return self._error(replace(self._original, unbounded=(bound,)), None)
 
     def _searched(self, start: ScaledChain) -> tuple[float, ScaledChain]:
         """Pair by pair the best of what is proposed, from the weights as they are or from balanced ones."""

@@ -24,9 +24,10 @@ PER_TENSOR = replace(rules_for("onnxruntime"), per_channel=frozenset())
 class Depthwise(nn.Module):
     """Pointwise, depthwise, pointwise with ReLUs, pooling, flattening and two linear layers; channels scaled apart by 100."""
 
-    def __init__(self, activation: nn.Module | None = None) -> None:
+    def __init__(self, activation: nn.Module | None = None, late: nn.Module | None = None) -> None:
         super().__init__()
         self.activation = activation or nn.ReLU()
+        self.late = late
         self.expand, self.norm = nn.Conv2d(3, 16, 1), nn.BatchNorm2d(16)
         self.depth, self.project = nn.Conv2d(16, 16, 3, groups=16), nn.Conv2d(16, 8, 1)
         self.hidden, self.head = nn.Linear(8 * 9, 12), nn.Linear(12, 5)
@@ -34,7 +35,7 @@ class Depthwise(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """(batch, 3, 8, 8) -> (batch, 5)."""
         x = self.activation(self.norm(self.expand(x)))
-        x = F.pad(self.activation(self.depth(x)), (0, 1, 0, 1))
+        x = F.pad((self.late or self.activation)(self.depth(x)), (0, 1, 0, 1))
         x = F.max_pool2d(F.relu(self.project(x)), 2)
         return self.head(F.leaky_relu(self.hidden(x.flatten(1)), 0.1))
 
@@ -47,10 +48,10 @@ def images(count: int) -> Tensor:
     return torch.randn(count, 3, 8, 8, generator=torch.Generator().manual_seed(count))
 
 
-def badly_scaled(activation: nn.Module | None = None) -> ExportedProgram:
+def badly_scaled(activation: nn.Module | None = None, late: nn.Module | None = None) -> ExportedProgram:
     """Every output channel multiplied by 2**-3 to 2**3 and taken back by what reads it."""
     torch.manual_seed(0)
-    module = Depthwise(activation)
+    module = Depthwise(activation, late)
     with torch.no_grad():
         for first, second in ((module.expand, module.depth), (module.depth, module.project)):
             factor = torch.logspace(-3, 3, 16, base=2.0)[torch.randperm(16)]
@@ -131,6 +132,15 @@ def test_a_bound_that_cuts_values_off_stays() -> None:
     program = badly_scaled(nn.Hardtanh(0.0, 0.5))
     result = equalize(program)
     assert not result.unbounded and "project" not in [second for _, second in result.pairs]
+
+
+@pytest.mark.parametrize("needed", ["activation", "late"])
+def test_a_bound_that_cuts_values_off_does_not_keep_the_others(needed: str) -> None:
+    other = "late" if needed == "activation" else "activation"
+    program = badly_scaled(**{needed: nn.Hardtanh(0.0, 0.5), other: nn.Hardtanh(0.0, 1000.0)})
+    result = equalize(program)
+    assert result.unbounded == (other,)
+    assert error(result.program) < 0.7 * error(program)
 
 
 @pytest.mark.parametrize("name", sorted(NETS))
