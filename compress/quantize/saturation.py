@@ -25,7 +25,7 @@ from edgepress.targets.rules import QuantRules
 
 #: What the magnitudes of two neighbours of one sign come to at most: 255 times it fits into 16 bits.
 LIMIT = 128
-#: The integer that the largest weight of an output may get. With the first, no two weights exceed the limit.
+#: The integer of the largest weight of an output before pairs are cut. With the first, no two weights exceed the limit.
 _ENDS = range(LIMIT // 2, 128, 3)
 
 
