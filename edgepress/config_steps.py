@@ -183,7 +183,7 @@ class MixedBudget(Strict):
 class QuantizeConfig(Strict):
     """The quantize step.
 
-    `scheme: auto` ships, per target, the first scheme that loses at most `max_drop` on training samples held apart.
+    `scheme: auto` ships, per target, the first scheme whose drop on training samples kept apart holds.
     `method: best` compares every scheme with the quantizers of the target's own runtime (`edgepress.best`).
     `method: ptq` rounds 4-bit weights by GPTQ; `group` is how many of a row's inputs share one of their scales.
     `fallback` keeps layers in float until a scheme with calibrated ranges holds; `budget` is of precision `mixed`.

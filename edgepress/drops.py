@@ -6,6 +6,7 @@ A drop of a fraction (accuracy, F1) is in percentage points. Other metrics have 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 from edgepress.config_gates import GateLimit
 from edgepress.config_steps import QuantizeConfig
@@ -45,11 +46,34 @@ def check_units(gates: Sequence[GateLimit], quantize: QuantizeConfig | None, met
         )
 
 
-def largest(quantize: QuantizeConfig, precision: str, gates: Sequence[GateLimit], original: float, unit: str) -> float:
+@dataclass(frozen=True)
+class Allowance:
     """What a scheme may lose on the selection samples.
 
-    The recipe's `max_drop`, or its budget where that chooses the layers; else half a percentage point. Half a unit of another metric may
-    be all of it: there it is what the target's own gate allows, or half a percent of the original's value.
+    Attributes:
+        limit: a drop, in the unit of the metric's drops.
+        by_chance: a drop up to this holds too where its paired interval contains zero; `limit` where the recipe set that.
+    """
+
+    limit: float
+    by_chance: float
+
+    def holds(self, drop: float, low: float) -> bool:
+        """Does a drop hold whose interval begins at `low`?"""
+        return drop <= self.limit or self.is_chance(drop, low)
+
+    def is_chance(self, drop: float, low: float) -> bool:
+        """Is it over the limit, but by no more than chance?"""
+        return self.limit < drop <= self.by_chance and low <= 0
+
+
+def allowance(quantize: QuantizeConfig, precision: str, gates: Sequence[GateLimit], original: float, unit: str) -> Allowance:
+    """What a scheme may lose on the selection samples.
+
+    The recipe's `max_drop`, or its budget where that chooses the layers. Else what the target's own gate allows, in percentage points half
+    a one at most: half a unit of another metric may be all of it, or nothing. Without a gate it is half a percent of the original's value.
+    Few samples decide such a limit by chance (of 1,024, eight that change for the worse and two for the better are 0.59 pp):
+    where the recipe does not set it, twice as much holds if the drop's paired interval contains zero.
 
     Args:
         quantize: the step of the recipe.
@@ -57,16 +81,14 @@ def largest(quantize: QuantizeConfig, precision: str, gates: Sequence[GateLimit]
         gates: of the target.
         original: the float original's metric.
         unit: of its drops: `pp`, or the metric's own.
-
-    Returns:
-        A drop in `unit`.
     """
     given: Quantity | None = quantize.max_drop
     if precision == "mixed" and quantize.budget is not None and quantize.budget.accuracy_drop is not None:
         given = quantize.budget.accuracy_drop
     if given is not None:
-        return given.value
-    if unit == "pp":
-        return _POINTS
+        return Allowance(given.value, given.value)
     own = next((gate.limit for gate in gates if gate.name == "accuracy_drop"), None)
-    return _SHARE * abs(original) if own is None else own
+    if unit == "pp":
+        return Allowance(_POINTS if own is None else min(own, _POINTS), 2 * _POINTS)
+    limit = _SHARE * abs(original) if own is None else own
+    return Allowance(limit, 2 * limit)

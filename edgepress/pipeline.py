@@ -16,7 +16,7 @@ from edgepress.best_steps import BestSteps
 from edgepress.config import Config, TargetPlan
 from edgepress.config_layers import MIXED
 from edgepress.config_steps import QatConfig, QuantizeConfig
-from edgepress.drops import check_units, largest
+from edgepress.drops import allowance, check_units
 from edgepress.mixed_layers import MixedLayers
 from edgepress.results import Candidate, Prepared, TargetRun
 from edgepress.stages import Origin, Stages
@@ -287,14 +287,16 @@ class Pipeline:
         return self._scored(plan, prepared, scheme, export, suffix, after)
 
     def _scored(self, plan: TargetPlan, prepared: Prepared, scheme: Scheme, export: Result, suffix: str = "", after: str = "") -> Candidate:
-        """An export on the selection share, against the recipe's `max_drop`."""
+        """An export on the selection share, against what the recipe allows there."""
         execution = self._steps.execute(plan, prepared, export, "selection", plan.target.runtime, f"{scheme.label}{suffix}")
         score = self._steps.score(plan, prepared, execution, "selection", f"{scheme.label}{suffix}")
         if score.pending:
             return Candidate(scheme, export, score, True, "", execution=execution)
-        drop, unit = float(score.value["drop"]), score.value["unit"]
-        limit = largest(self.config.quantize or QuantizeConfig(), scheme.precision, plan.gates, score.value["reference"], unit)
-        held = drop <= limit
-        sign = "within" if held else "over"
-        why = f"drop of {drop:+.2f} {unit} on {score.value['samples']} training samples kept apart, {sign} {limit:g} {unit}{after}"
+        drop, low, unit = float(score.value["drop"]), float(score.value["interval"][0]), score.value["unit"]
+        allowed = allowance(self.config.quantize or QuantizeConfig(), scheme.precision, plan.gates, score.value["reference"], unit)
+        held = allowed.holds(drop, low)
+        sign = "over" if drop > allowed.limit else "within"
+        chance = f", which chance explains (interval from {low:+.2f})" if allowed.is_chance(drop, low) else ""
+        why = f"drop of {drop:+.2f} {unit} on {score.value['samples']} training samples kept apart, {sign} {allowed.limit:g} {unit}"
+        why += chance + after
         return Candidate(scheme, export, score, held, why, execution=execution)

@@ -28,7 +28,7 @@ class Candidate:
         scheme: what was tried.
         export: result of its export, or None when it failed.
         selection: its score on the selection share, where one was needed.
-        held: the drop on the selection share is within the recipe's `max_drop` (True where it was the only choice).
+        held: the drop on the selection share is within what the recipe allows (`drops.allowance`; True where it was the only choice).
         why: in words.
         training: quantization-aware training that made its weights, None for post-training quantization.
         execution: what it answers on the selection share, where it was run there.

@@ -193,7 +193,7 @@ class OnnxRuntimeExporter(Exporter):
         return Support(True, version("onnxruntime"))
 
     def _export_impl(self, request: ExportRequest, folder: Path) -> Artifact:
-        from edgepress.exporters import onnx_biases, onnx_dynamic, onnx_passes, onnx_recurrent
+        from edgepress.exporters import onnx_biases, onnx_dynamic, onnx_kernels, onnx_passes, onnx_recurrent
 
         opset = request_opset(request.target.options)
         path, bits = folder / "model.onnx", request.scheme.weight_bits
@@ -207,6 +207,8 @@ class OnnxRuntimeExporter(Exporter):
                 onnx_biases.quantize_output_biases(path)
                 onnx_biases.fuse_biases(path)
                 onnx_passes.fold_at_load(path, ("ConvTranspose",))  # the one layer in `weight_only` of the rules
+                onnx_kernels.pool_means(path)
+                onnx_kernels.sum_hard_sigmoids(path)
                 onnx_passes.guard_float_layers(path)
             if request.scheme.kind == "weights":
                 onnx_passes.fold_at_load(path)

@@ -6,7 +6,7 @@ import pytest
 
 from edgepress.config_gates import GateLimit
 from edgepress.config_steps import QuantizeConfig
-from edgepress.drops import check_units, largest
+from edgepress.drops import Allowance, allowance, check_units
 from edgepress.targets.errors import ConfigError
 
 POINTS, BARE = GateLimit("accuracy_drop", 1.0, "pp"), GateLimit("accuracy_drop", 0.02, "")
@@ -49,8 +49,19 @@ def test_limits_in_the_unit_of_the_metric_pass() -> None:
 def test_what_a_scheme_may_lose() -> None:
     plain, given = step(), step(max_drop="0.3")
     mixed = step(precision="mixed", budget={"accuracy_drop": "0.1pp"})
-    assert largest(plain, "int8", [POINTS], 0.88, "pp") == 0.5
-    assert largest(given, "int8", [BARE], 30.0, "dB") == 0.3
-    assert largest(plain, "int8", [SIZE, BARE], 30.0, "dB") == 0.02
-    assert largest(plain, "int8", [SIZE], -30.0, "dB") == pytest.approx(0.15)
-    assert (largest(mixed, "mixed", [], 0.88, "pp"), largest(mixed, "int8", [], 0.88, "pp")) == (0.1, 0.5)
+    assert allowance(plain, "int8", [POINTS], 0.88, "pp") == Allowance(0.5, 1.0)
+    assert allowance(plain, "int8", [GateLimit("accuracy_drop", 0.2, "pp")], 0.88, "pp") == Allowance(0.2, 1.0)
+    assert allowance(given, "int8", [BARE], 30.0, "dB") == Allowance(0.3, 0.3)
+    assert allowance(plain, "int8", [SIZE, BARE], 30.0, "dB") == Allowance(0.02, 0.04)
+    assert allowance(plain, "int8", [SIZE], -30.0, "dB").limit == pytest.approx(0.15)
+    found = [allowance(mixed, precision, [], 0.88, "pp").limit for precision in ("mixed", "int8")]
+    assert found == [0.1, 0.5]
+
+
+@pytest.mark.parametrize(
+    ("drop", "low", "holds"),
+    [(0.4, 0.1, True), (-0.2, -0.9, True), (0.7, -0.1, True), (0.7, 0.0, True), (0.7, 0.1, False), (1.0, -0.4, True), (1.1, -0.4, False)],
+)
+def test_a_drop_over_the_default_limit_holds_where_chance_explains_it_up_to_twice_as_much(drop: float, low: float, holds: bool) -> None:
+    assert Allowance(0.5, 1.0).holds(drop, low) == holds
+    assert Allowance(0.5, 0.5).holds(drop, low) == (drop <= 0.5), "a limit of the recipe is what it says"

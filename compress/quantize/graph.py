@@ -25,6 +25,7 @@ KINDS: dict[str, str] = {
     "mean": "mean",
     **dict.fromkeys(("softmax", "_softmax"), "softmax"),
     "embedding": "embedding",
+    "hardsigmoid": "hard_sigmoid",
     "hardswish": "hard_swish",
     "leaky_relu": "leaky_relu",
     "sigmoid": "sigmoid",

@@ -16,7 +16,7 @@ from edgepress.targets.rules import QuantRules
 _FUSES = HEAVY | {"add", "mul"}
 _WEIGHTED = frozenset({"conv", "conv_transpose", "linear"})
 #: Kinds that are in integers for what reads them: answers between -1 and 1 have few of these left where it counts.
-_SQUEEZES = frozenset({"sigmoid", "silu", "tanh"})
+_SQUEEZES = frozenset({"hard_sigmoid", "sigmoid", "silu", "tanh"})
 #: Why a layer of `Scheme.float_layers` is not quantized.
 KEPT = "kept in float: its integers cost too much accuracy"
 #: Why a layer of the kinds in `QuantRules.weight_only` is not.

@@ -16,12 +16,12 @@ from torchao.quantization.pt2e.quantize_pt2e import convert_pt2e, prepare_pt2e
 from edgepress.compress.quantize.corrections import apply_corrections
 from edgepress.compress.quantize.embeddings import lookups, store_in_integers
 from edgepress.compress.quantize.fp8 import round_to_fp8
+from edgepress.compress.quantize.gates import write_out_gates
 from edgepress.compress.quantize.graph import HEAVY, RANGE, constant, kind_of, root_of
 from edgepress.compress.quantize.placement import WEIGHT_ONLY, Placement, place, summary
 from edgepress.compress.quantize.prepare import canonical_module, finish, float_module
 from edgepress.compress.quantize.quantizer import RulesQuantizer, known_weight
 from edgepress.compress.quantize.sharing import TensorParameters
-from edgepress.compress.quantize.silu import write_out_silu
 from edgepress.compress.quantize.split_outliers import spread_outliers
 from edgepress.compress.quantize.statistics import Statistics
 from edgepress.compress.quantize.weight_grid import round_weights
@@ -89,7 +89,7 @@ def placed(
     placement = place(module, rules, scheme.kind, _largest(module, statistics), scheme.float_layers, scheme.narrow_layers)
     if not any(kind in HEAVY for kind in placement.kinds.values()):
         raise _unplaced(placement.reasons)
-    placement = write_out_silu(module, placement)
+    placement = write_out_gates(module, placement)
     apply_corrections(module, placement.kinds, statistics.corrections)
     return module, placement, TensorParameters(module, placement, rules, statistics)
 

@@ -160,7 +160,8 @@ class TensorParameters:
         if tensor is not None:
             low, high = torch.aminmax(tensor.detach())
             return min(float(low), 0.0), max(float(high), 0.0)
-        if op_name(node) == "sigmoid" and node.name not in self._statistics.histograms:  # of a silu, which calibration saw whole
+        if op_name(node) in ("sigmoid", "hardsigmoid") and node.name not in self._statistics.histograms:
+            # of a silu or hard-swish, which calibration saw whole
             return 0.0, 1.0
         if RANGE in node.meta:
             known: Range = node.meta[RANGE]

@@ -11,7 +11,7 @@ from edgepress.targets.registry import Registry
 #: Kinds of op the quantizer knows how to place. `shape` stands for ops that move values without changing them.
 OP_KINDS = frozenset(
     {"conv", "conv_transpose", "linear", "matmul", "add", "mul", "cat", "max_pool", "avg_pool", "mean", "softmax", "shape", "embedding"}
-    | {"hard_swish", "leaky_relu", "sigmoid", "silu", "tanh"}
+    | {"hard_sigmoid", "hard_swish", "leaky_relu", "sigmoid", "silu", "tanh"}
 )
 
 #: Bits -> elements of the smallest weight that can have them: the nodes that unpack a smaller one take what they save.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from pathlib import Path
 
 import numpy as np
@@ -50,18 +51,16 @@ def opened(runtime: str, model: nn.Module, folder: Path) -> tuple[Session, Tenso
 
 
 @pytest.mark.parametrize(
-    ("runtime", "fused", "activation"),
-    [(runtime, True, activation) for runtime in ("openvino", "tensorrt") for activation in (nn.Hardswish(), nn.SiLU())]
-    + [("onnxruntime", False, nn.Hardswish())],
+    ("runtime", "activation"), [(runtime, activation) for runtime in ("openvino", "tensorrt") for activation in (nn.Hardswish(), nn.SiLU())]
 )
-def test_a_kernel_that_computes_both_rounds_after_the_activation_alone(runtime: str, fused: bool, activation: nn.Module) -> None:
+def test_a_kernel_that_computes_both_rounds_after_the_activation_alone(runtime: str, activation: nn.Module) -> None:
     program, images = program_of(Net(activation))
     rendered = render(program, calibrate(program, [(images,)]), rules_for(runtime), STATIC)
     nodes = [node for node in rendered.module.graph.nodes if "hardswish" in str(node.target) or "silu" in str(node.target)]
     assert len(nodes) == 2
-    assert all(("conv2d" in str(node.args[0].target)) == fused for node in nodes)
-    assert not fused or all("quantize_per_tensor" in str(user.target) for node in nodes for user in node.users)
-    assert any("hardswish" in str(op["op"]) or "silu" in str(op["op"]) for op in rendered.float_ops) != fused
+    assert all("conv2d" in str(node.args[0].target) for node in nodes)
+    assert all("quantize_per_tensor" in str(user.target) for node in nodes for user in node.users)
+    assert not any("hardswish" in str(op["op"]) or "silu" in str(op["op"]) for op in rendered.float_ops)
 
 
 class Gated(nn.Module):
@@ -96,6 +95,31 @@ def test_sigmoids_between_integer_layers_compute_in_integers_and_at_the_end_in_f
         op for op in kernels.ops if op["type"] == "int8" and ("sigmoid" in str(op["op"]).lower() or "logistic" in str(op["op"]).lower())
     ]
     assert sum(int(op.get("count", 1)) for op in narrow) == 2
+
+
+class Mobile(nn.Module):
+    """Convolutions with hard-swish, squeeze and excitation with a hard sigmoid, and a mean before the last layer."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.first, self.gate, self.last, self.head = nn.Conv2d(3, 8, 3), nn.Conv2d(8, 8, 1), nn.Conv2d(8, 8, 3), nn.Linear(8, 5)
+
+    def forward(self, image: Tensor) -> Tensor:
+        wide = F.hardswish(self.first(image))
+        wide = wide * F.hardsigmoid(self.gate(F.adaptive_avg_pool2d(wide, 1)))
+        return self.head(F.hardswish(self.last(wide)).mean((2, 3)))
+
+
+def test_hard_swish_and_squeeze_and_excitation_compute_in_integers_in_onnxruntime(tmp_path: Path) -> None:
+    pytest.importorskip("onnxruntime")
+    session, images, exact = opened("onnxruntime", Mobile(), tmp_path)
+    with session:
+        found, kernels = session.run({"image": images.numpy()})["logits"], session.kernels()
+    assert np.square(found - exact).mean() < 2e-3 * np.square(exact).mean()
+    operators = Counter(str(op["op"]) for op in kernels.ops)
+    assert (operators["QLinearGlobalAveragePool"], operators["QLinearMul"], operators["QLinearAdd"]) == (2, 3, 3)
+    assert not operators.keys() & {"HardSigmoid", "ReduceMean", "Mul", "Add", "GlobalAveragePool"}
 
 
 @pytest.mark.parametrize(
