@@ -1,4 +1,4 @@
-"""Operators written as what ONNX Runtime has kernels for: it has none for a HardSigmoid of integers, nor for means of them."""
+"""Operators between integers written as what ONNX Runtime has kernels for: it has none for a HardSigmoid or a mean of integers."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ import numpy as np
 
 from edgepress.exporters.onnx_passes import replace_nodes, write
 
+_CONTRIB = "com.microsoft"
 #: The largest integer of a tensor of activations.
 _LARGEST = 255
 
@@ -91,6 +92,34 @@ def sum_hard_sigmoids(path: Path) -> None:
         nodes.append(onnx.helper.make_node("DequantizeLinear", [f"{name}_q", *steps.parameters], [name], f"{name}_dq"))
     if len(nodes) > len(model.graph.node):
         replace_nodes(model, nodes)
+        write(model, path)
+
+
+def fuse_silus(path: Path) -> None:
+    """Write the product of a dequantized tensor with its Sigmoid as QuickGelu, in place.
+
+    onnxruntime does that by itself elsewhere, but not where the two read a DequantizeLinear, which it makes two of.
+
+    Args:
+        path: the file, rewritten in place.
+    """
+    import onnx
+
+    model = onnx.load(path)
+    graph = _Graph(model)
+    fused: dict[str, Any] = {}
+    for node in model.graph.node:
+        product = graph.only_reader(node.output[0], "Mul") if node.op_type == "Sigmoid" else None
+        if product is None or graph.maker(node.input[0], "DequantizeLinear") is None:
+            continue
+        if sorted(product.input) == sorted([node.input[0], node.output[0]]):
+            quick = onnx.helper.make_node("QuickGelu", node.input, product.output, product.name, domain=_CONTRIB, alpha=1.0)
+            fused |= {node.output[0]: None, product.output[0]: quick}
+    if fused:
+        nodes = [fused.get(node.output[0], node) if node.output else node for node in model.graph.node]
+        replace_nodes(model, [node for node in nodes if node is not None])
+        if _CONTRIB not in {item.domain for item in model.opset_import}:
+            model.opset_import.append(onnx.helper.make_opsetid(_CONTRIB, 1))
         write(model, path)
 
 

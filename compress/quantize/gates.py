@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from dataclasses import replace
 
 import torch
@@ -18,14 +19,19 @@ _GATES: dict[str, tuple[str, OpOverload, str]] = {
 }
 
 
-def write_out_gates(module: GraphModule, placement: Placement) -> Placement:
-    """Write every quantized silu as a product with a sigmoid, and hard-swish as one with a hard sigmoid, in place.
+def write_out_gates(module: GraphModule, placement: Placement, gated: Collection[str]) -> Placement:
+    """Write quantized silus as products with a sigmoid, and hard-swishes as products with a hard sigmoid, in place.
+
+    Args:
+        module: the canonical graph.
+        placement: which of its ops are quantized.
+        gated: which of these kinds (`QuantRules.gated`).
 
     Returns:
         The placement of the new graph; a product has the name of the node it stands for.
     """
     kinds, tails, outputs = dict(placement.kinds), dict(placement.tails), set(placement.outputs)
-    for node, found in [(node, kind) for node, kind in placement.kinds.items() if kind in _GATES]:
+    for node, found in [(node, kind) for node, kind in placement.kinds.items() if kind in gated]:
         value, (label, op, kind) = node.args[0], _GATES[found]
         with module.graph.inserting_before(node):
             gate = call(module, node, label, op, value)

@@ -89,7 +89,7 @@ def placed(
     placement = place(module, rules, scheme.kind, _largest(module, statistics), scheme.float_layers, scheme.narrow_layers)
     if not any(kind in HEAVY for kind in placement.kinds.values()):
         raise _unplaced(placement.reasons)
-    placement = write_out_gates(module, placement)
+    placement = write_out_gates(module, placement, rules.gated)
     apply_corrections(module, placement.kinds, statistics.corrections)
     return module, placement, TensorParameters(module, placement, rules, statistics)
 

@@ -14,6 +14,9 @@ OP_KINDS = frozenset(
     | {"hard_sigmoid", "hard_swish", "leaky_relu", "sigmoid", "silu", "tanh"}
 )
 
+#: Those of them that are products with a gate.
+GATED_KINDS = frozenset({"hard_swish", "silu"})
+
 #: Bits -> elements of the smallest weight that can have them: the nodes that unpack a smaller one take what they save.
 SMALLEST_NARROW = {4: 256, 2: 2048}
 #: Numbers of consecutive inputs that may share a scale of 4-bit weights.
@@ -57,6 +60,7 @@ class QuantRules:
         unit_output: fixed (scale, zero point) of what softmax and sigmoid give, or None where the range is calibrated.
         float_output: heavy op kinds whose integer kernel can write float; their output is rounded only where an integer op reads it.
         fused: op kinds that a kernel with weights computes before it rounds its output, besides clipping.
+        gated: op kinds (silu, hard_swish) written as a product with their gate, since the runtime has integer kernels for these two.
         shared: op kinds whose inputs and output have one scale and zero point.
         decompose_attention: write fused attention as matmul, softmax, matmul, so that its matmuls run in integers.
         smooth: split outlier channels of what linear layers read, and scale them into the weights, where that lowers the error.
@@ -90,6 +94,7 @@ class QuantRules:
     quantize_outputs: bool = True
     unit_output: tuple[float, int] | None = None
     float_output: frozenset[str] = frozenset()
+    gated: frozenset[str] = frozenset()
     shared: frozenset[str] = frozenset({"shape", "max_pool", "cat"})
     fused: frozenset[str] = frozenset()
     decompose_attention: bool = True
@@ -127,7 +132,7 @@ class QuantRules:
 
     def __post_init__(self) -> None:
         named = self.placement | self.per_channel | self.float_output | self.shared | self.fused | self.centred_inputs | self.weight_only
-        unknown = named - OP_KINDS
+        unknown = (named - OP_KINDS) | (self.gated - GATED_KINDS)
         if self.added_in_pairs not in ("", "flattened", "channels"):
             raise ConfigError(
                 f"QuantRules of {self.runtime!r}: {self.added_in_pairs!r} is not a value of added_in_pairs",

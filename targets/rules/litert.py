@@ -34,6 +34,7 @@ RULES = QuantRules(
         "dynamic",
         "weights",
     ),
+    gated=frozenset({"silu"}),
     shared=frozenset({"shape", "max_pool", "avg_pool", "cat"}),
     unit_output=(1 / 256, -128),
     fold_weights=False,

@@ -84,9 +84,9 @@ def test_sigmoids_between_integer_layers_compute_in_integers_and_at_the_end_in_f
     rendered = render(program, calibrate(program, [(images,)]), rules_for(runtime), STATIC)
     assert [(op["op"], op["count"]) for op in rendered.float_ops if op["op"] != "aten.mean"] == [("aten.sigmoid", 1)]
     gates = [node for node in rendered.module.graph.nodes if node.target == torch.ops.aten.sigmoid.default]
-    silu, gate, last = ([user.args[1] for user in node.users if "quantize" in str(user.target)] for node in gates)
-    assert silu == [1 / 256 if runtime == "litert" else float(np.float32(1 / 255))] and not last
-    assert gate == silu if runtime == "litert" else gate < silu  # LiteRT's kernel has one scale; calibration saw no more than 0.8 or so
+    *silu, gate, last = ([user.args[1] for user in node.users if "quantize" in str(user.target)] for node in gates)
+    assert silu == ([[1 / 256]] if runtime == "litert" else []) and not last  # ONNX Runtime has one kernel for a silu, of floats
+    assert gate == [1 / 256] if runtime == "litert" else gate[0] < 1 / 255  # LiteRT's has one scale; calibration saw no more than 0.8 or so
     session, images, exact = opened(runtime, Gated(), tmp_path)
     with session:
         found, kernels = session.run({"image": images.numpy()})["logits"], session.kernels()
@@ -94,7 +94,8 @@ def test_sigmoids_between_integer_layers_compute_in_integers_and_at_the_end_in_f
     narrow = [
         op for op in kernels.ops if op["type"] == "int8" and ("sigmoid" in str(op["op"]).lower() or "logistic" in str(op["op"]).lower())
     ]
-    assert sum(int(op.get("count", 1)) for op in narrow) == 2
+    assert sum(int(op.get("count", 1)) for op in narrow) == (2 if runtime == "litert" else 1)
+    assert runtime == "litert" or [op["op"] for op in kernels.ops].count("QuickGelu") == 1
 
 
 class Mobile(nn.Module):

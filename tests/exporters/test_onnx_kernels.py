@@ -13,7 +13,7 @@ onnxruntime = pytest.importorskip("onnxruntime")
 from hypothesis import given, settings  # noqa: E402
 from hypothesis import strategies as st  # noqa: E402
 
-from edgepress.exporters.onnx_kernels import pool_means, sum_hard_sigmoids  # noqa: E402
+from edgepress.exporters.onnx_kernels import fuse_silus, pool_means, sum_hard_sigmoids  # noqa: E402
 
 BYTES = np.arange(256, dtype=np.uint8)
 
@@ -120,3 +120,22 @@ def test_other_means_stay(axes: list[int], rank: int, tmp_path: Path) -> None:
     path.write_bytes(mean(axes, 1, rank, integers=False))
     pool_means(path)
     assert operators(path.read_bytes()) == ["ReduceMean"]
+
+
+@pytest.mark.parametrize(("second", "fused"), [("a", True), ("c", False)], ids=["silu", "another product"])
+def test_a_silu_of_integers_is_one_kernel(second: str, fused: bool, tmp_path: Path) -> None:
+    node = onnx.helper.make_node
+    constants = {"s": np.float32(0.05), "z": np.uint8(100), "s2": np.float32(0.03), "z2": np.uint8(10)}
+    nodes = [
+        node("DequantizeLinear", ["x", "s", "z"], ["a"]),
+        node("DequantizeLinear", ["x", "s2", "z"], ["c"]),
+        node("Sigmoid", ["a"], ["b"]),
+        node("Mul", [second, "b"], ["m"]),
+        node("QuantizeLinear", ["m", "s2", "z2"], ["y"]),
+    ]
+    path = tmp_path / "model.onnx"
+    path.write_bytes(model_of(nodes, constants, (onnx.TensorProto.UINT8, [256]), (onnx.TensorProto.UINT8, 1)))
+    before = answer(path.read_bytes(), BYTES).astype(int)
+    fuse_silus(path)
+    assert ("QuickGelu" in operators(path.read_bytes())) == fused
+    assert np.abs(answer(path.read_bytes(), BYTES).astype(int) - before).max() <= (1 if fused else 0)
