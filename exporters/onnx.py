@@ -210,6 +210,7 @@ class OnnxRuntimeExporter(Exporter):
                 onnx_kernels.pool_means(path)
                 onnx_kernels.sum_hard_sigmoids(path)
                 onnx_kernels.fuse_silus(path)
+                onnx_kernels.turn_entries(path)
                 onnx_passes.guard_float_layers(path)
             if request.scheme.kind == "weights":
                 onnx_passes.fold_at_load(path)

@@ -11,6 +11,10 @@ import numpy as np
 from edgepress.exporters.onnx_passes import replace_nodes, write
 
 _CONTRIB = "com.microsoft"
+#: Dimensions with channels last, and those with channels first of the former.
+_LAST, _FIRST = (0, 2, 3, 1), (0, 3, 1, 2)
+#: Operators behind a convolution that leave its layout as it is.
+_KEEPS = frozenset({"Relu", "LeakyRelu", "Clip", "Sigmoid", "HardSwish", "HardSigmoid", "Mul", "Tanh", "Gelu", "MaxPool", "Max"})
 #: The largest integer of a tensor of activations.
 _LARGEST = 255
 
@@ -123,6 +127,46 @@ def fuse_silus(path: Path) -> None:
         write(model, path)
 
 
+def turn_entries(path: Path) -> None:
+    """Let integers that come from float convolutions begin with channels last, in place.
+
+    onnxruntime's integer convolutions read and write channels last, and it moves the turns around them until they meet. Behind a float
+    convolution whose tensor a residual sum reads too it leaves one at every layer: 18 in ResNet-20, a tenth of its time. Here the floats
+    are turned, rounded, and turned back behind a Reshape that changes nothing, past which the two cannot cancel.
+
+    Args:
+        path: the file, rewritten in place.
+    """
+    import onnx
+
+    model = onnx.load(path)
+    graph, ranks = _Graph(model), _ranks(model)
+    nodes: list[Any] = []
+    for node in model.graph.node:
+        if node.op_type != "QuantizeLinear" or ranks.get(node.input[0]) != len(_LAST) or not _is_entry(graph, node):
+            nodes.append(node)
+            continue
+        (name,) = node.output
+        turned, rounded, same = f"{name}_turned", f"{name}_last", f"{name}_same"
+        nodes.append(onnx.helper.make_node("Transpose", [node.input[0]], [turned], turned, perm=_LAST))
+        nodes.append(onnx.helper.make_node("QuantizeLinear", [turned, *node.input[1:]], [rounded], rounded))
+        nodes.append(onnx.helper.make_node("Reshape", [rounded, f"{name}_shape"], [same], same))
+        nodes.append(onnx.helper.make_node("Transpose", [same], [name], name, perm=_FIRST))
+        model.graph.initializer.append(onnx.numpy_helper.from_array(np.zeros(len(_LAST), np.int64), f"{name}_shape"))
+    if len(nodes) > len(model.graph.node):
+        replace_nodes(model, nodes)
+        write(model, path)
+
+
+def _is_entry(graph: _Graph, node: Any) -> bool:
+    """Does a QuantizeLinear round what a float convolution made, for integer ones?"""
+    made = node.input[0]
+    while (maker := graph.maker(made)) is not None and maker.op_type in _KEEPS:
+        made = maker.input[0]
+    floats = maker is not None and maker.op_type == "Conv" and graph.array(maker.input[1]) is not None
+    return floats and any(reader.op_type == "Conv" for pair in graph.readers(node.output[0]) for reader in graph.readers(pair.output[0]))
+
+
 @dataclass(frozen=True)
 class _Steps:
     """A HardSigmoid as a sum: the constant, step and zero point of the sum, and the names of the scale and zero point it is read with."""
@@ -169,10 +213,14 @@ class _Graph:
 
         return onnx.numpy_helper.to_array(self._tensors[name]) if name in self._tensors else None
 
-    def maker(self, name: str, operator: str) -> Any | None:
-        """The node that makes a tensor, where it is such an operator."""
+    def maker(self, name: str, operator: str = "") -> Any | None:
+        """The node that makes a tensor, where it is such an operator; None for inputs and constants."""
         node = self._makers.get(name)
-        return node if node is not None and node.op_type == operator else None
+        return node if node is not None and operator in ("", node.op_type) else None
+
+    def readers(self, name: str) -> list[Any]:
+        """The nodes that read a tensor."""
+        return self._readers.get(name, [])
 
     def only_reader(self, name: str, operator: str) -> Any | None:
         """The one node that reads a tensor, where it is such an operator and the tensor no output of the model."""

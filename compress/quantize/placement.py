@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from types import MappingProxyType
@@ -10,6 +11,7 @@ import torch
 from torch.fx import GraphModule, Node
 
 from edgepress.compress.quantize.graph import ACTIVATIONS, HEAVY, PIECES, RANGE, constant, is_float, kind_of, op_name, root_of, value_of
+from edgepress.compress.quantize.macs import macs_of
 from edgepress.compress.quantize.masks import LARGEST, masked_nodes
 from edgepress.targets.rules import QuantRules
 
@@ -19,6 +21,10 @@ _WEIGHTED = frozenset({"conv", "conv_transpose", "linear"})
 _SQUEEZES = frozenset({"hard_sigmoid", "sigmoid", "silu", "tanh"})
 #: Why a layer of `Scheme.float_layers` is not quantized.
 KEPT = "kept in float: its integers cost too much accuracy"
+#: Why a convolution within `QuantRules.float_entry` is not.
+ENTRY = "reads the model's input and sums few products: the runtime's float kernel is faster than rounding and its integer one"
+#: Such convolutions are in integers all the same where they are more than this share of the multiply-accumulates.
+ENTRY_SHARE = 0.12
 #: Why a layer of the kinds in `QuantRules.weight_only` is not.
 WEIGHT_ONLY = "the runtime has no integer kernel for it: its weight alone is stored in integers"
 
@@ -106,6 +112,7 @@ class _Placing:
     def result(self) -> Placement:
         self._candidates()
         self._settle()
+        self._leave_entries()
         tails = {node: self._tail(node) for node in self.kinds}
         outputs = frozenset(tails[node] for node, kind in self.kinds.items() if self._rounds_output(node, kind))
         return Placement(dict(self.kinds), tails, outputs, dict(self.reasons))
@@ -179,6 +186,29 @@ class _Placing:
                 del self.kinds[node]
                 self.reasons[node] = "its neighbours compute in float: rounding it would cost accuracy and save nothing"
             changed = bool(lonely)
+
+    def _leave_entries(self) -> None:
+        """Leave small convolutions of the model's inputs in float, where they are a small part of the network."""
+        behind: set[Node] = set()
+        for node in self.module.graph.nodes:
+            if kind_of(node) in HEAVY or not behind.isdisjoint(node.all_input_nodes):
+                behind.add(node)
+        entries = [n for n, kind in self.kinds.items() if kind == "conv" and n.args[0] not in behind and self._is_small(n)]
+        if not entries:
+            return
+        macs = macs_of(self.module)
+        if sum(macs[node] for node in entries) > ENTRY_SHARE * sum(macs.values()):
+            return
+        for node in entries:
+            self.heads.pop(self._tail(node), None)
+            del self.kinds[node]
+            self.reasons[node] = ENTRY
+        self._settle()
+
+    def _is_small(self, node: Node) -> bool:
+        weight = value_of(node.args[1])
+        products = weight[0].numel() if weight.dim() == 4 and weight.shape[1] == value_of(node.args[0]).shape[1] else math.inf
+        return products <= self.rules.float_entry
 
     def _surrounded(self, node: Node, kind: str) -> bool:
         inputs = [item for item in data_inputs(node, kind) if item.op != "get_attr"]

@@ -74,6 +74,8 @@ class QuantRules:
             the window of a convolution, channels last, or channels of one position. Their weights keep to what fits.
         affine: sums and products with constants have integer kernels that are worth their roundings.
         rounded_before: names of float ops that are faster where layers before them write integers, centred ones, than floats.
+        float_entry: a 2-D convolution of the model's input stays float where an output sums at most so many products, and few of the
+            network's multiply-accumulates are its.
         weight_only: op kinds without an integer kernel whose weights static schemes store in integers all the same.
         whole_splits: a tensor is taken apart in integers where all of its pieces are rounded: one that floats read is, if another is.
         float_bytes: bytes of one weight of a layer that a quantized artifact keeps in float.
@@ -106,6 +108,7 @@ class QuantRules:
     added_in_pairs: str = ""
     affine: bool = True
     rounded_before: frozenset[str] = frozenset()
+    float_entry: int = 0
     weight_only: frozenset[str] = frozenset()
     whole_splits: bool = False
     float_bytes: int = 4

@@ -13,6 +13,10 @@ sigmoid, which is a sum that rounding clips, and means over positions are pools 
 time that it takes with the three in float. SiLU computes in float between integers, since ONNX Runtime has one kernel for it (QuickGelu):
 EfficientNet-B0 takes 0.85 of the time that it takes with a QLinearSigmoid and a QLinearMul, which are slower than a pair of conversions.
 
+A first convolution of few channels (3x3 of an image's three: 27 products) stays in float. Its integer kernel gathers three bytes at a
+time, and the image would be rounded first: networks take 0.88 to 0.96 of the time with it in float (benchmarks/quantization.md). Of 147
+products (7x7) the integer kernel is faster.
+
 Transposed convolutions have none: rounding what they read and write costs time for nothing, and a DequantizeLinear of their weight runs on
 every inference. Their weight is stored in integers and turned into floats when the file is loaded.
 
@@ -54,6 +58,7 @@ RULES = QuantRules(
     gated=frozenset({"hard_swish"}),
     shared=frozenset({"shape", "max_pool"}),
     float_output=frozenset({"linear"}),
+    float_entry=32,
     weight_only=frozenset({"conv_transpose"}),
     whole_splits=True,
     added_in_pairs="flattened",
