@@ -52,18 +52,14 @@ class Allowance:
 
     Attributes:
         limit: a drop, in the unit of the metric's drops.
-        by_chance: a drop up to this holds too where its paired interval contains zero; `limit` where the recipe set that.
+        by_chance: a drop up to this is undecided where its paired interval contains zero; `limit` where the recipe set that.
     """
 
     limit: float
     by_chance: float
 
-    def holds(self, drop: float, low: float) -> bool:
-        """Does a drop hold whose interval begins at `low`?"""
-        return drop <= self.limit or self.is_chance(drop, low)
-
     def is_chance(self, drop: float, low: float) -> bool:
-        """Is it over the limit, but by no more than chance?"""
+        """Is a drop whose interval begins at `low` over the limit by no more than chance?"""
         return self.limit < drop <= self.by_chance and low <= 0
 
 
@@ -73,7 +69,7 @@ def allowance(quantize: QuantizeConfig, precision: str, gates: Sequence[GateLimi
     The recipe's `max_drop`, or its budget where that chooses the layers. Else what the target's own gate allows, in percentage points half
     a one at most: half a unit of another metric may be all of it, or nothing. Without a gate it is half a percent of the original's value.
     Few samples decide such a limit by chance (of 1,024, eight that change for the worse and two for the better are 0.59 pp):
-    where the recipe does not set it, twice as much holds if the drop's paired interval contains zero.
+    where the recipe does not set it, a drop up to twice as much is undecided if its paired interval contains zero.
 
     Args:
         quantize: the step of the recipe.

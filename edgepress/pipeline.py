@@ -208,9 +208,14 @@ class Pipeline:
             run.chosen = min(made, key=lambda candidate: candidate.drop)
 
     def _walk(self, run: TargetRun, prepared: Prepared, schemes: Sequence[Scheme], every: bool, only: bool) -> EdgepressError | None:
-        """Try schemes until one holds, or `every` one; what could not be made is returned."""
+        """Try schemes until one holds, or `every` one; what could not be made is returned.
+
+        Before arithmetic goes back to float, which `weights` means, and where nothing holds, what lost no more than chance explains ships.
+        """
         last: EdgepressError | None = None
         for scheme, refiners in self._rungs(schemes):
+            if scheme.kind == "weights" and not every and _take_by_chance(run):
+                break
             try:
                 candidates = self._tries(run.plan, prepared, scheme, refiners, only)
             except TrainingError:
@@ -224,6 +229,8 @@ class Pipeline:
             if best.held and not every:
                 run.chosen = best
                 break
+        if run.chosen is None and not every:
+            _take_by_chance(run)
         return last
 
     def _rungs(self, schemes: Sequence[Scheme]) -> list[tuple[Scheme, Sequence[str]]]:
@@ -294,9 +301,18 @@ class Pipeline:
             return Candidate(scheme, export, score, True, "", execution=execution)
         drop, low, unit = float(score.value["drop"]), float(score.value["interval"][0]), score.value["unit"]
         allowed = allowance(self.config.quantize or QuantizeConfig(), scheme.precision, plan.gates, score.value["reference"], unit)
-        held = allowed.holds(drop, low)
-        sign = "over" if drop > allowed.limit else "within"
-        chance = f", which chance explains (interval from {low:+.2f})" if allowed.is_chance(drop, low) else ""
+        held, chance = drop <= allowed.limit, allowed.is_chance(drop, low)
+        sign = "within" if held else "over"
         why = f"drop of {drop:+.2f} {unit} on {score.value['samples']} training samples kept apart, {sign} {allowed.limit:g} {unit}"
-        why += chance + after
-        return Candidate(scheme, export, score, held, why, execution=execution)
+        why += (f", which chance explains (interval from {low:+.2f})" if chance else "") + after
+        return Candidate(scheme, export, score, held, why, execution=execution, chance=chance)
+
+
+def _take_by_chance(run: TargetRun) -> bool:
+    """Choose the candidate that lost least of those over the limit by no more than chance, if there is one."""
+    places = [place for place, candidate in enumerate(run.tried) if candidate.chance]
+    if not places:
+        return False
+    best = min(places, key=lambda place: run.tried[place].drop)
+    run.chosen = run.tried[best] = replace(run.tried[best], held=True)
+    return True

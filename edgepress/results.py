@@ -33,6 +33,7 @@ class Candidate:
         training: quantization-aware training that made its weights, None for post-training quantization.
         execution: what it answers on the selection share, where it was run there.
         latency: against the float model in the same runtime, where candidates are timed.
+        chance: the drop is over what is allowed, but by no more than chance.
     """
 
     scheme: Scheme
@@ -43,6 +44,7 @@ class Candidate:
     training: Result | None = None
     execution: Result | None = None
     latency: Result | None = None
+    chance: bool = False
 
     @property
     def drop(self) -> float:

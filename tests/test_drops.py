@@ -59,9 +59,9 @@ def test_what_a_scheme_may_lose() -> None:
 
 
 @pytest.mark.parametrize(
-    ("drop", "low", "holds"),
-    [(0.4, 0.1, True), (-0.2, -0.9, True), (0.7, -0.1, True), (0.7, 0.0, True), (0.7, 0.1, False), (1.0, -0.4, True), (1.1, -0.4, False)],
+    ("drop", "low", "chance"),
+    [(0.4, -0.1, False), (0.7, -0.1, True), (0.7, 0.0, True), (0.7, 0.1, False), (1.0, -0.4, True), (1.1, -0.4, False)],
 )
-def test_a_drop_over_the_default_limit_holds_where_chance_explains_it_up_to_twice_as_much(drop: float, low: float, holds: bool) -> None:
-    assert Allowance(0.5, 1.0).holds(drop, low) == holds
-    assert Allowance(0.5, 0.5).holds(drop, low) == (drop <= 0.5), "a limit of the recipe is what it says"
+def test_a_drop_over_the_default_limit_is_chance_up_to_twice_as_much(drop: float, low: float, chance: bool) -> None:
+    assert Allowance(0.5, 1.0).is_chance(drop, low) == chance
+    assert not Allowance(0.5, 0.5).is_chance(drop, low), "a limit of the recipe is what it says"
