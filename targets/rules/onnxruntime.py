@@ -14,7 +14,7 @@ time that it takes with the three in float. SiLU computes in float between integ
 EfficientNet-B0 takes 0.85 of the time that it takes with a QLinearSigmoid and a QLinearMul, which are slower than a pair of conversions.
 
 A first convolution of few channels (3x3 of an image's three: 27 products) stays in float. Its integer kernel gathers three bytes at a
-time, and the image would be rounded first: networks take 0.88 to 0.96 of the time with it in float (benchmarks/quantization.md). Of 147
+time, and the image would be rounded first: networks take 0.82 to 0.95 of the time with it in float (benchmarks/quantization.md). Of 147
 products (7x7) the integer kernel is faster.
 
 Transposed convolutions have none: rounding what they read and write costs time for nothing, and a DequantizeLinear of their weight runs on
