@@ -10,7 +10,7 @@ from unittest.mock import Mock
 import pytest
 
 from edgepress.config import TargetPlan, load, recipe
-from edgepress.pipeline import RESCUE, Pipeline
+from edgepress.ladder import RESCUE, Ladder
 from edgepress.results import Candidate, TargetRun
 from edgepress.step import Result
 from edgepress.targets.nouns import Scheme
@@ -21,7 +21,7 @@ HELD, CHANCE, OVER = (True, False), (False, True), (False, False)
 NOTHING = {"static": (3.0, OVER), "static-matmul": (2.0, OVER), "dynamic": (2.5, OVER), "gptq": (2.5, OVER)}
 
 
-class Ladder(Pipeline):
+class Tried(Ladder):
     """Tries schemes by made-up figures: kind, or `gptq` where it is refined -> drop and what it means."""
 
     figures: dict[str, tuple[float, tuple[bool, bool]]]
@@ -50,11 +50,10 @@ def test_what_lost_no_more_than_chance_ships_before_float_arithmetic(
 ) -> None:
     config = load(digits(tmp_path, ["onnxruntime"], compress=[{"quantize": {"precision": "int8"}}]))
     (plan,) = recipe(config)
-    executor: Any = Mock()
-    ladder = Ladder(config, (plan,), executor)
+    ladder = Tried(config, Mock(), Mock(), Mock())
     ladder.figures = figures
     run, prepared = TargetRun(plan), Mock()
-    ladder._choose(run, prepared)
+    ladder.choose(run, prepared)
     assert run.chosen is not None and len(run.tried) == tried
     assert (run.chosen.why or run.chosen.scheme.kind) == ships and any(run.chosen is candidate for candidate in run.tried)
     assert run.chosen.held == any(held or chance for _, (held, chance) in figures.values())
