@@ -9,15 +9,15 @@ The parts of a concat keep ranges of their own (QLinearConcat rescales them): a 
 ReLU that writes into it from fusing with the sum or convolution before it.
 
 Sigmoids and leaky ReLUs between integer layers have kernels (QLinearSigmoid, QLinearLeakyRelu). Hard-swish is a product with a hard
-sigmoid, which is a sum that rounding clips, and means over positions are pools (`exporters/onnx_kernels.py`). SiLU computes in float between
-integers, since ONNX Runtime has one kernel for it (QuickGelu) and a QLinearSigmoid with a QLinearMul is slower than a pair of conversions.
+sigmoid, which is a sum that rounding clips, and means over positions are pools (`exporters/onnx_kernels.py`). SiLU computes in float
+between integers, since ONNX Runtime has one kernel for it (QuickGelu), and a QLinearSigmoid with a QLinearMul is slower than a pair of
+conversions.
 With these and a first convolution in float, inverted bottlenecks with SiLU and squeeze and excitation take 1.05 of float instead of 1.66
 (benchmarks/quantization/structures.py, squeeze-excite).
 
 A first convolution of few channels (3x3 of an image's three: 27 products) stays in float. Its integer kernel gathers three bytes at a
-time, and the image would be rounded first: ResNet-20 takes 0.945 of the time of its own
-quantizer's file, which rounds it (benchmarks/quantization/peers.py). Of 147
-products (7x7) the integer kernel is faster.
+time, and the image would be rounded first: ResNet-20 takes 0.945 of the time of its own quantizer's file, which rounds it
+(benchmarks/quantization/peers.py). Of 147 products (7x7) the integer kernel is faster.
 
 Transposed convolutions have none: rounding what they read and write costs time for nothing, and a DequantizeLinear of their weight runs on
 every inference. Their weight is stored in integers and turned into floats when the file is loaded.
