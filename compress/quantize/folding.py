@@ -22,25 +22,20 @@ def fold_batch_norms(module: GraphModule) -> None:
     Where others read the layer too, the batch norm becomes a product and a sum.
     """
     for node in list(module.graph.nodes):
-        name = op_name(node)
-        if name not in ("batch_norm", "_native_batch_norm_legit_no_training") or node.args[0].op != "call_function":
+        norm = _single_result(module, node)
+        if norm is None or norm.args[0].op != "call_function" or norm.args[5]:
             continue
-        if name == "batch_norm" and node.args[5]:
-            continue
-        head = node.args[0]
-        result = node if name == "batch_norm" else _only_first(node)
-        affine = _affine(module, node) if op_name(head) in _FOLDABLE else None
-        if affine is None or result is None:
+        head = norm.args[0]
+        affine = _affine(module, norm) if op_name(head) in _FOLDABLE else None
+        if affine is None:
             continue
         channels_last = op_name(head) == "linear" and value_of(head).dim() > 2  # a batch norm's are dimension 1
         if len(head.users) == 1 and not channels_last and _fold(module, head, *affine):
-            result.replace_all_uses_with(head)
-            head.meta["val"] = value_of(result) if isinstance(value_of(result), torch.Tensor) else value_of(head)
+            norm.replace_all_uses_with(head)
+            head.meta["val"] = value_of(norm)
         else:
-            result.replace_all_uses_with(_written_out(module, node, *affine))
-        module.graph.erase_node(result)
-        if result is not node:
-            module.graph.erase_node(node)
+            norm.replace_all_uses_with(_written_out(module, norm, *affine))
+        module.graph.erase_node(norm)
 
 
 def fold_factors(module: GraphModule) -> None:
@@ -94,10 +89,23 @@ def _skip(module: GraphModule, head: Node, *behind: Node) -> None:
         module.graph.erase_node(node)
 
 
-def _only_first(node: Node) -> Node | None:
-    """The single user of a batch norm that returns a tuple, when it takes the normalised tensor."""
+def _single_result(module: GraphModule, node: Node) -> Node | None:
+    """A batch norm that returns a tensor, put in the place of one that returns a tuple; None for other ops and where more of it is read."""
+    if op_name(node) != "_native_batch_norm_legit_no_training":
+        return node if op_name(node) == "batch_norm" else None
     users = list(node.users)
-    return users[0] if len(users) == 1 and users[0].target is operator.getitem and users[0].args[1] == 0 else None
+    if len(users) != 1 or users[0].target is not operator.getitem or users[0].args[1] != 0:
+        return None
+    x, weight, bias, mean, variance, momentum, epsilon = node.args
+    with module.graph.inserting_before(node):
+        norm = module.graph.call_function(
+            aten.batch_norm.default, (x, weight, bias, mean, variance, False, momentum, epsilon, False), name=f"{node.name}_output"
+        )
+    norm.meta = {**node.meta, "val": value_of(users[0])}
+    users[0].replace_all_uses_with(norm)
+    for old in (users[0], node):
+        module.graph.erase_node(old)
+    return norm
 
 
 def _affine(module: GraphModule, norm: Node) -> tuple[torch.Tensor, torch.Tensor] | None:
@@ -106,8 +114,7 @@ def _affine(module: GraphModule, norm: Node) -> tuple[torch.Tensor, torch.Tensor
     if mean is None or variance is None:
         return None
     gamma, beta = constant(module, norm.args[1]), constant(module, norm.args[2])
-    epsilon = norm.args[7] if op_name(norm) == "batch_norm" else norm.args[6]
-    scale = (gamma.double() if gamma is not None else 1.0) / torch.sqrt(variance.double() + epsilon)
+    scale = (gamma.double() if gamma is not None else 1.0) / torch.sqrt(variance.double() + norm.args[7])
     return scale, (beta.double() if beta is not None else 0.0) - mean.double() * scale
 
 

@@ -25,6 +25,7 @@ KINDS: dict[str, str] = {
     "mean": "mean",
     **dict.fromkeys(("softmax", "_softmax"), "softmax"),
     "embedding": "embedding",
+    "batch_norm": "batch_norm",
     "hardsigmoid": "hard_sigmoid",
     "hardswish": "hard_swish",
     "leaky_relu": "leaky_relu",
@@ -111,7 +112,7 @@ def kind_of(node: Node) -> str | None:
     name = op_name(node)
     if name in SAME_VALUES or name in SOME_VALUES or name in PIECES:
         return "shape" if _keeps_values(node, name) else None
-    if name == "add" and node.kwargs.get("alpha", 1) != 1:
+    if (name == "add" and node.kwargs.get("alpha", 1) != 1) or (name == "batch_norm" and node.args[5]):  # of its own statistics
         return None
     return KINDS.get(name)
 

@@ -15,7 +15,7 @@ from edgepress.compress.quantize.macs import macs_of
 from edgepress.compress.quantize.masks import LARGEST, masked_nodes
 from edgepress.targets.rules import QuantRules
 
-_FUSES = HEAVY | {"add", "mul"}
+_FUSES = HEAVY | {"add", "batch_norm", "mul"}
 _WEIGHTED = frozenset({"conv", "conv_transpose", "linear"})
 #: Kinds that are in integers for what reads them: answers between -1 and 1 have few of these left where it counts.
 _SQUEEZES = frozenset({"hard_sigmoid", "sigmoid", "silu", "tanh"})

@@ -11,7 +11,7 @@ from edgepress.targets.registry import Registry
 #: Kinds of op the quantizer knows how to place. `shape` stands for ops that move values without changing them.
 OP_KINDS = frozenset(
     {"conv", "conv_transpose", "linear", "matmul", "add", "mul", "cat", "max_pool", "avg_pool", "mean", "softmax", "shape", "embedding"}
-    | {"hard_sigmoid", "hard_swish", "leaky_relu", "sigmoid", "silu", "tanh"}
+    | {"batch_norm", "hard_sigmoid", "hard_swish", "leaky_relu", "sigmoid", "silu", "tanh"}
 )
 
 #: Those of them that are products with a gate.

@@ -195,6 +195,52 @@ def kernels(xml: Path) -> dict[str, str]:
     return {op.get_rt_info()["layerType"].value: op.get_rt_info()["primitiveType"].value for op in model.get_ordered_ops()}
 
 
+def written_by_kernels(xml: Path) -> dict[str, set[str]]:
+    """Kind of op -> the types that its kernels write."""
+    found: dict[str, set[str]] = {}
+    for op in core().compile_model(xml, "CPU", {"INFERENCE_PRECISION_HINT": "f32"}).get_runtime_model().get_ordered_ops():
+        found.setdefault(op.get_rt_info()["layerType"].value, set()).add(op.get_rt_info()["outputPrecisions"].value)
+    return found
+
+
+class Preactivated(nn.Module):
+    """Maps that are joined, or added, and normalized before every convolution (Huang et al. 2017; He et al. 2016, "Identity Mappings")."""
+
+    def __init__(self, joined: bool, in_place: bool) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.joined, self.in_place = joined, in_place
+        widths = [16, 24, 32] if joined else [16, 16, 16]
+        self.stem, self.head = nn.Conv2d(3, 16, 3, padding=1), nn.Linear(widths[-1], 5)
+        self.norms = nn.ModuleList(map(nn.BatchNorm2d, widths))
+        self.layers = nn.ModuleList(nn.Conv2d(width, 8 if joined else 16, 3, padding=1) for width in widths[:2])
+        for norm in self.norms:
+            nn.init.uniform_(norm.weight, -1.5, 1.5)
+            nn.init.normal_(norm.running_mean, 0, 0.2)
+            nn.init.uniform_(norm.running_var, 0.1, 1.5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.stem(x).relu()
+        for norm, layer in zip(self.norms, self.layers, strict=False):
+            new = layer(F.relu(norm(x), inplace=self.in_place))
+            x = torch.cat([x, new], 1) if self.joined else x + new
+        return self.head(F.relu(self.norms[-1](x), inplace=self.in_place).mean((2, 3)))
+
+
+@pytest.mark.parametrize("in_place", [False, True])
+@pytest.mark.parametrize("joined", [False, True])
+def test_a_batch_norm_between_integers_is_part_of_their_rounding(joined: bool, in_place: bool, tmp_path: Path) -> None:
+    images = torch.randn(32, 3, 16, 16, generator=torch.Generator().manual_seed(0))
+    program = torch.export.export(Preactivated(joined, in_place).eval(), (images[:2],), dynamic_shapes=({0: torch.export.Dim("n")},))
+    statistics = calibrate(program, [(images,)])
+    found, expected = as_exported(program, statistics, images, tmp_path)
+    assert np.square(found - expected).mean() < 1e-4 * np.square(expected).mean()
+    written = written_by_kernels(tmp_path / "out" / "model" / "model.xml")
+    assert written["Convolution"] == {"u8"} and written["Reduce"] == {"u8"}
+    assert written.get("Concatenation", {"u8"}) == {"u8"}
+    assert "aten.batch_norm" not in {op["op"] for op in render(program, statistics, rules_for("openvino"), STATIC).float_ops}
+
+
 class Wider(nn.Module):
     """Signed values that a transposed convolution reads, alone or beside a convolution."""
 
