@@ -30,7 +30,10 @@ class MixedLayers(FloatLayers):
     """The search for one target; see `FloatLayers`."""
 
     def mixed(self, budget: MixedBudget, narrow: Sequence[int] = ()) -> Candidate:
-        """Divide the layers of the best scheme tried between integers and float.
+        """Divide the layers of one of the schemes tried between integers and float.
+
+        A budget of accuracy divides the one that lost least, others the first that holds: what a drop is less by chance is not worth a
+        scheme with less in integers, which is slower.
 
         Args:
             budget: what they may spend.
@@ -40,7 +43,8 @@ class MixedLayers(FloatLayers):
             QuantizationError: no division reaches the budget; the nearest is named.
             EdgepressError: what reaches it could not be made, with the reason.
         """
-        base = best_of(self._run.tried)
+        fastest = next((candidate for candidate in self._run.tried if candidate.held and candidate.export is not None), None)
+        base = fastest if fastest and budget.accuracy_drop is None else best_of(self._run.tried)
         if base is None or base.export is None:
             raise EdgepressError(f"target {self._run.plan.target.name!r} could not be exported in integers")
         layers = self._steps.sensitivity(self._run.plan, self._prepared, base.scheme, narrow if budget.latency is None else ())

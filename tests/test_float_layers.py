@@ -149,6 +149,24 @@ def test_a_budget_of_bytes_is_kept_by_the_file_itself(tmp_path: Path) -> None:
     assert [layer["bits"] for layer in run.mixed["layers"]] == [32, 8, 8, 8]
 
 
+@pytest.mark.parametrize(
+    ("spent", "first", "divided"),
+    [
+        ({"size": 0.7}, 0.3, "static"),
+        ({"latency": 0.7}, 0.3, "static"),
+        ({"accuracy_drop": "0.25pp"}, 0.3, "static-matmul"),
+        ({"size": 0.7}, 3.0, "static-matmul"),
+    ],
+)
+def test_a_budget_divides_the_first_scheme_that_holds_and_one_of_drop_the_most_accurate(
+    spent: dict[str, object], first: float, divided: str, tmp_path: Path
+) -> None:
+    run, layers = search(tmp_path, lambda kept: first, 1.0)
+    made = run.tried[0]
+    run.tried.append(Candidate(Scheme("int8", "static-matmul"), made.export, result({"drop": 0.2}), True, "drop of 0.2"))
+    assert layers.mixed(budget(**spent)).scheme.kind == divided
+
+
 def test_a_budget_of_bytes_that_integers_alone_exceed_is_refused_with_the_nearest(tmp_path: Path) -> None:
     _, layers = search(tmp_path, lambda kept: 0.0, 1.0)
     with pytest.raises(QuantizationError, match=r"cannot be as small as 0\.2x.*500 bytes, 0\.294x.*\{size: 0\.295x\}"):
