@@ -15,7 +15,7 @@ from torch.fx import Node
 
 from edgepress.compress.program import load_program
 from edgepress.compress.quantize.graph import op_name
-from edgepress.exporters import coreml_ops, coreml_package
+from edgepress.exporters import coreml_ops, coreml_package, coreml_recurrent
 from edgepress.exporters.base import Exporter, ExportRequest, quiet
 from edgepress.exporters.coreml_import import coremltools, unchecked
 from edgepress.targets.errors import ExportError
@@ -76,8 +76,11 @@ class CoreMlExporter(Exporter):
         with quiet():
             coremltools()
             coreml_ops.register()
-            program = coreml_ops.fixed_batch(module, examples, half=_compute(request.scheme) == "float16")
+            plain = coreml_recurrent.with_float_weights(module)
+            program = coreml_ops.fixed_batch(plain, examples, half=_compute(request.scheme) == "float16")
             model = _convert(program, signature, minimum_os, request.scheme)
+            if plain is not module:
+                model = coreml_recurrent.store_weights(model)
             _check_names(model, signature, request.target.name)
             coreml_package.save(model, folder / PACKAGE)
         facts = {

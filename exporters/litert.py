@@ -7,8 +7,10 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 from edgepress.compress.program import load_program
+from edgepress.compress.quantize.recurrent import STORED
 from edgepress.exporters.base import Exporter, ExportRequest
 from edgepress.exporters.litert_convert import to_tflite
+from edgepress.exporters.litert_dynamic_layers import multiply_in_integers
 from edgepress.exporters.litert_flatbuffer import TfliteFile
 from edgepress.exporters.litert_int4 import store_integers, with_float_weights
 from edgepress.exporters.litert_integer_transposed import convolve_in_integers
@@ -39,8 +41,10 @@ class LiteRtExporter(Exporter):
     def _export_impl(self, request: ExportRequest, folder: Path) -> Artifact:
         io = _io(request)
         file = self._int4(request) if request.scheme.precision == INT4 else TfliteFile(self._content(request))
+        at_run_time = False
         if request.scheme.kind in _STATIC:
             convolve_in_integers(file)
+            at_run_time = multiply_in_integers(file)
         if io == "int8":
             file.integer_boundary()
         file.stamp_versions()
@@ -58,7 +62,7 @@ class LiteRtExporter(Exporter):
                 "io": io,
                 **({"quantization": quantization} if quantization else {}),
             },
-            float_ops=file.remaining(self.rendered(request).float_ops)
+            float_ops=file.remaining([op for op in self.rendered(request).float_ops if not (at_run_time and op["reason"] == STORED)])
             if request.scheme.kind in _STATIC or request.scheme.precision == INT4
             else file.float_ops(request.scheme),
         )

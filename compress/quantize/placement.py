@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import operator
 from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from types import MappingProxyType
@@ -286,7 +287,7 @@ def _line(node: Node, reason: str) -> tuple[str, str] | None:
     value = value_of(node)
     values: Iterable[object] = value if isinstance(value, list | tuple) else (value,)
     tensors = [item for item in values if isinstance(item, torch.Tensor)]
-    if not tensors or kind_of(node) == "shape":
+    if not tensors or kind_of(node) == "shape" or node.target is operator.getitem:
         return None
     if not any(item.is_floating_point() for item in tensors):
         return "integer and boolean ops", "indices, shapes and masks are not activations"

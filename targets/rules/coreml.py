@@ -21,6 +21,7 @@ RULES = QuantRules(
         "int4-weights",
         "mixed",
     ),
+    stores_recurrent=True,
     ladder=(
         "static",
         "static-matmul",

@@ -28,6 +28,7 @@ RULES = QuantRules(
         "int4-weights",
         "mixed",
     ),
+    stores_recurrent=True,
     ladder=(
         "static",
         "static-matmul",

@@ -62,6 +62,7 @@ RULES = QuantRules(
     float_output=frozenset({"linear"}),
     float_entry=32,
     weight_only=frozenset({"conv_transpose"}),
+    stores_recurrent=True,
     whole_splits=True,
     added_in_pairs="flattened",
     int4=Int4Rules(),

@@ -1,4 +1,4 @@
-"""LSTMs in ONNX Runtime compute in integers, in every scheme that has integer activations."""
+"""Recurrent layers: their weights are integers in every int8 file, and they compute in integers where a runtime has a kernel for that."""
 
 from __future__ import annotations
 
@@ -21,31 +21,33 @@ from edgepress.validators.runtimes import RUNTIMES  # noqa: E402
 from tests.saturation import saturates  # noqa: E402
 
 STEPS, FEATURES, STATE = 9, 12, 24
+STATIC = Scheme("int8", "static")
 
 
 class Tagger(nn.Module):
     """A recurrent layer over a sequence and a class for every step; (n, steps, features) -> (n, steps, 4)."""
 
-    def __init__(self, kind: type[nn.RNNBase], both_ways: bool) -> None:
+    def __init__(self, kind: type[nn.RNNBase], both_ways: bool, state: int = STATE) -> None:
         super().__init__()
-        self.steps = kind(FEATURES, STATE, batch_first=True, bidirectional=both_ways)  # type: ignore[arg-type]  # torch types its modes
-        self.head = nn.Linear(STATE * (1 + both_ways), 4)
+        self.steps = kind(FEATURES, state, batch_first=True, bidirectional=both_ways)  # type: ignore[arg-type]  # torch types its modes
+        self.head = nn.Linear(state * (1 + both_ways), 4)
 
     def forward(self, x: Tensor) -> Tensor:
         return self.head(self.steps(x)[0])
 
 
-def shipped(model: nn.Module, scheme: Scheme, folder: Path) -> tuple[Artifact, KernelReport, float]:
+def shipped(model: nn.Module, scheme: Scheme, folder: Path, runtime: str = "onnxruntime") -> tuple[Artifact, KernelReport, float]:
     """An exported file, its kernels, and how far in dB its answers at batch 5 are from the float model's."""
     x = torch.randn(16, STEPS, FEATURES, generator=torch.Generator().manual_seed(1))
+    folder.mkdir(exist_ok=True)
     program = portable(torch.export.export(model.eval(), (x,), dynamic_shapes=({0: torch.export.Dim("batch", min=1)},)))
     torch.export.save(program, folder / "model.pt2")
     calibrate(program, [(x,)]).save(folder / "statistics")
     signature = Signature((TensorSpec("x", "float32", (None, STEPS, FEATURES)),), (TensorSpec("y", "float32", (None, STEPS, 4)),))
-    statistics, target = folder / "statistics" if scheme.calibrated else None, Target("cpu", "onnxruntime", "CPU", scheme.precision)
+    statistics, target = folder / "statistics" if scheme.calibrated else None, Target("cpu", runtime, "CPU", scheme.precision)
     wanted = ExportRequest(folder / "model.pt2", signature, statistics, target, scheme, (x[:4].numpy(),))
-    artifact = EXPORTERS.get("onnxruntime")().export(wanted, folder / "out")
-    with RUNTIMES.get("onnxruntime")().open(artifact, folder / "out") as session:
+    artifact = EXPORTERS.get(runtime)().export(wanted, folder / "out")
+    with RUNTIMES.get(runtime)().open(artifact, folder / "out") as session:
         found, kernels = session.run({"x": x[:5].numpy()})["y"], session.kernels()
     with torch.no_grad():
         expected = model(x[:5]).numpy()
@@ -95,3 +97,45 @@ def test_multiply_accumulates_of_recurrent_layers_are_counted(kind: type[nn.RNNB
 def test_a_product_behind_steps_that_came_first_loads_in_float16(kind: type[nn.RNNBase], tmp_path: Path) -> None:
     torch.manual_seed(0)
     assert shipped(Tagger(kind, False), Scheme("fp16", "float"), tmp_path)[2] > 50
+
+
+def size_of(path: Path) -> int:
+    return sum(file.stat().st_size for file in [path, *path.rglob("*")] if file.is_file())
+
+
+@pytest.mark.parametrize("scheme", [STATIC, Scheme("int8-weights", "weights")], ids=["static", "weights"])
+@pytest.mark.parametrize("kind", [nn.LSTM, nn.GRU, nn.RNN])
+@pytest.mark.parametrize(
+    ("runtime", "package", "whole", "float_bytes", "nodes"),
+    [
+        ("onnxruntime", "onnxruntime", "fp32", 4, 4000),
+        ("openvino", "openvino", "fp32", 4, 18000),  # unpacks in XML, 3 kB a weight
+        ("litert", "litert_torch", "fp32", 4, 4000),
+        ("coreml", "coremltools", "fp16", 2, 6000),
+    ],
+)
+def test_weights_of_recurrent_layers_are_stored_in_a_byte_each(
+    runtime: str, package: str, whole: str, float_bytes: int, nodes: int, kind: type[nn.RNNBase], scheme: Scheme, tmp_path: Path
+) -> None:
+    pytest.importorskip(package)
+    torch.manual_seed(0)
+    model = Tagger(kind, kind is nn.LSTM, 96)
+    original, _, _ = shipped(model, Scheme(whole, "float"), tmp_path / "float", runtime)
+    artifact, _, decibels = shipped(model, scheme, tmp_path / "int8", runtime)
+    sizes = [size_of(tmp_path / name / "out" / made.path) for name, made in (("float", original), ("int8", artifact))]
+    weights = sum(weight.numel() for name, weight in model.steps.named_parameters() if name.startswith("weight"))
+    assert sizes[0] - sizes[1] > 0.9 * weights * (float_bytes - 1) - nodes
+    assert decibels > (32 if scheme == STATIC else 38)
+    said = {op["op"]: op["reason"] for op in artifact.float_ops}
+    integer = runtime == "litert" or (runtime == "onnxruntime" and kind is nn.LSTM)
+    name = "rnn_tanh" if kind is nn.RNN else kind.__name__.lower()
+    if scheme == STATIC:
+        assert f"aten.{name}" not in said if integer else "weights alone" in said[f"aten.{name}"]
+
+
+@pytest.mark.parametrize("kind", [nn.LSTM, nn.GRU])
+def test_recurrent_layers_multiply_integers_in_litert(kind: type[nn.RNNBase], tmp_path: Path) -> None:
+    pytest.importorskip("litert_torch")
+    torch.manual_seed(0)
+    _, kernels, decibels = shipped(Tagger(kind, False, 96), STATIC, tmp_path, "litert")
+    assert kernels.int8_macs_share == 1.0 and decibels > 32
