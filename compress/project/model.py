@@ -63,7 +63,7 @@ def count_parameters(model: nn.Module | ExportedProgram) -> int:
 
 
 def count_macs(program: ExportedProgram, arrays: Sequence[np.ndarray], batch: int = 1) -> int:
-    """Multiply-accumulates of convolutions and matrix products (attention included) for one sample.
+    """Multiply-accumulates of convolutions and matrix products (attention and recurrent layers included) for one sample.
 
     Args:
         program: positional inputs.
@@ -72,6 +72,7 @@ def count_macs(program: ExportedProgram, arrays: Sequence[np.ndarray], batch: in
     """
     inputs = [torch.from_numpy(np.array(np.resize(a[:batch], (batch, *a.shape[1:])))) for a in arrays]
     counter = FlopCounterMode(display=False)
-    with torch.no_grad(), sdpa_kernel(SDPBackend.MATH), counter:
+    # Fused kernels of attention and of LSTMs are none of those that torch counts.
+    with torch.no_grad(), sdpa_kernel(SDPBackend.MATH), torch.backends.mkldnn.flags(enabled=False), counter:
         program.module()(*inputs)
     return int(counter.get_total_flops()) // 2 // batch

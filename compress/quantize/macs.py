@@ -1,4 +1,4 @@
-"""Counting multiply-accumulates of convolutions, linear layers and matrix products, at batch 1."""
+"""Counting multiply-accumulates of convolutions, linear and recurrent layers, and matrix products, at batch 1."""
 
 from __future__ import annotations
 
@@ -9,9 +9,11 @@ from typing import Any
 import torch
 from torch._subclasses import FakeTensorMode
 from torch.fx import GraphModule, Interpreter, Node
+from torch.fx.node import map_arg
 
 from edgepress.compress.quantize.graph import op_name, value_of
 from edgepress.compress.quantize.prepare import float_module
+from edgepress.compress.quantize.recurrent import RECURRENT
 
 #: `seen(node, macs)` is called for every op that multiplies and accumulates.
 Seen = Callable[[Node, int], None]
@@ -102,8 +104,7 @@ class _Counter(Interpreter):  # type: ignore[misc]
         """Run one node on fake tensors and report its multiply-accumulates."""
         result = super().run_node(node)
         if node.op == "call_function":
-            factors = [self.env.get(item) if isinstance(item, Node) else item for item in node.args]
-            macs = _macs(op_name(node), factors, result)
+            macs = _macs(op_name(node), list(map_arg(node.args, self.env.get)), result)
             if macs:
                 self._seen(node, macs)
         return result
@@ -119,6 +120,8 @@ def _macs(name: str, factors: list[Any], result: Any) -> int:
     if name in _PRODUCTS:
         first = factors[1] if name in ("addmm", "baddbmm") else factors[0]
         return int(result.numel() * first.shape[-1])
+    if name in RECURRENT:  # every weight at every step
+        return int(math.prod(factors[0].shape[:-1]) * sum(item.numel() for item in factors[2] if item.dim() == 2))
     if name == "scaled_dot_product_attention":
         query, key, value = factors[:3]
         scores = math.prod(query.shape[:-1]) * key.shape[-2]

@@ -13,7 +13,7 @@ from edgepress.compress.quantize.graph import constant, new_constant, op_name, v
 #: Why such a layer computes in float.
 STORED = "the runtime has no integer kernel for it: its weights alone are stored in integers"
 #: Ops over a whole sequence whose third argument is the list of weights and biases.
-_LAYERS = frozenset({"lstm", "gru", "rnn_tanh", "rnn_relu"})
+RECURRENT = frozenset({"lstm", "gru", "rnn_tanh", "rnn_relu"})
 #: Weights with fewer elements stay float: they weigh little.
 SMALLEST_WEIGHT = 2**10
 _LIMIT = 127
@@ -21,7 +21,7 @@ _LIMIT = 127
 
 def recurrent_layers(module: GraphModule) -> list[Node]:
     """The layers with a weight that `store_weights` would store in integers."""
-    return [node for node in module.graph.nodes if op_name(node) in _LAYERS and _weights(module, node)]
+    return [node for node in module.graph.nodes if op_name(node) in RECURRENT and _weights(module, node)]
 
 
 def store_weights(module: GraphModule, layers: list[Node], fold: bool = True) -> None:

@@ -38,7 +38,10 @@ def recurrent(flow: Flow, node: Node) -> list[Dims]:
     for layer in range(call["num_layers"]):
         for direction in range(directions):
             first = (layer * directions + direction) * per_cell
-            _cell(flow, call["params"][first : first + per_cell], below, hidden, _GATES[name])
+            cell = call["params"][first : first + per_cell]
+            _cell(flow, cell, below, hidden, _GATES[name])
+            for weight in cell[:2]:
+                flow.cost(node, [*x[:-1], *flow.of(weight)])
         below = flow.space.concatenate([hidden] * directions)
     state = (*flow.of(states[0])[:-1], hidden)
     return [(*x[:-1], below), *([state] * len(states))]

@@ -17,6 +17,7 @@ from edgepress.compress.project.reference import reference_outputs
 from edgepress.compress.project.steps import check_labels, reference, trace
 from edgepress.compress.project.trace import Traced, TraceOptions, trace_model
 from edgepress.compress.quantize import calibrate
+from edgepress.compress.quantize import count_macs as count_macs_of_graph
 from edgepress.targets.errors import ProjectError
 from edgepress.targets.nouns import Signature, TensorSpec
 
@@ -260,3 +261,18 @@ def test_the_steps_write_program_signature_and_outputs(write: Write, tmp_path: P
     assert reference({"metric": "accuracy", "inputs": inputs}, tmp_path / "reference")["counts"] == {"validation": 5, "selection": 5}
     got = np.load(tmp_path / "reference" / "validation" / "output_0.npy")
     np.testing.assert_allclose(got, model(torch.from_numpy(ROWS)).detach().numpy(), atol=1e-6)
+
+
+@pytest.mark.parametrize(("kind", "gates"), [(nn.LSTM, 4), (nn.GRU, 3), (nn.RNN, 1)])
+def test_multiply_accumulates_of_recurrent_layers_are_counted_at_every_step(kind: type[nn.RNNBase], gates: int) -> None:
+    class Steps(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.steps = kind(6, 10, bidirectional=True, batch_first=True)  # type: ignore[arg-type]  # torch types its modes
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return self.steps(x)[0]
+
+    x = np.zeros((3, 7, 6), np.float32)
+    program = traced(Steps(), x).program
+    assert count_macs(program, [x]) == count_macs_of_graph(program) == 7 * 2 * gates * 10 * (6 + 10)
