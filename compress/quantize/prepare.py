@@ -15,9 +15,10 @@ from edgepress.compress.quantize.attention import decomposable, fold_attention_s
 from edgepress.compress.quantize.attention import decompose_attention as _decompose_attention
 from edgepress.compress.quantize.constants import fold_constants
 from edgepress.compress.quantize.expansions import drop_expansions
-from edgepress.compress.quantize.folding import constant_node, fold_batch_norms, fold_factors
-from edgepress.compress.quantize.graph import constant, is_float, op_name, value_of
+from edgepress.compress.quantize.folding import fold_batch_norms, fold_factors
+from edgepress.compress.quantize.graph import is_float, op_name, value_of
 from edgepress.compress.quantize.neighbours import merge_neighbours
+from edgepress.compress.quantize.products import products_to_linear
 from edgepress.compress.quantize.windows import merge_moved_dimensions
 
 aten = torch.ops.aten
@@ -40,7 +41,7 @@ def float_module(program: torch.export.ExportedProgram) -> GraphModule:
     module: GraphModule = _functional(program).module(check_guards=False)
     _drop_inference_noise(module)
     fold_constants(module)
-    _products_to_linear(module)
+    products_to_linear(module)
     fold_batch_norms(module)
     fold_factors(module)
     merge_moved_dimensions(module)
@@ -170,20 +171,3 @@ def _divisions_to_products(module: GraphModule) -> None:
         if node.target is aten.div.Tensor and is_float(node) and isinstance(node.args[1], float | int) and node.args[1] and not node.kwargs:
             node.target = aten.mul.Tensor
             node.args = (node.args[0], 1.0 / node.args[1])
-
-
-def _products_to_linear(module: GraphModule) -> None:
-    """A product with a constant matrix, a bias added or not, is a linear layer: `addmm` and `x @ w`, as GPT-2 and CLIP write them."""
-    for node in list(module.graph.nodes):
-        name = op_name(node)
-        if node.kwargs or name not in ("addmm", "matmul", "mm"):
-            continue
-        x, factor = node.args[-2:]
-        bias = node.args[0] if name == "addmm" else None
-        weight, added = constant(module, factor), constant(module, bias)
-        if weight is None or weight.dim() != 2 or not is_float(x) or x.op == "get_attr" or value_of(x).dim() < 2:
-            continue
-        if bias is not None and (added is None or added.shape != weight.shape[1:]):
-            continue
-        made = constant_node(module, node, f"{node.name}.weight", weight.detach().t().contiguous())
-        node.target, node.args = aten.linear.default, (x, made) if bias is None else (x, made, bias)
