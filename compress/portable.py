@@ -9,6 +9,7 @@ import torch
 from torch._dispatch.python import enable_python_dispatcher
 from torch.export import ExportedProgram
 from torch.fx import Graph, Node
+from torch.fx.experimental.symbolic_shapes import statically_known_true
 from torch.fx.node import map_arg
 
 aten = torch.ops.aten
@@ -45,12 +46,13 @@ _ALIASES = {
 def portable(program: ExportedProgram) -> ExportedProgram:
     """The program, changed in place to what runs elsewhere too, with the same values.
 
-    Tracing writes a reshape as a view where the strides it saw allow one. Kernels choose strides of their own: that of attention with a
+        Tracing writes a reshape as a view where the strides it saw allow one. Kernels choose strides of their own: that of attention with a
     mask gives others as soon as gradients are asked for. Such views become reshapes. An average over a window larger than its input,
-    which `ceil_mode` allows and other frameworks refuse, becomes a mean. Integers taken from a float (`1.0 - mask`) become floats first.
-    Windows put side by side (`fold`), which only ONNX has an operator for, become permutations and, where windows overlap, sums; margins
-    that continue at the other side, and negative ones, become slices. A tensor written in the code is detached when it is made and needs no
-    more of it. Second names of operators become the first.
+    which `ceil_mode` allows and other frameworks refuse, becomes a mean. Integers taken from a float (`1.0 - mask`) become floats
+    first. Windows put side by side (`fold`), which only ONNX has an operator for, become permutations and, where windows overlap, sums;
+    margins that continue at the other side, and negative ones, become slices. Bags of equally many rows of a table (`EmbeddingBag` of a
+    matrix) become rows that are looked up, and their sum, mean or maximum. A tensor written in the code is detached when it is made and
+    needs no more of it. Second names of operators become the first.
     """
     for node in list(program.graph.nodes):
         if isinstance(node.target, torch._ops.OpOverload):
@@ -68,6 +70,8 @@ def portable(program: ExportedProgram) -> ExportedProgram:
             _fold(node)
         elif node.target in (aten.pad.default, aten.constant_pad_nd.default):
             _pad(node)
+        elif node.target is aten.embedding_bag.padding_idx:
+            _look_up(node)
     program.graph_module.recompile()
     return program
 
@@ -148,6 +152,41 @@ def _pad(node: Node) -> None:
         if mode == "constant" and max(margins) > 0:
             x = _call(node.graph, aten.constant_pad_nd.default, x, [max(margin, 0) for margin in margins], value or 0.0)
     _take_place(x, node)
+
+
+def _look_up(node: Node) -> None:
+    """Put what `embedding_bag` computes in place of it: an embedding, weighted or without its padding rows, and a reduction.
+
+    Left as it is where bags are of different lengths or more than their values is read, and where a maximum leaves out padding rows.
+    """
+    table, indices, offsets, _, mode, _, weights, last, padding = (*node.args, *[None] * 9)[:9]
+    users = {user.args[1]: user for user in node.users if user.users}
+    step = offsets.args[2] if offsets.target is aten.arange.start_step else None
+    equal = isinstance(step, int) and statically_known_true(indices.meta["val"].shape[0] == offsets.meta["val"].shape[0] * step)
+    if list(users) != [0] or not equal or last or (mode == 2 and padding is not None):
+        return
+    graph = node.graph
+    with graph.inserting_before(node):
+        rows = _call(graph, aten.reshape.default, indices, [-1, step])
+        found = _call(graph, aten.embedding.default, table, rows)
+        if weights is not None:
+            found = _call(graph, aten.mul.Tensor, found, _call(graph, aten.reshape.default, weights, [-1, step, 1]))
+        if padding is not None:
+            kept = _call(graph, aten.to.dtype, _call(graph, aten.ne.Scalar, rows, padding), found.meta["val"].dtype)
+            found = _call(graph, aten.mul.Tensor, found, _call(graph, aten.unsqueeze.default, kept, -1))
+        if mode == 2:
+            result = _call(graph, aten.amax.default, found, [1])
+        elif mode == 1 and padding is None:
+            result = _call(graph, aten.mean.dim, found, [1])
+        else:
+            result = _call(graph, aten.sum.dim_IntList, found, [1])
+            if mode == 1:
+                count = _call(graph, aten.clamp_min.default, _call(graph, aten.sum.dim_IntList, kept, [1], True), 1.0)
+                result = _call(graph, aten.div.Tensor, result, count)
+    _take_place(result, users[0])
+    for each in [*node.users, node, offsets, *offsets.all_input_nodes, indices]:
+        if not each.users and each.op == "call_function":
+            graph.erase_node(each)
 
 
 def _take_place(result: Node, node: Node) -> None:

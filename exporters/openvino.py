@@ -17,6 +17,7 @@ from edgepress.exporters.openvino_passes import (
     fold_biases,
     keep_reduced_dimensions,
     pad_two_dimensions,
+    part_extremes_from_rounding,
     round_in_one,
 )
 from edgepress.targets.errors import ExportError
@@ -65,6 +66,7 @@ class OpenVinoExporter(Exporter):
             drop_repeated_roundings(model)
             pad_two_dimensions(model)
             keep_reduced_dimensions(model)
+            part_extremes_from_rounding(model)
             round_in_one(model)
             _name_tensors(model, request.signature)
             _name_operations(model)

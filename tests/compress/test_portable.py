@@ -135,3 +135,50 @@ def test_margins_that_take_from_the_tensor_become_slices(
     torch.export.save(program, buffer := BytesIO())
     buffer.seek(0)
     assert torch.equal(torch.export.load(buffer).module()(x), Padded()(x))
+
+
+class Bags(nn.Module):
+    """Bags of rows of a table, with weights where they are given."""
+
+    def __init__(self, mode: str, padding: int | None) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.bags = nn.EmbeddingBag(9, 4, mode=mode, padding_idx=padding)
+        nn.init.normal_(self.bags.weight)  # the padding row too
+
+    def forward(self, rows: torch.Tensor, weights: torch.Tensor | None = None) -> torch.Tensor:
+        return self.bags(rows, per_sample_weights=weights)
+
+
+@pytest.mark.parametrize(
+    ("mode", "padding", "weighted"),
+    [("mean", None, False), ("mean", 2, False), ("sum", None, False), ("sum", 2, False), ("sum", 2, True), ("max", None, False)],
+)
+def test_bags_of_as_many_rows_become_lookups(mode: str, padding: int | None, weighted: bool) -> None:
+    model, generator = Bags(mode, padding).eval(), torch.Generator().manual_seed(0)
+    rows = torch.randint(0, 9, (6, 5), generator=generator)
+    rows[0] = 2  # a bag of padding alone
+    inputs = (rows, torch.rand(6, 5, generator=generator)) if weighted else (rows,)
+    program = portable(torch.export.export(model, inputs, dynamic_shapes=tuple({0: torch.export.Dim.DYNAMIC} for _ in inputs)))
+    program.graph.lint()
+    names = {node.target._opname for node in program.graph.nodes if node.op == "call_function"}
+    assert "embedding" in names and not {"embedding_bag", "arange"} & names
+    for count in (6, 3, 1):
+        some = [each[:count] for each in inputs]
+        torch.testing.assert_close(program.module()(*some), model(*some))
+
+
+def test_bags_of_any_length_and_maxima_beside_padding_stay() -> None:
+    class Ragged(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.bags = nn.EmbeddingBag(9, 4)
+
+        def forward(self, rows: torch.Tensor, offsets: torch.Tensor) -> torch.Tensor:
+            return self.bags(rows, offsets)
+
+    cases = [(Ragged(), (torch.arange(7), torch.tensor([0, 2, 5]))), (Bags("max", 2), (torch.arange(8).reshape(4, 2),))]
+    for model, inputs in cases:
+        program = portable(torch.export.export(model.eval(), inputs))
+        assert any("embedding_bag" in str(node.target) for node in program.graph.nodes)
+        torch.testing.assert_close(program.module()(*inputs), model(*inputs))

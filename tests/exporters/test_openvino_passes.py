@@ -14,7 +14,7 @@ openvino = pytest.importorskip("openvino")
 
 from openvino import opset13 as ops  # noqa: E402
 
-from edgepress.exporters.openvino_passes import drop_repeated_roundings, keep_reduced_dimensions  # noqa: E402
+from edgepress.exporters.openvino_passes import drop_repeated_roundings, keep_reduced_dimensions, part_extremes_from_rounding  # noqa: E402
 from edgepress.validators.runtimes.openvino import core  # noqa: E402
 
 SHAPE = (4, 6, 10, 3, 5)
@@ -57,6 +57,31 @@ def test_numbers_per_channel_behind_a_maximum_mean_or_sum(
     assert np.abs(at_once - wanted).max() < most and np.abs(alone - wanted).max() < most
 
 
+@pytest.mark.parametrize("between", [(), ("relu",), ("relu", "tanh")])
+@pytest.mark.parametrize("keep", [False, True])
+@pytest.mark.parametrize(("shape", "axes"), [((16, 24), (1,)), ((24, 16), (2,)), ((4, 4, 24), (1, 2)), ((24, 4, 4), (2, 3))])
+@pytest.mark.parametrize("name", ["max", "min"])
+def test_a_maximum_is_rounded_when_all_values_are_compared(
+    name: str, shape: tuple[int, ...], axes: tuple[int, ...], keep: bool, between: tuple[str, ...]
+) -> None:
+    numbers = np.random.default_rng(0)
+    images, weight = numbers.standard_normal((5, *shape)).astype(np.float32), numbers.integers(-127, 128, (24, 6)).astype(np.int8)
+    given_ = ops.parameter([-1, *shape], np.float32)
+    node: Any = getattr(ops, f"reduce_{name}")(given_, np.array(axes), keep)
+    found = getattr(np, name)(images, axis=axes)
+    for each in between:
+        node, found = getattr(ops, each)(node), np.maximum(found, 0) if each == "relu" else np.tanh(found)
+    bounds = [np.float32(bound) for bound in (-1, 3, -1, 3)]
+    grid = np.clip(np.round((found + 1) * 255 / 4), 0, 255) * 4 / 255 - 1
+    scaled = ops.multiply(ops.convert(ops.constant(weight), np.float32), np.float32(0.01))
+    rows = ops.reshape(ops.fake_quantize(node, *bounds, 256), np.array([-1, 24]), False)
+    model = openvino.Model([ops.result(ops.matmul(rows, scaled, False, False))], [given_])
+    part_extremes_from_rounding(model)
+    answers = core().compile_model(model, "CPU", {"INFERENCE_PRECISION_HINT": "f32"})([images])[0]
+    wanted = grid.reshape(5, 24) @ (weight * np.float32(0.01))
+    assert np.square(answers - wanted).sum() < 1e-3 * np.square(wanted).sum()  # a tanh may lie on the other side of a half
+
+
 def rounded(value: Any, steps: float) -> Any:
     """A value as uint8 with zero point 128, and back."""
     node = ops.fake_quantize(value, *(np.float32(bound) for bound in (-128 / steps, 127 / steps, 0, 255)), 256)
@@ -88,11 +113,16 @@ def test_a_second_rounding_goes_where_all_that_is_joined_lies_on_its_grid(beside
     np.testing.assert_array_equal(core().compile_model(model, "CPU", {"INFERENCE_PRECISION_HINT": "f32"})([image])[0], before)
 
 
+def _repeated(value: Any) -> Any:
+    for _ in range(60):  # 2^60 ways
+        value = ops.add(value, value)
+    return value
+
+
 def test_values_that_meet_again_and_again_are_looked_at_once() -> None:
     given_ = ops.parameter([-1, 2, 2], np.float32)
-    value: Any = given_
-    for _ in range(60):  # 2^60 ways back
-        value = ops.add(value, value)
-    model = openvino.Model([ops.result(ops.reduce_max(value, np.array([2]), False))], [given_])
+    model = openvino.Model([ops.result(ops.reduce_max(_repeated(given_), np.array([2]), False))], [given_])
+    model.add_results([ops.result(_repeated(ops.reduce_max(given_, np.array([2]), False)))])
     keep_reduced_dimensions(model)
-    assert [op.get_type_name() for op in model.get_ordered_ops()].count("ReduceMax") == 1
+    part_extremes_from_rounding(model)
+    assert [op.get_type_name() for op in model.get_ordered_ops()].count("ReduceMax") == 2
