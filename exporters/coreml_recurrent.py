@@ -8,7 +8,7 @@ from typing import Any
 from torch.fx import GraphModule, Node
 
 from edgepress.compress.quantize.graph import constant, new_constant, op_name
-from edgepress.compress.quantize.recurrent import SMALLEST_WEIGHT
+from edgepress.compress.quantize.unpacked import SMALLEST_WEIGHT
 from edgepress.exporters.coreml_import import coremltools
 
 _LSTM = "lstm"

@@ -7,7 +7,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 from edgepress.compress.program import load_program
-from edgepress.compress.quantize.recurrent import STORED
+from edgepress.compress.quantize.unpacked import STORED
 from edgepress.exporters.base import Exporter, ExportRequest
 from edgepress.exporters.litert_convert import to_tflite
 from edgepress.exporters.litert_dynamic_layers import multiply_in_integers

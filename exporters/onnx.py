@@ -13,6 +13,7 @@ from torch.export import ExportedProgram
 
 from edgepress.compress.program import load_program
 from edgepress.compress.quantize import plain_attention
+from edgepress.compress.quantize.unpacked import INTEGERS
 from edgepress.exporters.base import Exporter, ExportRequest, quiet
 from edgepress.exporters.decompositions import PLAIN, written_out
 from edgepress.exporters.programs import program_of
@@ -27,10 +28,6 @@ RUNTIME_MINIMUM = {18: "1.14", 19: "1.15", 20: "1.17", 21: "1.18", 22: "1.21", 2
 
 #: The first opset with 4-bit integers, and the first ONNX Runtime that casts them to 8 bits.
 INT4_OPSET, INT4_RUNTIME_MINIMUM = 21, "1.23"
-
-#: What reads weights that are stored in integers for layers that compute in floats: the one in `weight_only` of ONNX Runtime's rules, and
-#: the ops that put the gates of recurrent layers in ONNX's order.
-_UNPACKED_AT_LOAD = ("ConvTranspose", "Concat", "Slice", "Unsqueeze")
 
 #: Tensors of more bytes than this in total go beside the graph: a protobuf message ends at 2 GiB.
 INLINE_LIMIT_BYTES = 1_900_000_000
@@ -210,7 +207,7 @@ class OnnxRuntimeExporter(Exporter):
                 integer_lstm = onnx_recurrent.quantize_lstm(path, bits)  # while the file has ONNX's own operators alone
                 onnx_biases.quantize_output_biases(path)
                 onnx_biases.fuse_biases(path)
-                onnx_passes.fold_at_load(path, _UNPACKED_AT_LOAD)
+                onnx_passes.fold_at_load(path, ("ConvTranspose",), INTEGERS)  # the one layer in `weight_only` of the rules
                 onnx_kernels.pool_means(path)
                 onnx_kernels.sum_hard_sigmoids(path)
                 onnx_kernels.fuse_silus(path)

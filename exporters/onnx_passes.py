@@ -46,7 +46,7 @@ def _guard_turned_products(graph: Any) -> None:
         node.replace_input_with(0, guarded)
 
 
-def fold_at_load(path: Path, readers: Container[str] | None = None) -> None:
+def fold_at_load(path: Path, readers: Container[str] | None = None, suffix: str = "") -> None:
     """Store int8 weights so that onnxruntime turns them into floats once, when it loads them.
 
     It keeps a DequantizeLinear of a constant in the graph and runs it on every inference; a Cast times a constant scale
@@ -55,6 +55,7 @@ def fold_at_load(path: Path, readers: Container[str] | None = None) -> None:
     Args:
         path: the file, rewritten in place.
         readers: names of operators; weights that others read stay as they are. None for all weights.
+        suffix: weights whose names end so do not stay, whatever reads them.
 
     Raises:
         ExportError: a weight has a zero point other than 0.
@@ -66,7 +67,8 @@ def fold_at_load(path: Path, readers: Container[str] | None = None) -> None:
     others = {name for node in model.graph.node if readers is not None and node.op_type not in readers for name in node.input}
     nodes = []
     for node in model.graph.node:
-        if node.op_type != "DequantizeLinear" or node.input[0] not in tensors or node.output[0] in others:
+        stays = node.output[0] in others and not (suffix and node.input[0].endswith(suffix))
+        if node.op_type != "DequantizeLinear" or node.input[0] not in tensors or stays:
             nodes.append(node)
             continue
         if len(node.input) > 2 and onnx.numpy_helper.to_array(tensors[node.input[2]]).any():

@@ -13,7 +13,7 @@ from torch.fx.node import map_arg
 
 from edgepress.compress.quantize.graph import op_name, value_of
 from edgepress.compress.quantize.prepare import float_module
-from edgepress.compress.quantize.recurrent import RECURRENT
+from edgepress.compress.quantize.unpacked import RECURRENT
 
 #: `seen(node, macs)` is called for every op that multiplies and accumulates.
 Seen = Callable[[Node, int], None]

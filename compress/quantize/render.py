@@ -21,10 +21,10 @@ from edgepress.compress.quantize.graph import HEAVY, RANGE, constant, kind_of, r
 from edgepress.compress.quantize.placement import WEIGHT_ONLY, Placement, place, summary
 from edgepress.compress.quantize.prepare import canonical_module, finish, float_module
 from edgepress.compress.quantize.quantizer import RulesQuantizer, known_weight
-from edgepress.compress.quantize.recurrent import STORED, recurrent_layers, store_weights
 from edgepress.compress.quantize.sharing import TensorParameters
 from edgepress.compress.quantize.split_outliers import spread_outliers
 from edgepress.compress.quantize.statistics import Statistics
+from edgepress.compress.quantize.unpacked import STORED, readers, store_weights
 from edgepress.compress.quantize.weight_grid import round_weights
 from edgepress.targets.errors import QuantizationError
 from edgepress.targets.nouns import Scheme
@@ -115,7 +115,7 @@ def _render_weights(program: torch.export.ExportedProgram, rules: QuantRules) ->
     module = float_module(program)
     reasons = {node: "float arithmetic; only weights are integers" for node in module.graph.nodes if node.op == "call_function"}
     layers = any(kind_of(node) in HEAVY - {"matmul"} and constant(module, node.args[1]) is not None for node in reasons)
-    if not layers and not (rules.stores_recurrent and recurrent_layers(module)):
+    if not layers and not (rules.unpacks and readers(module)):
         raise _nothing(reasons)
     return _rendered(module, RulesQuantizer(rules), rules, reasons, lookups(module, rules))
 
@@ -128,14 +128,14 @@ def _rendered(
     tables: Sequence[Node],
     narrow: Mapping[str, int] = MappingProxyType({}),
 ) -> Rendered:
-    recurrent = recurrent_layers(module) if rules.stores_recurrent else []
-    lines = summary({**{node: reason for node, reason in reasons.items() if node not in tables}, **dict.fromkeys(recurrent, STORED)})
+    stored = [node for node in readers(module) if node in reasons] if rules.unpacks else []
+    lines = summary({**{node: reason for node, reason in reasons.items() if node not in tables}, **dict.fromkeys(stored, STORED)})
     names = {node.name for node in tables}
     converted = _converted(module, quantizer, rules)
     if names:
         store_in_integers(converted, [node for node in converted.graph.nodes if node.name in names], narrow)
-    if recurrent:
-        store_weights(converted, recurrent_layers(converted), rules.fold_weights)
+    if stored:
+        store_weights(converted, {node.name for node in stored}, rules.fold_weights)
     return Rendered(converted, lines)
 
 

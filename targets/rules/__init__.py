@@ -77,7 +77,7 @@ class QuantRules:
         float_entry: a 2-D convolution of the model's input stays float where an output sums at most so many products, and few of the
             network's multiply-accumulates are its.
         weight_only: op kinds without an integer kernel whose weights static schemes store in integers all the same.
-        stores_recurrent: weights of recurrent layers are stored in integers, and unpacked when the file is loaded.
+        unpacks: weights of recurrent layers, and of products that are no linear layer, are stored in integers that loading a file unpacks.
         whole_splits: a tensor is taken apart in integers where all of its pieces are rounded: one that floats read is, if another is.
         float_bytes: bytes of one weight of a layer that a quantized artifact keeps in float.
         static_bits: below 8, in which single layers of a static scheme can store weights, unpacked to 8 when the file is loaded.
@@ -111,7 +111,7 @@ class QuantRules:
     rounded_before: frozenset[str] = frozenset()
     float_entry: int = 0
     weight_only: frozenset[str] = frozenset()
-    stores_recurrent: bool = False
+    unpacks: bool = False
     whole_splits: bool = False
     float_bytes: int = 4
     static_bits: tuple[int, ...] = ()

@@ -28,7 +28,7 @@ RULES = QuantRules(
         "int4-weights",
         "mixed",
     ),
-    stores_recurrent=True,
+    unpacks=True,
     ladder=(
         "static",
         "static-matmul",

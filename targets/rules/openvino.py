@@ -54,7 +54,7 @@ RULES = QuantRules(
     added_in_pairs="channels",
     affine=False,
     rounded_before=frozenset({"group_norm"}),
-    stores_recurrent=True,
+    unpacks=True,
     int4=Int4Rules(),
     static_bits=(4, 2),
 )

@@ -1,0 +1,62 @@
+"""Factors of products that are no linear layer weigh a byte an element in every file with integer weights."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+
+from edgepress.compress.quantize import calibrate
+from edgepress.exporters import EXPORTERS
+from edgepress.exporters.base import ExportRequest
+from edgepress.targets.nouns import Scheme, Signature, Target, TensorSpec
+from edgepress.validators.runtimes import RUNTIMES
+
+TOKENS, WIDTH, HIDDEN, HEADS = 16, 64, 256, 4
+
+
+class Mixed(nn.Module):
+    """Tokens are mixed by a matrix on the left, and features by a stack of matrices, one for each head."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.tokens = nn.Parameter(torch.randn(HIDDEN, TOKENS) / 4)
+        self.features = nn.Parameter(torch.randn(HEADS, WIDTH, HIDDEN) / 8)
+        self.head = nn.Linear(HIDDEN, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        mixed = torch.relu(self.tokens @ x)
+        return self.head((mixed.unsqueeze(1) @ self.features).relu().mean((1, 2)))
+
+
+@pytest.mark.parametrize("scheme", [Scheme("int8", "static"), Scheme("int8-weights", "weights")], ids=["static", "weights"])
+@pytest.mark.parametrize(
+    ("runtime", "package"),
+    [("onnxruntime", "onnxruntime"), ("openvino", "openvino"), ("litert", "litert_torch"), ("coreml", "coremltools")],
+)
+def test_a_stack_of_matrices_and_one_on_the_left_are_stored_in_integers(runtime: str, package: str, scheme: Scheme, tmp_path: Path) -> None:
+    pytest.importorskip(package)
+    model = Mixed().eval()
+    x = torch.randn(16, TOKENS, WIDTH, generator=torch.Generator().manual_seed(1))
+    program = torch.export.export(model, (x,), dynamic_shapes=({0: torch.export.Dim("batch", min=1)},))
+    torch.export.save(program, tmp_path / "model.pt2")
+    calibrate(program, [(x,)]).save(tmp_path / "statistics")
+    signature = Signature((TensorSpec("x", "float32", (None, TOKENS, WIDTH)),), (TensorSpec("y", "float32", (None, 4)),))
+    statistics = tmp_path / "statistics" if scheme.calibrated else None
+    wanted = ExportRequest(
+        tmp_path / "model.pt2", signature, statistics, Target("cpu", runtime, "CPU", scheme.precision), scheme, (x[:4].numpy(),)
+    )
+    artifact = EXPORTERS.get(runtime)().export(wanted, tmp_path / "out")
+    path = tmp_path / "out" / artifact.path
+    size = sum(file.stat().st_size for file in [path, *path.rglob("*")] if file.is_file())
+    weights = sum(parameter.numel() for parameter in model.parameters())
+    assert size < 1.1 * weights + 20000  # nodes take room too
+    with RUNTIMES.get(runtime)().open(artifact, tmp_path / "out") as session, torch.no_grad():
+        found, expected = session.run({"x": x[:8].numpy()})["y"], model(x[:8]).numpy()
+    assert 10 * np.log10(np.square(expected).sum() / np.square(found - expected).sum()) > (25 if scheme.calibrated else 35)
+    reasons = {op["reason"] for op in artifact.float_ops if op["op"] == "aten.matmul"}
+    assert scheme.kind == "weights" or runtime == "coreml" or all("weights alone" in reason for reason in reasons)
