@@ -11,6 +11,7 @@ from torch.export import ExportedProgram
 from torch.fx import GraphModule, Node
 
 from edgepress.compress.program import export_like, load_program
+from edgepress.compress.quantize.embeddings import lookups, store_in_integers
 from edgepress.compress.quantize.int4_awq import scale_inputs
 from edgepress.compress.quantize.int4_gptq import gptq
 from edgepress.compress.quantize.int4_grid import search_grid
@@ -20,6 +21,7 @@ from edgepress.compress.quantize.int4_op import OP, Int4Weight, int4_layers, rep
 from edgepress.compress.quantize.placement import summary
 from edgepress.compress.quantize.prepare import finish, float_module
 from edgepress.compress.quantize.render import Rendered
+from edgepress.compress.quantize.unpacked import STORED, readers, store_weights
 from edgepress.targets.errors import QuantizationError
 from edgepress.targets.progress import track
 from edgepress.targets.rules import INT4_GROUPS, INT4_METHODS, Int4Rules, QuantRules
@@ -131,7 +133,7 @@ def _by_awq(module: GraphModule, readers: Mapping[Node, list[Layer]], moments: M
 
 
 def render_int4(path: Path, rules: QuantRules) -> Rendered:
-    """A saved program that `quantize_int4` made, ready for an exporter, and what stays float in it.
+    """A saved program that `quantize_int4` made, ready for an exporter, tables and other large weights in int8, and what stays float.
 
     Raises:
         QuantizationError: it has no 4-bit layer.
@@ -140,5 +142,10 @@ def render_int4(path: Path, rules: QuantRules) -> Rendered:
     if next(int4_layers(module), None) is None:
         raise QuantizationError("the program has no 4-bit weights", "it was not quantized", "Call quantize_int4 first.")
     groups = rules.int4.groups if rules.int4 else INT4_GROUPS
-    nodes = [node for node in module.graph.nodes if node.op == "call_function" and node.target is not OP]
-    return Rendered(module, summary({node: float_reason(module, node, groups) for node in nodes}))
+    tables = lookups(module, rules)
+    nodes = [node for node in module.graph.nodes if node.op == "call_function" and node.target is not OP and node not in tables]
+    stored = readers(module) if rules.unpacks else []
+    lines = summary({**{node: float_reason(module, node, groups) for node in nodes}, **dict.fromkeys(stored, STORED)})
+    store_in_integers(module, tables)
+    store_weights(module, {node.name for node in stored}, rules.fold_weights)
+    return Rendered(module, lines)

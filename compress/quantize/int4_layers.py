@@ -94,5 +94,5 @@ def float_reason(module: GraphModule, node: Node, groups: Sequence[int]) -> str:
     if kind in ("conv", "conv_transpose"):
         return "the runtimes have no kernel for convolutions with 4-bit weights"
     if kind == "embedding":
-        return "a table that is looked up costs no arithmetic; it stays float"
+        return "a small table that is looked up: it weighs little"
     return _PLAIN
