@@ -13,7 +13,7 @@ import argparse
 import statistics
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -90,9 +90,11 @@ def error(got: np.ndarray, wanted: np.ndarray) -> float:
     return float(np.square(got - wanted).sum() / np.square(wanted).sum())
 
 
-def compare_methods(program: torch.export.ExportedProgram, rules: Int4Rules, group: int, expected: np.ndarray, folder: Path) -> None:
+def compare_methods(
+    program: torch.export.ExportedProgram, rules: Int4Rules, methods: Sequence[str], group: int, expected: np.ndarray, folder: Path
+) -> None:
     """Print a line per method; leaves `<method>-<symmetric>.pt2` in `folder`."""
-    for method in INT4_METHODS:
+    for method in methods:
         started = time.monotonic()
         result = quantize_int4(program, Int4Options(rules, method, group), lambda: ((tokens(16, seed),) for seed in range(1, 9)))
         seconds = time.monotonic() - started
@@ -135,6 +137,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description="Weight-only int4 on a decoder.")
     parser.add_argument("--runtimes", nargs="*", default=["onnxruntime", "openvino", "litert", "coreml"])
     parser.add_argument("--group", type=int, default=32)
+    parser.add_argument("--methods", nargs="*", choices=INT4_METHODS, default=INT4_METHODS, help="the second table takes gptq's files")
     arguments = parser.parse_args()
     torch.manual_seed(0)
     batch = torch.export.Dim("batch", min=1)
@@ -145,7 +148,7 @@ def main() -> None:
         print("| method | grid | output error | time |\n|---|---|---|---|")
         for rules in dict.fromkeys(rules_for(runtime).int4 for runtime in arguments.runtimes):
             if rules is not None:
-                compare_methods(program, rules, arguments.group, expected, folder)
+                compare_methods(program, rules, arguments.methods, arguments.group, expected, folder)
         print("\n| runtime | fp32 | error | time | int4 (gptq) | error | time |\n|---|---|---|---|---|---|---|")
         for runtime in arguments.runtimes:
             compare_runtime(runtime, folder, expected)
