@@ -7,7 +7,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 from edgepress.compress.program import load_program
-from edgepress.compress.quantize.unpacked import STORED
+from edgepress.compress.quantize.unpacked import RECURRENT
 from edgepress.exporters.base import Exporter, ExportRequest
 from edgepress.exporters.litert_convert import to_tflite
 from edgepress.exporters.litert_dynamic_layers import multiply_in_integers
@@ -22,6 +22,8 @@ FILE = "model.tflite"
 _PACKAGES = ("litert-torch", "ai-edge-litert", "ai-edge-quantizer")
 _STATIC = ("static", "static-matmul")
 INT4 = "int4-weights"
+#: Ops whose matrix products are layers of the file, one or two a step.
+_STEPS = frozenset(f"aten.{name}" for name in RECURRENT)
 
 
 class LiteRtExporter(Exporter):
@@ -62,7 +64,7 @@ class LiteRtExporter(Exporter):
                 "io": io,
                 **({"quantization": quantization} if quantization else {}),
             },
-            float_ops=file.remaining([op for op in self.rendered(request).float_ops if not (at_run_time and op["reason"] == STORED)])
+            float_ops=file.remaining([op for op in self.rendered(request).float_ops if not (at_run_time and op["op"] in _STEPS)])
             if request.scheme.kind in _STATIC or request.scheme.precision == INT4
             else file.float_ops(request.scheme),
         )

@@ -21,7 +21,7 @@ from edgepress.compress.quantize.int4_op import OP, Int4Weight, int4_layers, rep
 from edgepress.compress.quantize.placement import summary
 from edgepress.compress.quantize.prepare import finish, float_module
 from edgepress.compress.quantize.render import Rendered
-from edgepress.compress.quantize.unpacked import STORED, readers, store_weights
+from edgepress.compress.quantize.unpacked import readers, store_weights
 from edgepress.targets.errors import QuantizationError
 from edgepress.targets.progress import track
 from edgepress.targets.rules import INT4_GROUPS, INT4_METHODS, Int4Rules, QuantRules
@@ -145,7 +145,7 @@ def render_int4(path: Path, rules: QuantRules) -> Rendered:
     tables = lookups(module, rules)
     nodes = [node for node in module.graph.nodes if node.op == "call_function" and node.target is not OP and node not in tables]
     stored = readers(module) if rules.unpacks else []
-    lines = summary({**{node: float_reason(module, node, groups) for node in nodes}, **dict.fromkeys(stored, STORED)})
+    lines = summary({node: float_reason(module, node, groups) for node in nodes})
     store_in_integers(module, tables)
     store_weights(module, {node.name for node in stored}, rules.fold_weights)
     return Rendered(module, lines)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Container, Mapping, Sequence
 from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Any
@@ -68,7 +68,8 @@ def render(program: torch.export.ExportedProgram, statistics: Statistics | None,
         return Rendered(finish(module), summary(placement.reasons))
     tables = lookups(module, rules)
     quantizer = RulesQuantizer(rules, placement, parameters, known_weight(round_weights(module, placement, rules)))
-    return _rendered(module, quantizer, rules, placement.reasons, tables, scheme.narrow_layers)
+    reasons = {**placement.reasons, **dict.fromkeys(_unpacked(module, rules, placement.reasons), STORED)}
+    return _rendered(module, quantizer, rules, reasons, tables, scheme.narrow_layers)
 
 
 def placed(
@@ -115,7 +116,7 @@ def _render_weights(program: torch.export.ExportedProgram, rules: QuantRules) ->
     module = float_module(program)
     reasons = {node: "float arithmetic; only weights are integers" for node in module.graph.nodes if node.op == "call_function"}
     layers = any(kind_of(node) in HEAVY - {"matmul"} and constant(module, node.args[1]) is not None for node in reasons)
-    if not layers and not (rules.unpacks and readers(module)):
+    if not layers and not _unpacked(module, rules, reasons):
         raise _nothing(reasons)
     return _rendered(module, RulesQuantizer(rules), rules, reasons, lookups(module, rules))
 
@@ -128,8 +129,8 @@ def _rendered(
     tables: Sequence[Node],
     narrow: Mapping[str, int] = MappingProxyType({}),
 ) -> Rendered:
-    stored = [node for node in readers(module) if node in reasons] if rules.unpacks else []
-    lines = summary({**{node: reason for node, reason in reasons.items() if node not in tables}, **dict.fromkeys(stored, STORED)})
+    stored = _unpacked(module, rules, reasons)
+    lines = summary({node: reason for node, reason in reasons.items() if node not in tables})
     names = {node.name for node in tables}
     converted = _converted(module, quantizer, rules)
     if names:
@@ -137,6 +138,11 @@ def _rendered(
     if stored:
         store_weights(converted, {node.name for node in stored}, rules.fold_weights)
     return Rendered(converted, lines)
+
+
+def _unpacked(module: GraphModule, rules: QuantRules, floats: Container[Node]) -> list[Node]:
+    """Of the ops in float those whose weights are stored in integers."""
+    return [node for node in readers(module) if node in floats] if rules.unpacks else []
 
 
 def _converted(module: GraphModule, quantizer: RulesQuantizer, rules: QuantRules) -> GraphModule:
