@@ -46,13 +46,13 @@ _ALIASES = {
 def portable(program: ExportedProgram) -> ExportedProgram:
     """The program, changed in place to what runs elsewhere too, with the same values.
 
-        Tracing writes a reshape as a view where the strides it saw allow one. Kernels choose strides of their own: that of attention with a
+    Tracing writes a reshape as a view where the strides it saw allow one. Kernels choose strides of their own: that of attention with a
     mask gives others as soon as gradients are asked for. Such views become reshapes. An average over a window larger than its input,
-    which `ceil_mode` allows and other frameworks refuse, becomes a mean. Integers taken from a float (`1.0 - mask`) become floats
-    first. Windows put side by side (`fold`), which only ONNX has an operator for, become permutations and, where windows overlap, sums;
-    margins that continue at the other side, and negative ones, become slices. Bags of equally many rows of a table (`EmbeddingBag` of a
-    matrix) become rows that are looked up, and their sum, mean or maximum. A tensor written in the code is detached when it is made and
-    needs no more of it. Second names of operators become the first.
+    which `ceil_mode` allows and other frameworks refuse, becomes a mean. Integers taken from a float (`1.0 - mask`) become floats first.
+    Windows put side by side (`fold`), which only ONNX has an operator for, become permutations and, where windows overlap, sums; margins
+    that continue at the other side, and negative ones, become slices. Bags of as many rows of a table each (`EmbeddingBag` of a matrix)
+    become rows that are looked up, and their sum, mean or maximum. A tensor written in the code is detached when it is made and needs no
+    more of it. Second names of operators become the first.
     """
     for node in list(program.graph.nodes):
         if isinstance(node.target, torch._ops.OpOverload):

@@ -39,6 +39,7 @@ def smooth(module: GraphModule, statistics: Statistics, rules: QuantRules, float
     for tensor, layers in readers(module).items():
         if all(layer.name in float_layers for layer in layers):
             continue
+        # Batch norms have integer kernels in one runtime alone, and only between integers, which a layer that is smoothed leaves.
         if kind_of(root_of(tensor)) in (None, "batch_norm") and tensor.op == "call_function" and tensor.name in statistics.channels:
             choice = _choose(module, tensor, layers, statistics, rules)
             if choice is not None:

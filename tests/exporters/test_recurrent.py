@@ -18,6 +18,7 @@ from edgepress.exporters import EXPORTERS  # noqa: E402
 from edgepress.exporters.base import ExportRequest  # noqa: E402
 from edgepress.targets.nouns import Artifact, KernelReport, Scheme, Signature, Target, TensorSpec  # noqa: E402
 from edgepress.validators.runtimes import RUNTIMES  # noqa: E402
+from tests.exporters.sizes import size_of  # noqa: E402
 from tests.saturation import saturates  # noqa: E402
 
 STEPS, FEATURES, STATE = 9, 12, 24
@@ -99,10 +100,6 @@ def test_a_product_behind_steps_that_came_first_loads_in_float16(kind: type[nn.R
     assert shipped(Tagger(kind, False), Scheme("fp16", "float"), tmp_path)[2] > 50
 
 
-def size_of(path: Path) -> int:
-    return sum(file.stat().st_size for file in [path, *path.rglob("*")] if file.is_file())
-
-
 @pytest.mark.parametrize("scheme", [STATIC, Scheme("int8-weights", "weights")], ids=["static", "weights"])
 @pytest.mark.parametrize("kind", [nn.LSTM, nn.GRU, nn.RNN])
 @pytest.mark.parametrize(
@@ -122,7 +119,7 @@ def test_weights_of_recurrent_layers_are_stored_in_a_byte_each(
     model = Tagger(kind, kind is nn.LSTM, 96)
     original, _, _ = shipped(model, Scheme(whole, "float"), tmp_path / "float", runtime)
     artifact, _, decibels = shipped(model, scheme, tmp_path / "int8", runtime)
-    sizes = [size_of(tmp_path / name / "out" / made.path) for name, made in (("float", original), ("int8", artifact))]
+    sizes = [size_of(tmp_path / name / "out", made) for name, made in (("float", original), ("int8", artifact))]
     weights = sum(weight.numel() for name, weight in model.steps.named_parameters() if name.startswith("weight"))
     assert sizes[0] - sizes[1] > 0.9 * weights * (float_bytes - 1) - nodes
     assert decibels > (32 if scheme == STATIC else 38)

@@ -14,9 +14,10 @@ from edgepress.compress.quantize import calibrate, quantize_int4
 from edgepress.compress.quantize.int4 import Int4Options
 from edgepress.exporters import EXPORTERS
 from edgepress.exporters.base import ExportRequest
-from edgepress.targets.nouns import Artifact, Scheme, Signature, Target, TensorSpec
+from edgepress.targets.nouns import Scheme, Signature, Target, TensorSpec
 from edgepress.targets.rules import rules_for
 from edgepress.validators.runtimes import RUNTIMES
+from tests.exporters.sizes import size_of
 
 TOKENS, WIDTH, HIDDEN, HEADS = 16, 64, 256, 4
 
@@ -37,11 +38,6 @@ class Mixed(nn.Module):
 
 
 RUNTIMES_HERE = [("onnxruntime", "onnxruntime"), ("openvino", "openvino"), ("litert", "litert_torch"), ("coreml", "coremltools")]
-
-
-def size_of(folder: Path, artifact: Artifact) -> int:
-    path = folder / artifact.path
-    return sum(file.stat().st_size for file in [path, *path.rglob("*")] if file.is_file())
 
 
 @pytest.mark.parametrize("scheme", [Scheme("int8", "static"), Scheme("int8-weights", "weights")], ids=["static", "weights"])
