@@ -70,7 +70,7 @@ class Reader(nn.Module):
     def __init__(self) -> None:
         super().__init__()
         torch.manual_seed(0)
-        self.table, self.steps, self.head = nn.Embedding(4096, 64), nn.LSTM(64, 64, batch_first=True), nn.Linear(64, 32)
+        self.table, self.steps, self.head = nn.Embedding(4096, 64), nn.LSTM(64, 128, batch_first=True), nn.Linear(128, 32)
 
     def forward(self, ids: Tensor) -> Tensor:
         return self.head(self.steps(self.table(ids))[0].mean(1))
@@ -90,7 +90,8 @@ def test_files_with_4_bit_weights_store_everything_else_that_is_large_in_8(runti
     wanted = ExportRequest(tmp_path / "model.pt2", signature, None, target, scheme, (ids[:4].numpy(),))
     artifact = exporter.export(wanted, tmp_path / "out")
     weights = sum(parameter.numel() for parameter in model.parameters())
-    assert size_of(tmp_path / "out", artifact) < 1.4 * weights  # nodes take room too
+    most = 1.15 if runtime == "coreml" else 1.4  # whose floats are of 16 bits; nodes take room too
+    assert size_of(tmp_path / "out", artifact) < most * weights
     with RUNTIMES.get(runtime)().open(artifact, tmp_path / "out") as session:
         found = session.run({"ids": ids.numpy()})["y"]
     (expected,), _ = exporter.compressed_outputs(wanted, (ids.numpy(),))
