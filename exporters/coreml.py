@@ -14,6 +14,8 @@ from torch.export import ExportedProgram
 from torch.fx import Node
 
 from edgepress.compress.program import load_program
+from edgepress.compress.quantize import float_module
+from edgepress.compress.quantize.complex_parts import has_complex
 from edgepress.compress.quantize.graph import op_name
 from edgepress.exporters import coreml_ops, coreml_package, coreml_recurrent
 from edgepress.exporters.base import Exporter, ExportRequest, quiet
@@ -122,7 +124,8 @@ def _compute(scheme: Scheme) -> str:
 def _module(request: ExportRequest, exporter: Exporter) -> tuple[torch.nn.Module, tuple[Mapping[str, Any], ...]]:
     """The graph to convert: the float program, or its rendering in integers, and what stays float in it."""
     if request.scheme.kind == "float":
-        return load_program(request.program).module(check_guards=False), ()
+        program = load_program(request.program)
+        return float_module(program) if has_complex(program.graph_module) else program.module(check_guards=False), ()
     rendered = exporter.rendered(request)
     return rendered.module, tuple(rendered.float_ops)
 

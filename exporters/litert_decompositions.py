@@ -95,6 +95,12 @@ def _exclusive_or(x: torch.Tensor, y: torch.Tensor) -> Any:
     return torch.ne(x, y) if x.dtype == y.dtype == torch.bool else NotImplemented
 
 
+def _reflected(x: torch.Tensor, padding: Sequence[int]) -> torch.Tensor:
+    """In two dimensions, for which there is a kernel: torch's own way has magnitudes of 64-bit integers."""
+    wide = x[None, :, None] if x.dim() == 2 else x[:, :, None]
+    return torch.nn.functional.pad(wide, (*padding, 0, 0), mode="reflect").reshape(*x.shape[:-1], -1)
+
+
 def _topk(x: torch.Tensor, k: int, dim: int = -1, largest: bool = True, _sorted: bool = True) -> tuple[torch.Tensor, torch.Tensor]:
     """The largest, or smallest, values one after the other: each is the extreme of what is left.
 
@@ -128,6 +134,7 @@ _OWN: dict[Any, Callable[..., Any]] = {
     aten.logical_xor.default: _exclusive_or,
     aten.pow.Scalar: lambda x, exponent: torch.pow(torch.full_like(exponent, x, dtype=torch.float32), exponent),
     aten.pow.Tensor_Scalar: _power,
+    aten.reflection_pad1d.default: _reflected,
     aten.repeat.default: _repeat,
     aten.topk.default: _topk,
 }

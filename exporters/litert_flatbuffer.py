@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
+from edgepress.compress.quantize.magnified import REASON
 from edgepress.targets.nouns import Scheme, Signature, TensorSpec
 
 _FLOAT32, _INT8 = 0, 9
@@ -22,6 +23,9 @@ _DATA_MOVERS = frozenset(
 #: Builtin op code -> first version with int8 weights that have a scale per channel (CONV_2D, DEPTHWISE_CONV_2D, DEQUANTIZE,
 #: EMBEDDING_LOOKUP, FULLY_CONNECTED), from the format's table of op versions.
 _PER_CHANNEL_VERSION = {3: 5, 4: 6, 6: 5, 7: 4, 9: 12}
+#: How the names of tensors begin whose logarithm or root is taken.
+KEPT = "magnified/"
+_LAYERS = frozenset({"BATCH_MATMUL", "CONV_2D", "CONV_3D", "DEPTHWISE_CONV_2D", "FULLY_CONNECTED", "TRANSPOSE_CONV"})
 _WEIGHTS_ALONE = "float arithmetic; only weights are integers"
 _NO_WEIGHTS = "dynamic-range kernels exist for ops with constant int8 weights alone"
 
@@ -80,6 +84,26 @@ class TfliteFile:
         """The operators that read a tensor."""
         return [operator for operator in self.graph.operators if index in operator.inputs]
 
+    def name(self, operator: Any) -> str:
+        """Name of an operator's kind."""
+        return str(self._tools.opcode_to_name(self.model, operator.opcodeIndex))
+
+    def behind(self, ends: Collection[str], between: Collection[str]) -> list[Any]:
+        """The layers whose results ops of the kinds `ends` read, through ops of the kinds `between` alone; in the file's order."""
+        makers = {index: operator for operator in self.graph.operators for index in operator.outputs}
+        waiting = [operator.inputs[0] for operator in self.graph.operators if self.name(operator) in ends]
+        seen, found = set[int](), set[int]()
+        while waiting:
+            index = waiting.pop()
+            if index in seen or index not in makers:
+                continue
+            seen.add(index)
+            if self.name(makers[index]) in _LAYERS:
+                found.add(index)
+            elif self.name(makers[index]) in between:
+                waiting += makers[index].inputs
+        return [operator for operator in self.graph.operators if not found.isdisjoint(operator.outputs)]
+
     def builtin(self, operator: Any) -> int:
         """Number of an operator's kind in the format's `BuiltinOperator`."""
         return int(self.model.operatorCodes[operator.opcodeIndex].builtinCode)
@@ -129,14 +153,15 @@ class TfliteFile:
         """Ops that compute in float under a scheme made from the finished file; empty where float was asked for."""
         if scheme.kind == "float":
             return ()
-        names: Counter[str] = Counter()
+        usual = _WEIGHTS_ALONE if scheme.kind == "weights" else _NO_WEIGHTS
+        lines: Counter[tuple[str, str]] = Counter()
         for operator in self.graph.operators:
-            name = str(self._tools.opcode_to_name(self.model, operator.opcodeIndex))
+            name = self.name(operator)
             kinds = [self.graph.tensors[i].type for i in operator.inputs if i >= 0]
             if name not in _DATA_MOVERS and self.graph.tensors[operator.outputs[0]].type == _FLOAT32 and _INT8 not in kinds:
-                names[name] += 1
-        reason = _WEIGHTS_ALONE if scheme.kind == "weights" else _NO_WEIGHTS
-        return tuple({"op": name, "count": count, "reason": reason} for name, count in sorted(names.items()))
+                kept = _text(self.graph.tensors[operator.outputs[0]].name).startswith(KEPT)
+                lines[name, REASON if kept else usual] += 1
+        return tuple({"op": name, "count": count, "reason": reason} for (name, reason), count in sorted(lines.items()))
 
     def remaining(self, lines: Sequence[Mapping[str, Any]]) -> tuple[Mapping[str, Any], ...]:
         """Of the ops a rendering left in float, those that are float in the file.
@@ -145,7 +170,7 @@ class TfliteFile:
         """
         types: dict[str, set[int]] = {}
         for operator in self.graph.operators:
-            name = str(self._tools.opcode_to_name(self.model, operator.opcodeIndex))
+            name = self.name(operator)
             types.setdefault(name, set()).add(self.graph.tensors[operator.outputs[0]].type)
         return tuple(line for line in lines if types.get(str(line["op"]).removeprefix("aten.").upper()) != {_INT8})
 

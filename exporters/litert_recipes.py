@@ -2,10 +2,21 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 from edgepress.exporters.litert_convert import quiet
+from edgepress.exporters.litert_flatbuffer import KEPT, TfliteFile
 from edgepress.targets.errors import QuantizationError
+
+_MAGNIFYING = frozenset({"LOG", "SQRT"})
+#: Ops behind which a small value is still a small one.
+_BETWEEN = frozenset(
+    (
+        *("ABS", "ADD", "DIV", "MAXIMUM", "MINIMUM", "MUL", "POW", "RELU", "SQUARE", "SUB"),
+        *("CONCATENATION", "EXPAND_DIMS", "RESHAPE", "SLICE", "SQUEEZE", "STRIDED_SLICE", "TRANSPOSE"),
+    )
+)
 
 
 def requantize(model: bytes, kind: str) -> bytes:
@@ -25,7 +36,13 @@ def requantize(model: bytes, kind: str) -> bytes:
     with quiet():
         from ai_edge_quantizer import quantizer
 
-        result = bytes(quantizer.Quantizer(bytearray(model), _recipe(kind)).quantize().quantized_model)
+        recipe = _recipe(kind)
+        if kind != "fp16":
+            model, names = _with_magnified_named(model)
+            recipe += [
+                {"regex": f"^{re.escape(name)}", "operation": "*", "algorithm_key": "no_quantize", "op_config": {}} for name in names
+            ]
+        result = bytes(quantizer.Quantizer(bytearray(model), recipe).quantize().quantized_model)
     if result == model:
         raise QuantizationError(
             f"scheme {kind!r} changed nothing in the file",
@@ -33,6 +50,16 @@ def requantize(model: bytes, kind: str) -> bytes:
             "Ask for precision fp32.",
         )
     return result
+
+
+def _with_magnified_named(model: bytes) -> tuple[bytes, list[str]]:
+    """The file with names of their own for what layers write whose logarithm or root is taken (`magnified.py`), and these names."""
+    file = TfliteFile(model)
+    layers = file.behind(_MAGNIFYING, _BETWEEN)
+    names = [f"{KEPT}{count};" for count, _ in enumerate(layers)]
+    for layer, name in zip(layers, names, strict=True):
+        file.graph.tensors[layer.outputs[0]].name = name.encode()
+    return (file.pack() if names else model), names
 
 
 def _recipe(kind: str) -> Any:

@@ -12,7 +12,7 @@ import torch
 from torch.export import ExportedProgram
 
 from edgepress.compress.program import load_program
-from edgepress.compress.quantize import plain_attention
+from edgepress.compress.quantize import plain_model
 from edgepress.compress.quantize.unpacked import INTEGERS
 from edgepress.exporters.base import Exporter, ExportRequest, quiet
 from edgepress.exporters.decompositions import PLAIN, written_out
@@ -159,7 +159,7 @@ def lower_request(exporter: Exporter, request: ExportRequest, path: Path, *, ops
     from edgepress.exporters import onnx_narrow
 
     if request.scheme.kind in ("float", "dynamic"):
-        lower_to_onnx(plain_attention(load_program(request.program)), request.signature, request.samples, path, opset=opset)
+        lower_to_onnx(plain_model(load_program(request.program)), request.signature, request.samples, path, opset=opset)
         return ()
     if request.scheme.int4_layers and opset < INT4_OPSET:
         raise ConfigError(f"opset {opset} has no 4-bit integers", "single layers are to be stored in them", f"Use {INT4_OPSET} or later.")

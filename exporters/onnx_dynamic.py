@@ -11,6 +11,8 @@ from typing import Any
 import numpy as np
 import torch
 
+from edgepress.compress.quantize.complex_parts import CONSTANTS
+from edgepress.compress.quantize.magnified import REASON, TRANSFORM
 from edgepress.compress.quantize.saturation import Guard, Pairs
 from edgepress.exporters.onnx_passes import write
 from edgepress.targets.errors import QuantizationError
@@ -21,6 +23,9 @@ DYNAMIC_OPS = ("MatMul", "Gemm", "Gather")
 
 #: Ops that multiply and accumulate, for the list of what stayed in float.
 HEAVY_OPS = ("Conv", "ConvTranspose", "MatMul", "Gemm", "LSTM", "GRU", "RNN")
+
+#: Ops behind which a small value is still a small one.
+_BETWEEN = frozenset({"Abs", "Add", "Clip", "Div", "Max", "Mul", "Pow", "Relu", "Reshape", "Slice", "Sub", "Transpose", "Unsqueeze"})
 
 #: Op that multiplies integers -> places of its weights among its inputs, and of their scales.
 _PRODUCTS = {"MatMulInteger": ((1, None),), "DynamicQuantizeLSTM": ((1, 8), (2, 10))}
@@ -38,8 +43,10 @@ def quantize_dynamic(path: Path, weight_bits: int = 0) -> tuple[Mapping[str, Any
     """
     model = quantized(path, DYNAMIC_OPS, weight_bits)
     write(model, path)
-    heavy = Counter(node.op_type for node in model.graph.node if node.op_type in HEAVY_OPS)
-    return tuple({"op": f"onnx.{op}", "count": count, "reason": _reason(op)} for op, count in sorted(heavy.items()))
+    kept = _magnified(model.graph)
+    left = [node for node in model.graph.node if node.op_type in HEAVY_OPS]
+    heavy = Counter((node.op_type, kept.get(node.name) or _reason(node.op_type)) for node in left)
+    return tuple({"op": f"onnx.{op}", "count": count, "reason": reason} for (op, reason), count in sorted(heavy.items()))
 
 
 def quantized(path: Path, ops: Collection[str], weight_bits: int) -> Any:
@@ -56,13 +63,32 @@ def quantized(path: Path, ops: Collection[str], weight_bits: int) -> Any:
     def made(narrow: bool) -> Any:
         with TemporaryDirectory(dir=path.parent) as scratch:
             file = Path(scratch) / path.name
-            quantize_dynamic(path, file, op_types_to_quantize=list(ops), per_channel=True, reduce_range=narrow, weight_type=QuantType.QInt8)
+            settings = {"op_types_to_quantize": list(ops), "nodes_to_exclude": list(excluded), "reduce_range": narrow}
+            quantize_dynamic(path, file, per_channel=True, weight_type=QuantType.QInt8, **settings)
             return onnx.load(file)
 
+    excluded = _magnified(onnx.load(path, load_external_data=False).graph)
     model = made(narrow=weight_bits == 7)
     if weight_bits:
         return model
     return model if _guard(model, onnx.load(path)) else made(narrow=True)
+
+
+def _magnified(graph: Any) -> dict[str, str]:
+    """Names of products that are Fourier transforms, or whose logarithm or root is taken, with the reason: see `magnified.py`."""
+    makers = {name: node for node in graph.node for name in node.output}
+    found = {node.name: TRANSFORM for node in graph.node if any(name.startswith(f"{CONSTANTS}_") for name in node.input)}
+    waiting, seen = [node.input[0] for node in graph.node if node.op_type in ("Log", "Sqrt")], set[str]()
+    while waiting:
+        node = makers.get(waiting.pop())
+        if node is None or node.name in seen:
+            continue
+        seen.add(node.name)
+        if node.op_type in ("MatMul", "Gemm"):
+            found.setdefault(node.name, REASON)
+        elif node.op_type in _BETWEEN:
+            waiting += node.input
+    return found
 
 
 def _guard(model: Any, original: Any) -> bool:

@@ -51,9 +51,9 @@ def main() -> int:
         for scheme in (Scheme("fp32", "float"), Scheme("int8", "dynamic")):
             target = Target("onnxruntime", "onnxruntime", "CPU", scheme.precision)
             request = ExportRequest(program, traced.signature, None, target, scheme, tuple(samples))
-            for written, change in (("torch's", lambda program: program), ("ours", lowering.plain_attention)):
+            for written, change in (("torch's", lambda program: program), ("ours", lowering.plain_model)):
                 place = Path(temporary) / scheme.kind / written
-                with mock.patch.object(lowering, "plain_attention", change):
+                with mock.patch.object(lowering, "plain_model", change):
                     artifact = lowering.OnnxRuntimeExporter().export(request, place)
                 session = RUNTIMES.get("onnxruntime")().open(artifact, place)
                 names = [spec.name for spec in traced.signature.inputs]

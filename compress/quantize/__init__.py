@@ -4,7 +4,7 @@ from edgepress.compress.quantize.int4 import Int4Options, Int4Result, quantize_i
 from edgepress.compress.quantize.macs import count_macs, share_of_macs
 from edgepress.compress.quantize.observers import OBSERVERS
 from edgepress.compress.quantize.pairs import with_pairs_in_place
-from edgepress.compress.quantize.prepare import canonical_module, float_module, plain_attention
+from edgepress.compress.quantize.prepare import canonical_module, float_module, plain_model
 from edgepress.compress.quantize.render import Rendered, render
 from edgepress.compress.quantize.statistics import Statistics, calibrate
 
@@ -18,7 +18,7 @@ __all__ = [
     "canonical_module",
     "count_macs",
     "float_module",
-    "plain_attention",
+    "plain_model",
     "quantize_int4",
     "render",
     "render_int4",

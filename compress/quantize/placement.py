@@ -13,6 +13,7 @@ from torch.fx import GraphModule, Node
 
 from edgepress.compress.quantize.graph import ACTIVATIONS, HEAVY, PIECES, RANGE, constant, is_float, kind_of, op_name, root_of, value_of
 from edgepress.compress.quantize.macs import macs_of
+from edgepress.compress.quantize.magnified import magnified_nodes
 from edgepress.compress.quantize.masks import LARGEST, masked_nodes
 from edgepress.targets.rules import QuantRules
 
@@ -104,7 +105,7 @@ class _Placing:
     ) -> None:
         self.module, self.rules, self.largest, self.float_layers = module, rules, largest, float_layers
         self.placed = rules.placement & (HEAVY | {"shape"}) if scheme == "static-matmul" else rules.placement
-        self.masked = masked_nodes(module)
+        self.masked = {**magnified_nodes(module), **masked_nodes(module)}
         self.varying = _varying(module)
         self.kinds: dict[Node, str] = {}
         self.reasons: dict[Node, str] = {}

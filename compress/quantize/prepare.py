@@ -13,6 +13,8 @@ from torch.fx import GraphModule, Node
 from edgepress.compress.portable import portable
 from edgepress.compress.quantize.attention import decomposable, fold_attention_scales
 from edgepress.compress.quantize.attention import decompose_attention as _decompose_attention
+from edgepress.compress.quantize.complex_numbers import write_out_complex
+from edgepress.compress.quantize.complex_parts import has_complex
 from edgepress.compress.quantize.constants import fold_constants
 from edgepress.compress.quantize.expansions import drop_expansions
 from edgepress.compress.quantize.folding import fold_batch_norms, fold_factors
@@ -41,6 +43,7 @@ def float_module(program: torch.export.ExportedProgram) -> GraphModule:
     module: GraphModule = _functional(program).module(check_guards=False)
     _drop_inference_noise(module)
     fold_constants(module)
+    write_out_complex(module)
     products_to_linear(module)
     fold_batch_norms(module)
     fold_factors(module)
@@ -50,16 +53,17 @@ def float_module(program: torch.export.ExportedProgram) -> GraphModule:
     return finish(module)
 
 
-def plain_attention(program: torch.export.ExportedProgram) -> torch.export.ExportedProgram | GraphModule:
-    """The float model with its attention written as matmul, (mask), softmax, matmul.
+def plain_model(program: torch.export.ExportedProgram) -> torch.export.ExportedProgram | GraphModule:
+    """The float model with its attention written as matmul, (mask), softmax, matmul, and complex tensors as pairs of real ones.
 
-    torch's lowering of the fused op to ONNX turns the keys round by way of their shape, and looks for NaN after softmax, which its own
+    torch's lowering of fused attention to ONNX turns the keys round by way of their shape, and looks for NaN after softmax, which its own
     finite mask never gives: ops that every inference pays for. A row of masked keys alone is 0 in PyTorch; neither lowering keeps that.
+    Of the runtimes that read ONNX one has its Fourier transform; OpenVINO 2026.4.1 gives wrong answers by it, or ends the process.
 
     Returns:
         `program` itself where there is nothing to write out.
     """
-    if not decomposable(program.graph_module):
+    if not (decomposable(program.graph_module) or has_complex(program.graph_module)):
         return program
     module = float_module(program)
     _decompose_attention(module)

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 onnx = pytest.importorskip("onnx")
 pytest.importorskip("onnxruntime")
 
-from edgepress.compress.quantize import plain_attention  # noqa: E402
+from edgepress.compress.quantize import plain_model  # noqa: E402
 from edgepress.exporters.base import ExportRequest  # noqa: E402
 from edgepress.exporters.onnx import OnnxRuntimeExporter  # noqa: E402
 from edgepress.exporters.openvino import OpenVinoExporter  # noqa: E402
@@ -91,7 +91,7 @@ def test_keys_are_turned_round_without_their_shape_and_nothing_looks_for_nan(kin
 
 def test_a_program_without_attention_is_left_as_it_is() -> None:
     program = torch.export.export(nn.Linear(2, 2).eval(), (torch.zeros(2, 2),))
-    assert plain_attention(program) is program
+    assert plain_model(program) is program
 
 
 @pytest.mark.parametrize("exporter", [OnnxRuntimeExporter, OpenVinoExporter, TensorRtExporter])
