@@ -9,7 +9,7 @@ import pytest
 
 from edgepress.targets.errors import ExecutionError, MeasurementError
 from edgepress.validators.gates import Gate, judge
-from edgepress.validators.latency import LatencyPlan, compare_latency, compare_opened, ratio_interval
+from edgepress.validators.latency import OPENINGS, LatencyPlan, compare_latency, compare_opened, opened_interval, ratio_interval
 from edgepress.validators.percentiles import fewest_samples, latency_summary, percentile_interval, percentile_ms
 
 
@@ -179,6 +179,20 @@ def test_whole_blocks_are_resampled_so_that_order_effects_cancel():
     blocks = np.tile(np.array([[[1.0, 0.8], [0.8, 1.0]]]), (32, 1, 1))
     ratio, interval = ratio_interval(blocks, 0.95)
     assert ratio == pytest.approx(1.0) and interval == pytest.approx((1.0, 1.0))
+
+
+@pytest.mark.parametrize(("apart", "most"), [(0.005, 0.05), (0.01, 0.06), (0.02, 0.15)])
+def test_the_interval_holds_for_other_openings_too(apart: float, most: float) -> None:
+    """Each opening has a ratio of its own, since weights and buffers lie elsewhere: what all its pairs share tells nothing of the next."""
+    draw, misses, naive = np.random.default_rng(0), 0, 0
+    for _ in range(300):
+        shifts = np.exp(draw.normal(0, apart, OPENINGS))
+        blocks = [np.exp(draw.normal(0, 0.01, (40, 2, 2))) * [shift, 1.0] for shift in shifts]
+        low, high = opened_interval(blocks, 0.95)[1]
+        misses += not low <= 1.0 <= high
+        low, high = ratio_interval(np.concatenate(blocks), 0.95)[1]
+        naive += not low <= 1.0 <= high
+    assert misses <= most * 300 < naive / 2
 
 
 def test_a_call_that_fails_is_an_error_that_names_its_side():
