@@ -11,8 +11,8 @@ from typing import Any
 import numpy as np
 import torch
 
-from edgepress.compress.quantize.complex_parts import CONSTANTS
-from edgepress.compress.quantize.magnified import REASON, TRANSFORM
+from edgepress.compress.quantize.complex_parts import CONSTANTS, TRANSFORM
+from edgepress.compress.quantize.magnified import REASON
 from edgepress.compress.quantize.saturation import Guard, Pairs
 from edgepress.exporters.onnx_passes import write
 from edgepress.targets.errors import QuantizationError
@@ -26,6 +26,8 @@ HEAVY_OPS = ("Conv", "ConvTranspose", "MatMul", "Gemm", "LSTM", "GRU", "RNN")
 
 #: Ops behind which a small value is still a small one.
 _BETWEEN = frozenset({"Abs", "Add", "Clip", "Div", "Max", "Mul", "Pow", "Relu", "Reshape", "Slice", "Sub", "Transpose", "Unsqueeze"})
+
+_SMALLEST_SCALE = torch.finfo(torch.float32).tiny
 
 #: Op that multiplies integers -> places of its weights among its inputs, and of their scales.
 _PRODUCTS = {"MatMulInteger": ((1, None),), "DynamicQuantizeLSTM": ((1, 8), (2, 10))}
@@ -116,7 +118,7 @@ def _guard(model: Any, original: Any) -> bool:
             rows = _rows(onnx.numpy_helper.to_array(source), stored.shape, turned=source.name == name and node.op_type == "MatMulInteger")
             if rows is None:
                 return False
-            grid = Guard(Pairs(inputs=1, flattened=True)).grid(torch.from_numpy(rows.copy()), axis=0)
+            grid = Guard(Pairs(inputs=1, flattened=True)).grid(torch.from_numpy(rows.copy()), 0, torch.tensor(_SMALLEST_SCALE))
             integers = (grid.nearest / grid.scale).round().to(torch.int8).numpy()
             whole = integers.reshape(*stored.shape[:-2], stored.shape[-1], stored.shape[-2]).swapaxes(-1, -2)
             tensors[weight].CopyFrom(onnx.numpy_helper.from_array(np.ascontiguousarray(whole), weight))

@@ -27,7 +27,8 @@ def fold_attention_scales(module: GraphModule) -> None:
         scale = _argument(node, 6, "scale")
         if scale is None:
             scale = 1.0 / math.sqrt(value_of(node.args[0]).shape[-1])
-        if scale != 1.0 and _fold_into_projection(module, node.args[0], float(scale)):
+        alone = node.args[0] not in node.args[1:]  # queries that are keys too would be scaled twice
+        if scale != 1.0 and alone and _fold_into_projection(module, node.args[0], float(scale)):
             node.args = node.args[:6]
             node.kwargs = {**node.kwargs, "scale": 1.0}
 

@@ -15,7 +15,7 @@ from torch.fx import GraphModule, Node
 from torch.fx.experimental.proxy_tensor import make_fx
 from torch.fx.node import map_aggregate, map_arg
 
-from edgepress.compress.quantize.graph import FOURIER, PIECES, SAME_VALUES, constant, new_constant, op_name, value_of
+from edgepress.compress.quantize.graph import FLOAT, PIECES, SAME_VALUES, constant, new_constant, op_name, value_of
 
 aten = torch.ops.aten
 #: Ops that do the same to both parts, of as many complex tensors as they take.
@@ -29,6 +29,8 @@ _LINEAR = (
 _MAKERS = frozenset({"full", "full_like", "new_full", "new_ones", "new_zeros", "ones", "ones_like", "zeros", "zeros_like"})
 #: How the names of the constants of Fourier transforms begin.
 CONSTANTS = "fourier_constant"
+#: Why transforms are not quantized.
+TRANSFORM = "a Fourier transform: many of its results are small beside the largest, and 8 bits round them away"
 #: Ops that multiply one operand by the other.
 _PRODUCTS = frozenset({"bmm", "einsum", "matmul", "mm", "mul"})
 
@@ -238,7 +240,7 @@ class Writer:
     def fourier(self, target: Callable[..., Any], *args: Any) -> Node:
         """A product or a convolution with such a constant."""
         made = self.call(target, *args)
-        made.meta[FOURIER] = True
+        made.meta[FLOAT] = TRANSFORM
         return made
 
     def halves(self, x: Node, dim: int) -> Pair:

@@ -16,6 +16,8 @@ import torch
 from torch import Tensor
 from torch.fx import GraphModule, Interpreter, Node
 
+from edgepress.compress.quantize.graph import value_of
+
 #: Elements of activations that a backward pass may hold, more than one sample's if that has fewer.
 _ELEMENTS = 1 << 24
 _SEED = 0
@@ -63,8 +65,10 @@ class OutputGradients(Interpreter, ABC):  # type: ignore[misc]
         return held.detach() if isinstance(held, Tensor) else held
 
     def run_node(self, n: Node) -> Any:
-        """Run one node; a tensor whose gradient is taken needs one."""
-        result = super().run_node(n)
+        """Run one node; a tensor whose gradient is taken needs one, and integers have none."""
+        value = value_of(n)
+        with torch.set_grad_enabled(not isinstance(value, Tensor) or value.is_floating_point()):
+            result = super().run_node(n)
         if n.name in self._names and isinstance(result, Tensor) and result.is_floating_point():
             values = result.detach()
             if not result.requires_grad:

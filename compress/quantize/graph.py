@@ -83,8 +83,8 @@ ACTIVATIONS = frozenset(["relu", "relu6", "hardtanh", "clamp", "clamp_min", "cla
 HEAVY = frozenset({"conv", "conv_transpose", "linear", "matmul"})
 #: Key in a node's meta: the range (low, high) of a tensor that smoothing made, which calibration never saw.
 RANGE = "edgepress.range"
-#: Key in the meta of a Fourier transform, written as a product or a convolution with constants.
-FOURIER = "edgepress.fourier"
+#: Key in the meta of an op that no scheme rounds: the reason.
+FLOAT = "edgepress.float"
 #: Key in a layer's meta: the scale of a weight that an algorithm chose, which is on its grid already.
 WEIGHT_SCALE = "edgepress.weight_scale"
 
@@ -106,8 +106,9 @@ def root_of(node: Node) -> Node:
 
 
 def kind_of(node: Node) -> str | None:
-    """The kind the rules know this node by; `shape` for ops that move values without changing them; None for any other op."""
-    if node.op != "call_function" or FOURIER in node.meta:
+    """The kind the rules know this node by; `shape` for ops that move values without changing them; None for any other op, and
+    for one that no scheme rounds."""
+    if node.op != "call_function" or FLOAT in node.meta:
         return None
     if node.target is operator.getitem:
         return "shape" if isinstance(node.args[0], Node) and op_name(node.args[0]) in PIECES else None

@@ -18,8 +18,8 @@ from edgepress.compress.quantize.int4_grid import search_grid
 from edgepress.compress.quantize.int4_layers import Layer, find_layers, float_reason
 from edgepress.compress.quantize.int4_moments import Batches, second_moments
 from edgepress.compress.quantize.int4_op import OP, Int4Weight, int4_layers, replace_layer
-from edgepress.compress.quantize.placement import summary
 from edgepress.compress.quantize.prepare import finish, float_module
+from edgepress.compress.quantize.reasons import summary
 from edgepress.compress.quantize.render import Rendered
 from edgepress.compress.quantize.unpacked import readers, store_weights
 from edgepress.targets.errors import QuantizationError

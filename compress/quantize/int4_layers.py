@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.fx import GraphModule, Node
 
-from edgepress.compress.quantize.graph import constant, kind_of, layer_of
+from edgepress.compress.quantize.graph import FLOAT, constant, kind_of, layer_of
 from edgepress.targets.errors import QuantizationError
 from edgepress.targets.rules import Int4Rules
 
@@ -87,6 +87,8 @@ def _parts(module: GraphModule, node: Node) -> tuple[Tensor, Node | None] | None
 
 def float_reason(module: GraphModule, node: Node, groups: Sequence[int]) -> str:
     """Why a node of a graph with 4-bit layers is not one of them."""
+    if FLOAT in node.meta:
+        return str(node.meta[FLOAT])
     parts = _parts(module, node)
     if parts is not None:
         return f"its {parts[0].shape[1]} inputs do not divide into groups of {', '.join(map(str, groups))}"

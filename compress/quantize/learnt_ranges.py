@@ -18,7 +18,7 @@ from torch.fx import Node
 from edgepress.compress.quantize.blocks import Block
 from edgepress.compress.quantize.learning import mean_error, samples_per_step
 from edgepress.compress.quantize.observers import Range
-from edgepress.compress.quantize.sharing import SMALLEST_SCALE, Shared, is_symmetric, qparams
+from edgepress.compress.quantize.sharing import Shared, is_symmetric, qparams, smallest_activation_scale
 from edgepress.targets.progress import progress
 from edgepress.targets.rules import QuantRules
 
@@ -141,7 +141,7 @@ class _Ends:
         if self._symmetric:
             zero = (lowest + highest + 1) // 2
             return torch.maximum(-low, high) / min(highest - zero, zero - lowest), torch.tensor(float(zero))
-        scale = ((high - low) / (highest - lowest)).clamp_min(SMALLEST_SCALE)
+        scale = ((high - low) / (highest - lowest)).clamp_min(smallest_activation_scale(self._rules))
         return scale, lowest + _rounded(-low / scale)
 
 

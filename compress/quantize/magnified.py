@@ -8,32 +8,30 @@ from __future__ import annotations
 
 from torch.fx import GraphModule, Node
 
-from edgepress.compress.quantize.graph import ACTIVATIONS, FOURIER, HEAVY, KINDS, SAME_VALUES, SOME_VALUES, is_float, op_name
+from edgepress.compress.quantize.graph import ACTIVATIONS, FLOAT, HEAVY, KINDS, SAME_VALUES, SOME_VALUES, is_float, kind_of, op_name
 
 REASON = "its logarithm or root is taken: small values count there, which 8 bits round away"
-#: Why a product or a convolution is not quantized that is a Fourier transform.
-TRANSFORM = "a Fourier transform: many of its results are small beside the largest, and 8 bits round them away"
 _MAGNIFYING = frozenset(["log", "log10", "log1p", "log2", "sqrt"])
 #: Ops on single values behind which a small value is still a small one.
-_BETWEEN = (
-    SAME_VALUES | SOME_VALUES | ACTIVATIONS | frozenset(["abs", "add", "cat", "div", "maximum", "mul", "neg", "pow", "square", "sub"])
-)
+_BETWEEN = SAME_VALUES | SOME_VALUES | ACTIVATIONS | {"abs", "add", "cat", "div", "maximum", "mul", "neg", "pow", "square", "sub"}
 
 
-def magnified_nodes(module: GraphModule) -> dict[Node, str]:
-    """Fourier transforms, layers and products whose results a logarithm or a root reads, and the ops between: each with the reason it
-    stays float."""
-    found = {node: TRANSFORM for node in module.graph.nodes if FOURIER in node.meta}
-    waiting = [node.args[0] for node in module.graph.nodes if _magnifies(node)]
+def keep_magnified(module: GraphModule) -> None:
+    """Mark the layers and products whose results a logarithm or a root reads, and the arithmetic between, as ops that stay float.
+
+    OpenVINO rounds what a layer with weights in integers reads, so such a layer keeps floats in every scheme.
+    """
+    waiting, seen = [node.args[0] for node in module.graph.nodes if _magnifies(node)], set[Node]()
     while waiting:
         node = waiting.pop()
-        if not isinstance(node, Node) or node in found or not is_float(node):
+        if not isinstance(node, Node) or node in seen or not is_float(node):
             continue
+        seen.add(node)
         heavy = KINDS.get(op_name(node)) in HEAVY
         if heavy or op_name(node) in _BETWEEN:
-            found[node] = REASON
             waiting += [] if heavy else node.all_input_nodes
-    return found
+            if kind_of(node) not in (None, "shape"):
+                node.meta[FLOAT] = REASON
 
 
 def _magnifies(node: Node) -> bool:

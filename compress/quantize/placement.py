@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import operator
 from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from types import MappingProxyType
@@ -11,9 +10,20 @@ from types import MappingProxyType
 import torch
 from torch.fx import GraphModule, Node
 
-from edgepress.compress.quantize.graph import ACTIVATIONS, HEAVY, PIECES, RANGE, constant, is_float, kind_of, op_name, root_of, value_of
+from edgepress.compress.quantize.graph import (
+    ACTIVATIONS,
+    FLOAT,
+    HEAVY,
+    PIECES,
+    RANGE,
+    constant,
+    is_float,
+    kind_of,
+    op_name,
+    root_of,
+    value_of,
+)
 from edgepress.compress.quantize.macs import macs_of
-from edgepress.compress.quantize.magnified import magnified_nodes
 from edgepress.compress.quantize.masks import LARGEST, masked_nodes
 from edgepress.targets.rules import QuantRules
 
@@ -105,7 +115,7 @@ class _Placing:
     ) -> None:
         self.module, self.rules, self.largest, self.float_layers = module, rules, largest, float_layers
         self.placed = rules.placement & (HEAVY | {"shape"}) if scheme == "static-matmul" else rules.placement
-        self.masked = {**magnified_nodes(module), **masked_nodes(module)}
+        self.masked = masked_nodes(module)
         self.varying = _varying(module)
         self.kinds: dict[Node, str] = {}
         self.reasons: dict[Node, str] = {}
@@ -140,7 +150,7 @@ class _Placing:
         if RANGE in node.meta:
             return "scales outlier channels down before rounding"
         if kind is None:
-            return self.masked.get(node)
+            return node.meta.get(FLOAT) or self.masked.get(node)
         if kind == "embedding" and kind in self.rules.placement:
             return "a lookup that stays float: its table is small, or something else reads it"
         if kind in self.rules.weight_only and constant(self.module, node.args[1]) is not None:
@@ -272,24 +282,3 @@ def _divides(factor: Node) -> bool:
 def _single(node: Node) -> bool:
     value = value_of(node)
     return isinstance(value, torch.Tensor) and value.dtype == torch.float32
-
-
-def summary(reasons: Mapping[Node, str]) -> tuple[dict[str, object], ...]:
-    """Ops left in float, counted by op and reason; ops that only move values or count in integers are one line or none."""
-    counts: dict[tuple[str, str], int] = {}
-    for node, reason in reasons.items():
-        key = _line(node, reason)
-        if key is not None:
-            counts[key] = counts.get(key, 0) + 1
-    return tuple({"op": op, "count": count, "reason": reason} for (op, reason), count in sorted(counts.items()))
-
-
-def _line(node: Node, reason: str) -> tuple[str, str] | None:
-    value = value_of(node)
-    values: Iterable[object] = value if isinstance(value, list | tuple) else (value,)
-    tensors = [item for item in values if isinstance(item, torch.Tensor)]
-    if not tensors or kind_of(node) == "shape" or node.target is operator.getitem:
-        return None
-    if not any(item.is_floating_point() for item in tensors):
-        return "integer and boolean ops", "indices, shapes and masks are not activations"
-    return f"aten.{op_name(node)}", reason

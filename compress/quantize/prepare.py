@@ -19,6 +19,7 @@ from edgepress.compress.quantize.constants import fold_constants
 from edgepress.compress.quantize.expansions import drop_expansions
 from edgepress.compress.quantize.folding import fold_batch_norms, fold_factors
 from edgepress.compress.quantize.graph import is_float, op_name, value_of
+from edgepress.compress.quantize.magnified import keep_magnified
 from edgepress.compress.quantize.neighbours import merge_neighbours
 from edgepress.compress.quantize.products import products_to_linear
 from edgepress.compress.quantize.windows import merge_moved_dimensions
@@ -50,6 +51,7 @@ def float_module(program: torch.export.ExportedProgram) -> GraphModule:
     merge_moved_dimensions(module)
     merge_neighbours(module)
     drop_expansions(module)
+    keep_magnified(module)
     return finish(module)
 
 

@@ -7,7 +7,7 @@ from torch.fx import GraphModule, Node
 
 from edgepress.compress.quantize.attention import call
 from edgepress.compress.quantize.folding import constant_node
-from edgepress.compress.quantize.graph import FOURIER, constant, is_float, op_name, value_of
+from edgepress.compress.quantize.graph import FLOAT, constant, is_float, op_name, value_of
 
 aten = torch.ops.aten
 
@@ -16,7 +16,7 @@ def products_to_linear(module: GraphModule) -> None:
     """`addmm`, `x @ w` and `einsum` with a constant become linear layers, in place, with what moves dimensions around them."""
     for node in list(module.graph.nodes):
         name = op_name(node)
-        if name in ("addmm", "matmul", "mm") and not node.kwargs and FOURIER not in node.meta:
+        if name in ("addmm", "matmul", "mm") and not node.kwargs and FLOAT not in node.meta:
             _matrix_product(module, node, name)
         elif name == "einsum":
             _contraction(module, node)

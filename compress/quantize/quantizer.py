@@ -19,7 +19,7 @@ from torchao.quantization.pt2e.quantizer import (
 
 from edgepress.compress.quantize.graph import constant, is_float, kind_of
 from edgepress.compress.quantize.placement import Placement, data_inputs
-from edgepress.compress.quantize.sharing import SMALLEST_SCALE, TensorParameters
+from edgepress.compress.quantize.sharing import TensorParameters
 from edgepress.targets.rules import QuantRules
 
 _KEY = "quantization_annotation"
@@ -29,9 +29,9 @@ OUTPUT_AXIS = {"conv": 0, "linear": 0, "conv_transpose": 1}
 NARROW_END = {4: 7, 2: 3}
 
 
-def observed_weight(node: Node, per_channel: bool) -> Any:
-    """An observer of the constant weight of a layer."""
-    return (PerChannelMinMaxObserver if per_channel else MinMaxObserver).with_args(eps=SMALLEST_SCALE)
+def observed_weight(smallest: float) -> Callable[[Node, bool], Any]:
+    """Makes observers of the constant weights of layers, with no scale below `smallest`."""
+    return lambda node, per_channel: (PerChannelMinMaxObserver if per_channel else MinMaxObserver).with_args(eps=smallest)
 
 
 class _KnownScale:
@@ -78,10 +78,11 @@ class RulesQuantizer(Quantizer):  # type: ignore[misc]
         rules: QuantRules,
         placement: Placement | None = None,
         parameters: TensorParameters | None = None,
-        weight: Callable[[Node, bool], Any] = observed_weight,
+        weight: Callable[[Node, bool], Any] | None = None,
     ) -> None:
         super().__init__()
-        self._rules, self._placement, self._parameters, self._maker = rules, placement, parameters, weight
+        self._rules, self._placement, self._parameters = rules, placement, parameters
+        self._maker = weight or observed_weight(rules.smallest_scale)
 
     def annotate(self, model: GraphModule) -> GraphModule:
         """Write a quantization annotation to every node that takes or makes integers."""

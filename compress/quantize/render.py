@@ -17,10 +17,11 @@ from edgepress.compress.quantize.corrections import apply_corrections
 from edgepress.compress.quantize.embeddings import lookups, store_in_integers
 from edgepress.compress.quantize.fp8 import round_to_fp8
 from edgepress.compress.quantize.gates import write_out_gates
-from edgepress.compress.quantize.graph import HEAVY, RANGE, constant, kind_of, root_of
-from edgepress.compress.quantize.placement import WEIGHT_ONLY, Placement, place, summary
+from edgepress.compress.quantize.graph import FLOAT, HEAVY, RANGE, constant, kind_of, root_of
+from edgepress.compress.quantize.placement import WEIGHT_ONLY, Placement, place
 from edgepress.compress.quantize.prepare import canonical_module, finish, float_module
 from edgepress.compress.quantize.quantizer import RulesQuantizer, known_weight
+from edgepress.compress.quantize.reasons import summary
 from edgepress.compress.quantize.sharing import TensorParameters
 from edgepress.compress.quantize.split_outliers import spread_outliers
 from edgepress.compress.quantize.statistics import Statistics
@@ -114,7 +115,8 @@ def _largest(module: GraphModule, statistics: Statistics) -> Callable[[Node], fl
 
 def _render_weights(program: torch.export.ExportedProgram, rules: QuantRules) -> Rendered:
     module = float_module(program)
-    reasons = {node: "float arithmetic; only weights are integers" for node in module.graph.nodes if node.op == "call_function"}
+    computed = [node for node in module.graph.nodes if node.op == "call_function"]
+    reasons = {node: node.meta.get(FLOAT) or "float arithmetic; only weights are integers" for node in computed}
     layers = any(kind_of(node) in HEAVY - {"matmul"} and constant(module, node.args[1]) is not None for node in reasons)
     if not layers and not _unpacked(module, rules, reasons):
         raise _nothing(reasons)

@@ -20,7 +20,6 @@ from torch.fx import Node
 
 from edgepress.compress.quantize.graph import kind_of, value_of
 from edgepress.compress.quantize.layer import WeightGrid
-from edgepress.compress.quantize.sharing import SMALLEST_SCALE
 from edgepress.targets.rules import QuantRules
 
 #: What the magnitudes of two neighbours of one sign come to at most: 255 times it fits into 16 bits.
@@ -66,15 +65,15 @@ class Guard:
 
     pairs: Pairs | None
 
-    def grid(self, weight: Tensor, axis: int | None) -> WeightGrid:
-        """The grid of an 8-bit weight, in floats, with a scale per index of `axis`, or one."""
+    def grid(self, weight: Tensor, axis: int | None, smallest: Tensor) -> WeightGrid:
+        """The grid of an 8-bit weight, in floats, with a scale per index of `axis`, or one, none below `smallest`, which is broadcast."""
         exact = weight.detach()
         largest = exact.abs().amax(dim=[dim for dim in range(weight.dim()) if dim != axis], keepdim=True)
         if self.pairs is None:
-            return WeightGrid(weight, (largest / _ENDS[0]).clamp_min(SMALLEST_SCALE), (-_ENDS[0], _ENDS[0]))
+            return WeightGrid(weight, (largest / _ENDS[0]).clamp_min(smallest), (-_ENDS[0], _ENDS[0]))
         split = self.pairs.split(exact)
         rows = split if axis is not None else split.reshape(1, -1, 2)
-        scale = _scale(rows, largest.flatten())
+        scale = torch.maximum(_scale(rows, largest.flatten()), smallest.flatten())
         lowest, highest = (self.pairs.join(bound.reshape(split.shape), weight.shape) for bound in _bounds(rows, scale))
         return WeightGrid(weight, scale.reshape(largest.shape), (lowest, highest))
 
@@ -126,7 +125,7 @@ def _scale(rows: Tensor, largest: Tensor) -> Tensor:
         cut = (together - LIMIT / end * largest_of).clamp_min_(0).square_() / 2
         new = (rows[0].numel() / 12 * (largest / end).square()).index_add_(0, row, cut)
         found, error = torch.where(new < error, float(end), found), torch.minimum(new, error)
-    return (largest / found).clamp_min(SMALLEST_SCALE)
+    return largest / found
 
 
 def _bounds(rows: Tensor, scale: Tensor) -> tuple[Tensor, Tensor]:

@@ -15,8 +15,10 @@ from edgepress.compress.quantize.placement import Placement, data_inputs
 from edgepress.compress.quantize.statistics import Statistics
 from edgepress.targets.rules import QuantRules
 
-#: Smallest scale: still a number in float16, which some runtimes keep scales in.
-SMALLEST_SCALE = 2.0**-16
+#: Scale of zeros alone.
+_OF_ZEROS = 2.0**-16
+#: The smallest scale of an activation: biases are 32-bit multiples of it and of the weight's.
+_SMALLEST = 2.0**-22
 #: `<node>.range` among the corrections is the learnt range (low, high) of a tensor, float64.
 RANGE_PART = "range"
 
@@ -44,9 +46,14 @@ def qparams(interval: Range, rules: QuantRules, centred: bool = False) -> QParam
     lowest, highest = rules.activation_min, rules.activation_max
     middle, symmetric = (lowest + highest + 1) // 2, is_symmetric(interval, rules, centred)
     scale = max(-low, high) / min(highest - middle, middle - lowest) if symmetric else (high - low) / (highest - lowest)
-    scale = float(np.float32(max(scale, SMALLEST_SCALE)))
+    scale = float(np.float32(max(scale, smallest_activation_scale(rules)) if high > low else _OF_ZEROS))
     zero = middle if symmetric else lowest + min(max(round(-low / scale), 0), highest - lowest)
     return QParams(scale, zero)
+
+
+def smallest_activation_scale(rules: QuantRules) -> float:
+    """The smallest scale of a tensor that is not zero."""
+    return max(rules.smallest_scale, _SMALLEST)
 
 
 @dataclass(frozen=True)

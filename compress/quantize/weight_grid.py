@@ -15,8 +15,10 @@ from edgepress.compress.quantize.layer import WeightGrid
 from edgepress.compress.quantize.placement import Placement
 from edgepress.compress.quantize.quantizer import NARROW_END, OUTPUT_AXIS
 from edgepress.compress.quantize.saturation import Guard, guard_of
-from edgepress.compress.quantize.sharing import SMALLEST_SCALE
 from edgepress.targets.rules import QuantRules
+
+#: A scale is at least so much of a layer's bias: kernels take biases as 32-bit multiples of it and of the activation's scale.
+_BESIDE_A_BIAS = 2.0**-16
 
 
 @dataclass(frozen=True)
@@ -27,25 +29,27 @@ class Rounding:
         axis: of output channels with a scale each; None for one scale.
         bounds: lowest and highest integer.
         guard: keeps sums exact; None where they are.
+        smallest: the smallest scales, broadcastable to the weight.
     """
 
     axis: int | None
     bounds: tuple[int, int]
     guard: Guard | None
+    smallest: Tensor
 
     @staticmethod
     def of(node: Node, weight: torch.Size, rules: QuantRules) -> Rounding:
         """That of a layer with a weight of this shape."""
         kind = str(kind_of(node))
         axis = OUTPUT_AXIS[kind] if kind in rules.per_channel else None
-        return Rounding(axis, (rules.weight_min, rules.weight_max), guard_of(node, weight, rules))
+        return Rounding(axis, (rules.weight_min, rules.weight_max), guard_of(node, weight, rules), _smallest(node, axis, weight, rules))
 
     def grid(self, weight: Tensor) -> WeightGrid:
         """Over the whole range, as min-max observers find it, or the best within the guard."""
         if self.guard is not None:
-            return self.guard.grid(weight, self.axis)
+            return self.guard.grid(weight, self.axis, self.smallest)
         largest = weight.detach().abs().amax(dim=[dim for dim in range(weight.dim()) if dim != self.axis], keepdim=True)
-        return WeightGrid(weight, (largest / ((self.bounds[1] - self.bounds[0]) / 2)).clamp_min(SMALLEST_SCALE), self.bounds)
+        return WeightGrid(weight, (largest / ((self.bounds[1] - self.bounds[0]) / 2)).clamp_min(self.smallest), self.bounds)
 
 
 def weight_grid(node: Node, weight: Tensor, rules: QuantRules, bits: int) -> WeightGrid:
@@ -57,7 +61,7 @@ def weight_grid(node: Node, weight: Tensor, rules: QuantRules, bits: int) -> Wei
     rounding, known = Rounding.of(node, weight.shape, rules), node.meta.get(WEIGHT_SCALE)
     if bits == 8:
         return rounding.grid(weight) if known is None else WeightGrid(weight, known, rounding.bounds)
-    scale = _narrow_scale(weight, rounding.axis, bits) if known is None else known
+    scale = _narrow_scale(weight, rounding, bits) if known is None else known
     if bits == 4:
         return WeightGrid(weight, scale, (-NARROW_END[4], NARROW_END[4]))
     return WeightGrid(weight, scale, int2.BOUNDS, int2.OFFSET)
@@ -96,7 +100,21 @@ def _replace(module: GraphModule, weight: Node, readers: list[Node], tensor: Ten
         node.update_arg(1, own)
 
 
-def _narrow_scale(weight: Tensor, axis: int | None, bits: int) -> Tensor:
+def _smallest(node: Node, axis: int | None, weight: torch.Size, rules: QuantRules) -> Tensor:
+    """The smallest scales of a layer's weight, of each output channel or of all."""
+    bias = constant(node.graph.owning_module, node.args[2]) if len(node.args) > 2 else None
+    if bias is None or rules.smallest_scale >= _BESIDE_A_BIAS:
+        return torch.tensor(rules.smallest_scale)
+    steps = bias.detach().abs().float() * _BESIDE_A_BIAS
+    if axis is None or len(steps) != weight[axis]:
+        return steps.amax().clamp(rules.smallest_scale, _BESIDE_A_BIAS)
+    rows = steps.reshape([-1 if dim == axis else 1 for dim in range(len(weight))])
+    return rows.clamp(rules.smallest_scale, _BESIDE_A_BIAS)
+
+
+def _narrow_scale(weight: Tensor, rounding: Rounding, bits: int) -> Tensor:
+    axis = rounding.axis
     rows = weight.reshape(1, -1) if axis is None else weight.movedim(axis, 0).reshape(weight.shape[axis], -1)
     found = search_grid(rows, rows.shape[1], symmetric=True).scale if bits == 4 else int2.int2_grid(rows).scale
-    return found.clamp_min(SMALLEST_SCALE * (8 // bits) / 2).reshape([-1 if dim == axis else 1 for dim in range(weight.dim())])
+    shaped = found.reshape([-1 if dim == axis else 1 for dim in range(weight.dim())])
+    return torch.maximum(shaped, rounding.smallest * ((8 // bits) / 2))

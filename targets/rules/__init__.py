@@ -80,6 +80,7 @@ class QuantRules:
         unpacks: weights of recurrent layers, and of products that are no linear layer, are stored in integers that loading a file unpacks.
         whole_splits: a tensor is taken apart in integers where all of its pieces are rounded: one that floats read is, if another is.
         float_bytes: bytes of one weight of a layer that a quantized artifact keeps in float.
+        smallest_scale: a scale that the runtime keeps exactly enough to multiply by.
         static_bits: below 8, in which single layers of a static scheme can store weights, unpacked to 8 when the file is loaded.
     """
 
@@ -114,6 +115,7 @@ class QuantRules:
     unpacks: bool = False
     whole_splits: bool = False
     float_bytes: int = 4
+    smallest_scale: float = 2.0**-28
     static_bits: tuple[int, ...] = ()
 
     def of(self, scheme: Scheme) -> QuantRules:

@@ -31,4 +31,5 @@ RULES = QuantRules(
     float_output=frozenset({"conv", "conv_transpose", "linear", "matmul"}),
     int4=Int4Rules(),
     float_bytes=2,
+    smallest_scale=2.0**-16,  # in float16
 )

@@ -128,3 +128,23 @@ def test_dividing_channels_keeps_what_their_errors_do_to_the_outputs(data: st.Da
     assert (found.minimum, found.maximum) == (-(largest / scale).max(), (largest / scale).max())
     widest = found.counts.reshape(2, -1).nonzero()[0]
     assert len(widest) == 0 or found.width * len(found.counts) / 2 >= found.maximum
+
+
+class Routed(nn.Module):
+    """Counts how many of its features are positive, as mixtures of experts count their tokens."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.last = nn.Linear(8, 8), nn.Linear(8, 4)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        hidden = self.first(x)
+        counts = torch.cumsum(torch.histc(hidden, bins=8, min=-4, max=4), 0, dtype=torch.int32)
+        return self.last(hidden.relu()) + counts[-1].float() * 0.0
+
+
+def test_integers_have_no_gradient() -> None:
+    torch.manual_seed(0)
+    x = torch.randn(64, 8, generator=torch.Generator().manual_seed(1))
+    statistics = calibrate(exported(Routed().eval(), x), [(x,)])
+    assert statistics.weights is not None and "relu" in statistics.weights.tensors
