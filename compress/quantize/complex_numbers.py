@@ -112,9 +112,11 @@ def _stft(
     if isinstance(x, Pair) or value_of(x).dim() != 2 or value_of(x).dtype != torch.float32 or centre or align_to_window:
         raise UnknownError
     held = _window(writer, window, win_length or n_fft)
-    kernels = writer.matrix(fourier.short_time_kernels(held, n_fft, onesided is not False, normalized))
-    sound = writer.call(aten.unsqueeze.default, x, 1)
-    return writer.halves(writer.fourier(aten.conv1d.default, sound, kernels, None, [hop_length or n_fft // 4]), 1)
+    before, kernels = fourier.short_time_kernels(held, n_fft, onesided is not False, normalized)
+    after = n_fft - before - kernels.shape[-1]
+    heard = writer.call(aten.slice.Tensor, x, 1, before, value_of(x).shape[1] - after) if before or after else x
+    sound = writer.call(aten.unsqueeze.default, heard, 1)
+    return writer.halves(writer.fourier(aten.conv1d.default, sound, writer.matrix(kernels), None, [hop_length or n_fft // 4]), 1)
 
 
 def _istft(

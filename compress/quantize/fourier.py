@@ -69,7 +69,7 @@ def factor(sizes: Sequence[int], normalization: int) -> float:
     return {0: 1.0, 1: 1 / math.sqrt(count), 2: 1 / count}[normalization]
 
 
-def short_time_kernels(window: Tensor, size: int, onesided: bool, normalized: bool) -> Tensor:
+def short_time_kernels(window: Tensor, size: int, onesided: bool, normalized: bool) -> tuple[int, Tensor]:
     """Kernels of the convolution that is a short-time transform.
 
     Args:
@@ -79,10 +79,14 @@ def short_time_kernels(window: Tensor, size: int, onesided: bool, normalized: bo
         normalized: divide by sqrt(size).
 
     Returns:
-        float32 (2 * frequencies, 1, size), those of the real parts first.
+        How many zeros the window begins with, and float32 (2 * frequencies, 1, taps), those of the real parts first; the taps lie where
+        the window is not zero, one at least.
     """
+    whole = centred(window, size)
+    (heard,) = whole.nonzero(as_tuple=True)
+    first, last = (int(heard[0]), int(heard[-1]) + 1) if len(heard) else (0, 1)
     matrix = product(size, False, True, True, onesided, 1 / math.sqrt(size) if normalized else 1.0).matrix
-    return (matrix * centred(window, size)[:, None]).t()[:, None].contiguous()
+    return first, (matrix * whole[:, None])[first:last].t()[:, None].contiguous()
 
 
 def inverse_kernels(window: Tensor, size: int, onesided: bool, normalized: bool) -> Tensor:

@@ -88,6 +88,7 @@ CASES: dict[str, Callable[[Any, Tensor], Tensor]] = {
     "short-time": lambda m, x: torch.stft(x.flatten(1), 12, 5, 12, m.window, return_complex=True).abs(),
     "short-time, no window": lambda m, x: torch.view_as_real(torch.stft(x.flatten(1), 16, return_complex=True)),
     "short-time, short window": lambda m, x: torch.stft(x.flatten(1), 16, 4, 12, m.window, center=False, return_complex=True).real,
+    "short-time, silent window": lambda m, x: torch.stft(x.flatten(1), 12, 5, 12, m.window * 0, return_complex=True).real,
     "short-time, both sides": lambda m, x: (
         torch.stft(x.flatten(1), 12, 4, 12, m.window, normalized=True, onesided=False, return_complex=True).imag
     ),
