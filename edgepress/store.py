@@ -34,6 +34,9 @@ TIMING = "timing"
 #: Why a step without any result has none.
 NEVER_RUN = "never run"
 
+#: What a result may depend on: see `Record.depends`.
+_DEPENDS = {"files", "folders", "packages", "sources"}
+
 
 @dataclass(frozen=True)
 class Record:
@@ -70,17 +73,19 @@ class Store:
         Returns:
             The record and "", or None and why there is none.
 
-        A result whose bytes changed on disk is dropped, to be made again.
+        A result whose bytes changed on disk, or whose record no longer says what it said, is dropped, to be made again.
         """
         reason = NEVER_RUN
         folder = self.root / "steps" / static_key
         if not folder.is_dir():
             return None, reason
         for mark in sorted(folder.iterdir(), key=lambda p: p.stat().st_mtime_ns, reverse=True):
-            record = self._load(mark.name)
+            record = self._load(static_key, mark.name)
             if record is None:
-                continue
-            if change := self._change(record.depends):
+                if (self.root / "objects" / mark.name).is_dir():
+                    reason = "the stored record was damaged"
+                    self._drop(mark.name)
+            elif change := self._change(record.depends):
                 reason = change
             elif damaged := self._damaged(record):
                 reason = f"stored file {damaged!r} was damaged"
@@ -115,7 +120,11 @@ class Store:
             yield folder
 
     def put(self, static_key: str, outcome: Outcome, space: Path) -> Record:
-        """Keep what a step wrote into a workspace, which is consumed. Where another run was first, its result is returned."""
+        """Keep what a step wrote into a workspace, which is consumed. Where another run was first, its result is returned.
+
+        Raises:
+            IntegrityError: a damaged result is in the way and cannot be removed.
+        """
         folder = space / "files"
         files = {p.relative_to(folder).as_posix(): self.sha256(p) for p in sorted(folder.rglob("*")) if p.is_file()}
         depends = {
@@ -124,25 +133,33 @@ class Store:
             "packages": dict(outcome.packages),
             "sources": {path: self.sha256(Path(path)) for path in outcome.sources},
         }
-        key = fingerprint({"static": static_key, "depends": depends})
-        made = {name: part for name, part in outcome.value.items() if name != TIMING} if isinstance(outcome.value, dict) else outcome.value
-        digest = fingerprint({"value": made, "files": files})
-        data = {"value": outcome.value, "digest": digest, "files": files, "seconds": outcome.seconds, "depends": depends}
+        key, digest = _object_key(static_key, depends), _digest(outcome.value, files)
+        record = Record(outcome.value, digest, self.root / "objects" / key / "files", files, outcome.seconds, depends)
+        data = {name: part for name, part in vars(record).items() if name != "folder"}
         (space / "record.json").write_text(json.dumps(data))
-        (self.root / "objects").mkdir(parents=True, exist_ok=True)
-        try:
-            space.rename(self.root / "objects" / key)
-        except OSError:
-            if not (self.root / "objects" / key).is_dir():
-                raise
-            self.discard(space)
+        record = self._placed(static_key, key, space) or record
         mark = self.root / "steps" / static_key / key
         mark.parent.mkdir(parents=True, exist_ok=True)
         mark.touch()
-        record = self._load(key)
-        if record is None:
-            raise IntegrityError(f"the store {str(self.root)!r} lost a result while it was written", "", "Run again.")
         return record
+
+    def _placed(self, static_key: str, key: str, space: Path) -> Record | None:
+        """Move a workspace to its place. A whole result that is there stays and is returned, a damaged one goes."""
+        place = self.root / "objects" / key
+        place.parent.mkdir(parents=True, exist_ok=True)
+        for _ in range(2):
+            try:
+                space.rename(place)
+                return None
+            except OSError:
+                if not place.is_dir():
+                    raise
+            present = self._load(static_key, key)
+            if present is not None and not self._damaged(present):
+                self.discard(space)
+                return present
+            self._drop(key)
+        raise IntegrityError(f"the stored result {str(place)!r} is damaged and cannot be replaced", "", "Remove that folder and run again.")
 
     def discard(self, space: Path) -> None:
         """Remove a workspace whose step failed."""
@@ -157,12 +174,16 @@ class Store:
                 self._hashes[key] = hashlib.file_digest(file, "sha256").hexdigest()
         return self._hashes[key]
 
-    def _load(self, key: str) -> Record | None:
+    def _load(self, static_key: str, key: str) -> Record | None:
+        """A record that says what it said when it was written; None where it is gone, cut, changed or another version's."""
+        folder = self.root / "objects" / key
         try:
-            data = json.loads((self.root / "objects" / key / "record.json").read_text())
-        except (OSError, ValueError):
+            record = Record(**json.loads((folder / "record.json").read_text()), folder=folder / "files")
+            whole = record.depends.keys() == _DEPENDS
+            whole = whole and _object_key(static_key, record.depends) == key and _digest(record.value, record.files) == record.digest
+        except (OSError, ValueError, TypeError, AttributeError, IntegrityError):
             return None
-        return Record(**data, folder=self.root / "objects" / key / "files")
+        return record if whole else None
 
     def _drop(self, key: str) -> None:
         space = self.workspace()
@@ -216,6 +237,15 @@ def fingerprint(value: Any) -> str:
     except ValueError as error:
         raise IntegrityError("a result holds a number that is not finite", str(error)) from error
     return hashlib.sha256(text.encode()).hexdigest()
+
+
+def _object_key(static_key: str, depends: Mapping[str, Mapping[str, str]]) -> str:
+    return fingerprint({"static": static_key, "depends": depends})
+
+
+def _digest(value: Any, files: Mapping[str, str]) -> str:
+    made = {name: part for name, part in value.items() if name != TIMING} if isinstance(value, dict) else value
+    return fingerprint({"value": made, "files": files})
 
 
 def _listing(folder: Path) -> str:

@@ -69,6 +69,34 @@ def test_a_flipped_byte_in_the_store_is_noticed_and_the_result_made_again(tmp_pa
     assert Store(tmp_path).find("key")[0] is not None
 
 
+@pytest.mark.parametrize("left", ["", "{}", "[]", '{"value"', "changed", "another version's", None])
+def test_a_record_that_is_cut_or_changed_is_dropped_and_the_result_made_again(tmp_path: Path, left: str | None) -> None:
+    record = made(Store(tmp_path), "key", Outcome({"a": 1}, 0.1))
+    file = record.folder.parent / "record.json"
+    if left is None:
+        file.unlink()
+    elif left == "changed":
+        file.write_text(file.read_text().replace('"a": 1', '"a": 2'))
+    elif left == "another version's":
+        file.write_text(file.read_text().replace('"seconds"', '"wall_seconds"'))
+    else:
+        file.write_text(left)
+    found, reason = Store(tmp_path).find("key")
+    assert found is None and reason == "the stored record was damaged"
+    assert not record.folder.exists()
+    made(Store(tmp_path), "key", Outcome({"a": 1}, 0.1))
+    assert Store(tmp_path).find("key")[0] == record
+
+
+@pytest.mark.parametrize("damaged", ["record.json", "files/out.txt"])
+def test_a_result_made_afresh_replaces_a_damaged_one(tmp_path: Path, damaged: str) -> None:
+    record = made(Store(tmp_path), "key", Outcome(1, 0.1))
+    (record.folder.parent / damaged).write_text("{")
+    assert made(Store(tmp_path), "key", Outcome(1, 0.1)) == record
+    assert Store(tmp_path).find("key") == (record, "")
+    assert not list((tmp_path / "tmp").iterdir())
+
+
 def test_the_second_of_two_runs_gets_the_bytes_of_the_first(tmp_path: Path) -> None:
     first = made(Store(tmp_path), "key", Outcome(1, 0.1), "one")
     second = made(Store(tmp_path), "key", Outcome(2, 0.1), "two")
