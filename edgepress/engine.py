@@ -20,6 +20,7 @@ from edgepress.config import Config, TargetPlan
 from edgepress.machine import fingerprint
 from edgepress.pipeline import Pipeline
 from edgepress.results import Prepared, TargetRun
+from edgepress.run_folder import reserved
 from edgepress.step import Listener, Runner
 from edgepress.store import Store
 from edgepress.targets.errors import ConfigError, ProjectError
@@ -96,37 +97,25 @@ def run(config: Config, plans: Sequence[TargetPlan], options: RunOptions, listen
     from edgepress.report.write import write_report
 
     started, clock = datetime.now(UTC), time.monotonic()
-    place = _place(options.out, started)
     if not config.checkpoint.is_file():
         raise ProjectError(f"checkpoint {str(config.checkpoint)!r} does not exist", "", "Check `model.checkpoint` in the recipe.")
     builder_id()  # a wrong one is refused before the work, not after it
     baseline, accepted = accepted_release(config, plans, options.baseline_artifacts)
     store = open_store(config)
-    staging = place.with_name(f".{place.name}.{os.getpid()}.partial")
-    log = _new_log(store, config, started)
-    try:
+    with reserved(options.out, started) as folder, _log(store, config, started) as log:
         runner = Runner(store, listener, log, options.jobs or config.run.jobs, options.fresh)
         pipeline = Pipeline(config, plans, runner, accepted)
         prepared, runs = _interruptible(lambda pool: _compress(pipeline, plans, pool), len(plans))
         for target in runs:
             _timed(target, pipeline, prepared)
-        staging.mkdir(parents=True)
         report, shipments = assemble(config, prepared, runs, baseline, started, time.monotonic() - clock)
-        report["bundle"] = {"path": "bundle", "sha256": write_bundle(staging, report, shipments, release_of(config, prepared))}
+        report["bundle"] = {"path": "bundle", "sha256": write_bundle(folder.staging, report, shipments, release_of(config, prepared))}
         if prepared.rebuilt is not None:
-            shutil.copytree(prepared.rebuilt.folder, staging / "compressed")
-        shutil.copyfile(log, staging / "log.txt")
-        write_report(staging, report)
-        _publish(staging, place)
-    except KeyboardInterrupt:
-        isolate.kill_all()
-        raise
-    finally:
-        shutil.rmtree(staging, ignore_errors=True)
-        log.replace(log.with_name("log.txt"))
-    if options.out is None:
-        _link_latest(place)
-    return Finished(place, report)
+            shutil.copytree(prepared.rebuilt.folder, folder.staging / "compressed")
+        shutil.copyfile(log, folder.staging / "log.txt")
+        write_report(folder.staging, report)
+        folder.publish()
+    return Finished(folder.place, report)
 
 
 def score_original(config: Config, listener: Listener) -> Mapping[str, Any]:
@@ -145,21 +134,23 @@ def score_original(config: Config, listener: Listener) -> Mapping[str, Any]:
 @contextmanager
 def single_steps(config: Config, store: Store, listener: Listener) -> Iterator[Runner]:
     """A runner for steps that make no run; their log is kept beside the store, and children end with it."""
-    log = _new_log(store, config, datetime.now(UTC))
-    try:
+    with _log(store, config, datetime.now(UTC)) as log:
         yield Runner(store, listener, log, config.run.jobs)
+
+
+@contextmanager
+def _log(store: Store, config: Config, started: datetime) -> Iterator[Path]:
+    """What steps print, beside the store; children end with it."""
+    log = store.root.parent / f"log-{os.getpid()}.txt"
+    log.parent.mkdir(parents=True, exist_ok=True)
+    log.write_text(f"edgepress run {config.path}\nstarted {started.isoformat(timespec='seconds')}\n")
+    try:
+        yield log
     except KeyboardInterrupt:
         isolate.kill_all()
         raise
     finally:
         log.replace(log.with_name("log.txt"))
-
-
-def _new_log(store: Store, config: Config, started: datetime) -> Path:
-    log = store.root.parent / f"log-{os.getpid()}.txt"
-    log.parent.mkdir(parents=True, exist_ok=True)
-    log.write_text(f"edgepress run {config.path}\nstarted {started.isoformat(timespec='seconds')}\n")
-    return log
 
 
 def _compress(pipeline: Pipeline, plans: Sequence[TargetPlan], pool: ThreadPoolExecutor) -> tuple[Prepared, list[TargetRun]]:
@@ -191,35 +182,3 @@ def _interruptible(action: Callable[[ThreadPoolExecutor], Any], workers: int) ->
         raise
     finally:
         pool.shutdown(wait=True, cancel_futures=True)
-
-
-def _place(out: Path | None, started: datetime) -> Path:
-    """Where the run goes.
-
-    Raises:
-        ConfigError: the folder holds something that is not a run.
-    """
-    place = out.absolute() if out else Path("runs", started.strftime("%Y%m%d-%H%M%S")).absolute()
-    if place.is_file() or (place.is_dir() and any(place.iterdir()) and not (place / "report.json").is_file()):
-        raise ConfigError(f"--out {str(place)!r} is not a run and not empty", "it would be replaced", "Name a new folder.")
-    place.parent.mkdir(parents=True, exist_ok=True)
-    return place
-
-
-def _publish(staging: Path, place: Path) -> None:
-    """Put the finished run in its place; an older one there goes only once the new one is whole."""
-    old = place.with_name(f".{place.name}.{os.getpid()}.old")
-    if place.exists():
-        place.rename(old)
-    staging.rename(place)
-    shutil.rmtree(old, ignore_errors=True)
-
-
-def _link_latest(place: Path) -> None:
-    link = place.parent / "latest"
-    if link.is_dir() and not link.is_symlink():
-        raise ConfigError(f"{str(link)!r} is a folder", "it should be a link to the newest run", "Rename it.")
-    partial = place.parent / f".latest.{os.getpid()}"
-    partial.unlink(missing_ok=True)
-    partial.symlink_to(place.name)
-    partial.replace(link)

@@ -107,8 +107,8 @@ def show_trend(folder: Path, html: Path) -> None:
     from edgepress.report.html import render_trend
     from edgepress.report.write import write_page
 
-    found = {path.parent.resolve() for path in folder.glob("*/report.json")}  # `latest` is a link to one of them
-    runs = sorted((read_report(run) for run in found), key=lambda report: str(report["started"]))
+    found = {path.parent.resolve() for path in folder.glob("[!.]*/report.json")}  # `latest` is a link to one of them
+    runs = sorted((read_report(run) for run in sorted(found)), key=lambda report: str(report["started"]))
     if not runs:
         raise EdgepressError(f"{str(folder)!r} holds no runs", "a run is a folder with a report.json in it", "Name the folder of the runs.")
     projects = sorted({str(run["project"]) for run in runs})
