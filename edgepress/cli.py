@@ -9,14 +9,28 @@ import errno
 import signal
 import sys
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any, NoReturn
 
 import typer
+from typer.core import TyperGroup
 
 from edgepress.targets.errors import EdgepressError
 
+INTERRUPTED = "Interrupted. Finished steps are stored; run the same command to go on."
+
+
+class _Commands(TyperGroup):
+    def invoke(self, ctx: Any) -> Any:
+        """Run the command; interrupted, it could not judge (Typer would exit with 130, without a word)."""
+        try:
+            return super().invoke(ctx)
+        except KeyboardInterrupt:
+            _fail(INTERRUPTED)
+
+
 app = typer.Typer(
     name="edgepress",
+    cls=_Commands,
     help="Compress a trained PyTorch checkpoint, put it on every device, and prove that it still works.",
     no_args_is_help=True,
     add_completion=False,
@@ -255,7 +269,7 @@ def main() -> None:
             raise
         _fail(str(error))
     except KeyboardInterrupt:
-        _fail("Interrupted. Finished steps are stored; run the same command to go on.", 130)
+        _fail(INTERRUPTED)
     except OSError as error:
         if debug:
             raise
@@ -268,10 +282,10 @@ def main() -> None:
         _fail(f"internal error: {type(error).__name__}: {error}. Run again with --debug and report what it shows.")
 
 
-def _fail(message: str, code: int = 2) -> None:
+def _fail(message: str) -> NoReturn:
     style = ("\033[31m", "\033[0m") if sys.stderr.isatty() else ("", "")
     print(f"{style[0]}error:{style[1]} {message}", file=sys.stderr)
-    sys.exit(code)
+    sys.exit(2)
 
 
 if __name__ == "__main__":

@@ -58,13 +58,21 @@ class Live:
 
     def ended(self, step: Step, result: Result | None) -> None:
         """A finished step becomes a line; cached ones are only counted."""
+        if result is None:
+            self._line(step, "red", "failed")
+        elif result.cached:
+            with self._lock:
+                self._cached += 1
+        else:
+            self._line(step, "green", "done", f" [dim]{result.seconds:.1f} s[/dim]")
+
+    def interrupted(self, step: Step) -> None:
+        """A step that was ended from outside becomes a line too."""
+        self._line(step, "yellow", "interrupted")
+
+    def _line(self, step: Step, colour: str, state: str, after: str = "") -> None:
         with self._lock:
             task = self._tasks.pop(step.name, None)
             if task is not None:
                 self._progress.remove_task(task)
-            if result is None:
-                self.console.print(f"[red]failed[/red]  {step.name}")
-            elif result.cached:
-                self._cached += 1
-            else:
-                self.console.print(f"[green]done[/green]    {step.name} [dim]{result.seconds:.1f} s[/dim]")
+            self.console.print(f"[{colour}]{state:<6}[/{colour}]  {step.name}{after}")

@@ -109,6 +109,9 @@ class Listener(Protocol):
     def ended(self, step: Step, result: Result | None) -> None:
         """A step is done (also when it was cached), or failed (`None`)."""
 
+    def interrupted(self, step: Step) -> None:
+        """A running step was ended from outside: the run is over."""
+
 
 class Runner:
     """Runs what the store does not have, several steps at a time.
@@ -172,6 +175,10 @@ class Runner:
             outcome = isolate.call(request, step.limits, self._log, lambda *event: self._listener.moved(step, *event))
             depends = tuple(sorted({*outcome.files, *map(str, step.files)}))
             record = self._store.put(key, isolate.Outcome(**{**vars(outcome), "files": depends}), space)
+        except KeyboardInterrupt:
+            self._store.discard(space)
+            self._listener.interrupted(step)
+            raise
         except BaseException:
             self._store.discard(space)
             self._listener.ended(step, None)

@@ -178,6 +178,8 @@ class Silent:
         if result is None:
             self.failed.append(step.name)
 
+    def interrupted(self, step: Step) -> None: ...
+
 
 def export_step(fault: str, data: Path, limits: Limits = isolate.DEFAULT_LIMITS) -> Step:
     folder = Result({}, data, "digest", False, 0.0)

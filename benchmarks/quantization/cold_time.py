@@ -102,6 +102,9 @@ class Making:
         if result is not None and not result.cached:
             self.seconds[step.name] = result.seconds
 
+    def interrupted(self, step: Step) -> None:
+        """Nothing to say."""
+
 
 def collect(scratch: Path) -> None:
     """The samples of the recipe, for both sides."""
