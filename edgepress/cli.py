@@ -5,7 +5,6 @@ Exit codes: 0 pass, 1 a gate failed, 2 cannot judge (usage, recipe, missing runt
 
 from __future__ import annotations
 
-import errno
 import signal
 import sys
 from pathlib import Path
@@ -14,9 +13,15 @@ from typing import Annotated, Any, NoReturn
 import typer
 from typer.core import TyperGroup
 
+from edgepress.disk import is_full, place_of
 from edgepress.targets.errors import EdgepressError
 
 INTERRUPTED = "Interrupted. Finished steps are stored; run the same command to go on."
+
+FREE_SPACE = (
+    "Free space there, or write elsewhere (--out for runs, EDGEPRESS_STORE for results of steps, TMPDIR for what is temporary); "
+    "finished steps are stored."
+)
 
 
 class _Commands(TyperGroup):
@@ -273,9 +278,10 @@ def main() -> None:
     except OSError as error:
         if debug:
             raise
-        full = error.errno in (errno.ENOSPC, errno.EDQUOT)
-        remedy = "Free space on that disk and run again; finished steps are stored." if full else "Check the path and its permissions."
-        _fail(f"{error.strerror or error}: {error.filename or 'while writing'}. {remedy}")
+        place = place_of(error) or "while writing"
+        if is_full(error):
+            _fail(f"the disk of {place} is full: {error.strerror}. {FREE_SPACE}")
+        _fail(f"{error.strerror or error}: {place}. Check the path and its permissions.")
     except Exception as error:  # a fault of our own: one line, with the way to the traceback
         if debug:
             raise

@@ -17,6 +17,7 @@ from edgepress import isolate
 from edgepress.baseline.artifacts import AtHand, at_hand
 from edgepress.baseline.file import Baseline, read_baseline
 from edgepress.config import Config, TargetPlan
+from edgepress.disk import writing
 from edgepress.machine import fingerprint
 from edgepress.pipeline import Pipeline
 from edgepress.results import Prepared, TargetRun
@@ -89,6 +90,7 @@ def run(config: Config, plans: Sequence[TargetPlan], options: RunOptions, listen
 
     Raises:
         EdgepressError: nothing can be judged: the user's side is wrong, or the output folder cannot be used.
+        OSError: a disk is full; its `filename` is on it.
         KeyboardInterrupt: every child process has been ended.
     """
     from edgepress.assemble import assemble, release_of
@@ -109,12 +111,13 @@ def run(config: Config, plans: Sequence[TargetPlan], options: RunOptions, listen
         for target in runs:
             _timed(target, pipeline, prepared)
         report, shipments = assemble(config, prepared, runs, baseline, started, time.monotonic() - clock)
-        report["bundle"] = {"path": "bundle", "sha256": write_bundle(folder.staging, report, shipments, release_of(config, prepared))}
-        if prepared.rebuilt is not None:
-            shutil.copytree(prepared.rebuilt.folder, folder.staging / "compressed")
-        shutil.copyfile(log, folder.staging / "log.txt")
-        write_report(folder.staging, report)
-        folder.publish()
+        with writing(folder.staging):
+            report["bundle"] = {"path": "bundle", "sha256": write_bundle(folder.staging, report, shipments, release_of(config, prepared))}
+            if prepared.rebuilt is not None:
+                shutil.copytree(prepared.rebuilt.folder, folder.staging / "compressed")
+            shutil.copyfile(log, folder.staging / "log.txt")
+            write_report(folder.staging, report)
+            folder.publish()
     return Finished(folder.place, report)
 
 
@@ -143,7 +146,8 @@ def _log(store: Store, config: Config, started: datetime) -> Iterator[Path]:
     """What steps print, beside the store; children end with it."""
     log = store.root.parent / f"log-{os.getpid()}.txt"
     log.parent.mkdir(parents=True, exist_ok=True)
-    log.write_text(f"edgepress run {config.path}\nstarted {started.isoformat(timespec='seconds')}\n")
+    with writing(log):
+        log.write_text(f"edgepress run {config.path}\nstarted {started.isoformat(timespec='seconds')}\n")
     try:
         yield log
     except KeyboardInterrupt:

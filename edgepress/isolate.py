@@ -19,6 +19,7 @@ from typing import Any
 
 import psutil
 
+from edgepress import disk
 from edgepress.forkserver import Forked, server
 from edgepress.machine import resident_bytes
 from edgepress.targets import errors
@@ -112,6 +113,7 @@ def call(request: Call, limits: Limits = DEFAULT_LIMITS, log: Path | None = None
     Raises:
         EdgepressError: what the function raised on purpose, unchanged.
         IsolationError: it crashed, was killed by a signal, ran past its timeout or over its memory limit.
+        OSError: a disk it writes to is full; its `filename` is on it.
     """
     if _stopping.is_set():
         raise KeyboardInterrupt
@@ -119,7 +121,8 @@ def call(request: Call, limits: Limits = DEFAULT_LIMITS, log: Path | None = None
         output = Path(scratch) / "output.txt"
         started = time.monotonic()
         try:
-            outcome = _run(request, limits, Path(scratch), output, watch)
+            with disk.writing(Path(scratch).parent):
+                outcome = _run(request, limits, Path(scratch), output, watch)
         finally:
             if log is not None and output.exists():
                 _append(log, request.label, output)
@@ -167,6 +170,8 @@ def _run(request: Call, limits: Limits, scratch: Path, output: Path, watch: Watc
     if reason:
         return reason
     if not result.exists():
+        if (place := disk.exhausted((request.folder, scratch.parent))) is not None:  # it could not even say so
+            raise disk.full(place)
         return _death(process.wait())
     loaded: dict[str, Any] = json.loads(result.read_text())
     return loaded
@@ -256,6 +261,8 @@ def _outcome(request: Call, outcome: dict[str, Any] | str, output: Path, seconds
     tail = "Its last words: " + " / ".join(_last_lines(output)) if _last_lines(output) else ""
     if isinstance(outcome, str):
         raise errors.IsolationError(f"{request.label}: the process {outcome}", "", tail or "Nothing was printed.")
+    if "full" in outcome:
+        raise disk.full(outcome["full"])
     if "error" in outcome:
         error = outcome["error"]
         raise getattr(errors, error["kind"], errors.EdgepressError)(error["what"], error["why"], error["remedy"])
@@ -287,5 +294,5 @@ def _append(log: Path, label: str, output: Path) -> None:
         file.seek(max(0, output.stat().st_size - (1 << 20)))
         text = file.read().decode("utf-8", "replace")
     if text.strip():
-        with _lock, log.open("a") as sink:
+        with _lock, disk.writing(log), log.open("a") as sink:
             sink.write(f"\n== {label}\n{text.rstrip()}\n")

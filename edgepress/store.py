@@ -25,6 +25,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
+from edgepress.disk import writing
 from edgepress.isolate import Outcome
 from edgepress.targets.errors import IntegrityError
 
@@ -136,7 +137,8 @@ class Store:
         key, digest = _object_key(static_key, depends), _digest(outcome.value, files)
         record = Record(outcome.value, digest, self.root / "objects" / key / "files", files, outcome.seconds, depends)
         data = {name: part for name, part in vars(record).items() if name != "folder"}
-        (space / "record.json").write_text(json.dumps(data))
+        with writing(space):
+            (space / "record.json").write_text(json.dumps(data))
         record = self._placed(static_key, key, space) or record
         mark = self.root / "steps" / static_key / key
         mark.parent.mkdir(parents=True, exist_ok=True)
@@ -181,7 +183,7 @@ class Store:
             record = Record(**json.loads((folder / "record.json").read_text()), folder=folder / "files")
             whole = record.depends.keys() == _DEPENDS
             whole = whole and _object_key(static_key, record.depends) == key and _digest(record.value, record.files) == record.digest
-        except (OSError, ValueError, TypeError, AttributeError, IntegrityError):
+        except (FileNotFoundError, ValueError, TypeError, AttributeError, IntegrityError):
             return None
         return record if whole else None
 

@@ -15,11 +15,12 @@ import json
 import os
 import signal
 import sys
+import tempfile
 import traceback
 from pathlib import Path
 from typing import Any, NoReturn
 
-from edgepress import tracking
+from edgepress import disk, tracking
 from edgepress.targets import progress
 from edgepress.targets.errors import EdgepressError
 
@@ -66,13 +67,20 @@ def _outcome(request: dict[str, Any], folder: Path) -> dict[str, Any]:
     try:
         value = getattr(importlib.import_module(module), name)(request["params"], folder)
         return {"value": json.loads(json.dumps(value, allow_nan=False))}
-    except EdgepressError as error:
+    except BaseException as error:  # whatever user code or a converter raises becomes this step's recorded failure
+        if (place := disk.filled(error, (folder, Path(tempfile.gettempdir())))) is not None:
+            traceback.print_exc()
+            return {"full": place}
+        return _failure(error)
+
+
+def _failure(error: BaseException) -> dict[str, Any]:
+    if isinstance(error, EdgepressError):
         return {"error": {"kind": type(error).__name__, "what": error.what, "why": error.why, "remedy": error.remedy}}
-    except MemoryError:
+    if isinstance(error, MemoryError):
         return {"memory": True}
-    except BaseException as error:  # whatever user code or a converter raises becomes this step's recorded crash
-        traceback.print_exc()
-        return {"crash": {"kind": type(error).__name__, "text": str(error)[:2000], "traceback": traceback.format_exc()[-8000:]}}
+    traceback.print_exc()
+    return {"crash": {"kind": type(error).__name__, "text": str(error)[:2000], "traceback": traceback.format_exc()[-8000:]}}
 
 
 def _die_with_parent(parent: int) -> None:

@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import ctypes
+import errno
 import os
 import signal
 import subprocess
@@ -102,6 +103,17 @@ def looks_around(params: dict[str, Any], folder: Path) -> dict[str, Any]:
         "leads": os.getpid() == os.getsid(0),
         "files": len(os.listdir("/proc/self/fd")) if sys.platform == "linux" else 0,  # noqa: PTH208
     }
+
+
+def copies_to_a_full_disk(params: dict[str, Any], folder: Path) -> dict[str, Any]:
+    """Fails as shutil does when the destination has no room."""
+    number = errno.ENOSPC
+    raise OSError(number, os.strerror(number), "source.bin", None, str(folder / "destination.bin"))
+
+
+def writes_by_a_library(params: dict[str, Any], folder: Path) -> dict[str, Any]:
+    """Fails as a library does that writes by itself and has errors of its own."""
+    raise RuntimeError("Error while serializing: I/O error: No space left on device (os error 28)")
 
 
 class NotAnException(BaseException):

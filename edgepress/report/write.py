@@ -10,6 +10,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from edgepress.disk import writing
 from edgepress.report.html import render_html
 from edgepress.report.junit import render_junit
 from edgepress.report.summary import render_summary
@@ -54,7 +55,7 @@ def write_atomically(path: Path, text: str) -> None:
     """Replace `path` by `text` (UTF-8) in one rename."""
     handle, partial = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
     try:
-        with os.fdopen(handle, "w", encoding="utf-8", newline="\n") as sink:
+        with writing(path), os.fdopen(handle, "w", encoding="utf-8", newline="\n") as sink:
             sink.write(text)
         Path(partial).chmod(0o644)
         Path(partial).replace(path)
