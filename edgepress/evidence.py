@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from edgepress.bundle.digest import loaded_bytes
 from edgepress.results import TargetRun
 from edgepress.targets.nouns import Evidence
 
@@ -35,9 +36,10 @@ def gather(run: TargetRun, target: dict[str, Any]) -> list[Evidence]:
 
 def _size(target: dict[str, Any]) -> Evidence:
     """What one device loads: of an artifact with a file for each kind of device, the largest."""
-    loaded = target["facts"].get("device_bytes")
-    how = "largest file that one device loads" if loaded else "bytes of the artifact"
-    return Evidence("size", float(loaded or target["artifact"]["size_bytes"]), "bytes", how=how)
+    whole = target["artifact"]["size_bytes"]
+    loaded = loaded_bytes(whole, target["facts"])
+    how = "bytes of the artifact" if loaded == whole else "largest file that one device loads"
+    return Evidence("size", float(loaded), "bytes", how=how)
 
 
 def _accuracy(run: TargetRun) -> Evidence:

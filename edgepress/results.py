@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from edgepress.baseline.artifacts import AtHand
-from edgepress.bundle.digest import size_bytes
+from edgepress.bundle import digest
 from edgepress.config import TargetPlan
 from edgepress.stages import Stage
 from edgepress.step import Result
@@ -17,7 +17,7 @@ from edgepress.targets.nouns import Scheme
 def loaded_bytes(export: Result) -> int:
     """What one device loads of an export: of an artifact with a file for each kind of device, the largest."""
     artifact = export.value["artifact"]
-    return int(artifact["facts"].get("device_bytes") or size_bytes(export.folder / "artifact" / artifact["path"]))
+    return digest.loaded_bytes(digest.size_bytes(export.folder / "artifact" / artifact["path"]), artifact["facts"])
 
 
 @dataclass(frozen=True)

@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -49,6 +50,14 @@ def test_bundle_json_follows_its_schema_and_says_where_everything_came_from(run:
     assert entry["runtime_minimum"] == "1.20" and entry["inputs"][0]["shape"] == [None, 4]
     assert [gate["verdict"] for gate in entry["verdicts"]] == ["pass", "pass", "pass"]
     assert entry["sha256"] == digest(run / "bundle/onnxruntime/model.onnx")
+
+
+def test_the_card_gives_the_size_that_one_device_loads(tmp_path: Path) -> None:
+    first, *others = shipments(tmp_path / "store")
+    first = replace(first, artifact=replace(first.artifact, facts={**first.artifact.facts, "device_bytes": 1_300_000}))
+    write_bundle(tmp_path, report_of([first, *others]), [first, *others])
+    rows = (tmp_path / "bundle" / "README.md").read_text("utf-8").splitlines()
+    assert "| 1.30 MB |" in next(row for row in rows if row.startswith("| onnxruntime |"))
 
 
 def test_card_and_provenance_say_what_was_done_to_the_model(tmp_path: Path) -> None:

@@ -8,10 +8,14 @@ from typing import Any
 
 import pytest
 
-from edgepress.report.html import render_diff, render_trend
+from edgepress.report.console import print_run
+from edgepress.report.html import render_diff, render_html, render_trend
+from edgepress.report.junit import render_junit
+from edgepress.report.summary import render_summary
 from edgepress.report.trend import trends
 from tests.project import edgepress
 from tests.report_sample import failing, lost, report, target
+from tests.test_report_console import printed
 from tests.test_report_html import Page
 
 
@@ -71,3 +75,18 @@ def test_nothing_to_draw_is_one_clear_error(tmp_path: Path, runs: dict[str, dict
     written(tmp_path / "runs", **runs)
     done = edgepress("trend", tmp_path / "runs", "--html", tmp_path / "trend.html")
     assert done.returncode == 2 and "Traceback" not in done.stderr and not (tmp_path / "trend.html").exists()
+
+
+def test_the_size_is_what_one_device_loads_on_every_page() -> None:
+    engines = {"artifact": {"path": "bundle/tensorrt", "sha256": "ab" * 32, "size_bytes": 2_600_000}, "facts": {"device_bytes": 1_300_000}}
+    made = report(target("tensorrt", **engines))
+    pages = {
+        "report": render_html(made),
+        "summary": render_summary(made),
+        "diff": render_diff(report(target("tensorrt")), made),
+        "trend": render_trend([made]),
+        "terminal": printed(print_run, made, Path("r"), width=200),
+    }
+    assert [name for name, page in pages.items() if "1.30 MB" not in page] == []
+    assert [name for name, page in pages.items() if "2.60 MB" in page.replace("1.30 MB on one device, 2.60 MB for all", "")] == []
+    assert 'name="size_bytes" value="1300000"' in render_junit(made)

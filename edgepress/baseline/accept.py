@@ -11,7 +11,7 @@ from typing import Any, Final
 
 from edgepress.baseline.evidence import baseline_evidence
 from edgepress.baseline.file import NAME, Baseline, Entry, read_baseline, render_baseline
-from edgepress.bundle.digest import digest
+from edgepress.bundle.digest import digest, loaded_bytes
 from edgepress.report.present import target_verdict
 from edgepress.report.write import write_atomically
 from edgepress.targets.errors import EdgepressError, IntegrityError
@@ -175,7 +175,7 @@ def _entry(report: Json, target: Json, said: Json) -> Entry:
         "runtime": target.get("runtime", target["name"].partition(":")[0]),
         "samples": metric["samples"],
         "scheme": target["scheme"]["label"],
-        "size_bytes": (target.get("facts") or {}).get("device_bytes") or target["artifact"]["size_bytes"],
+        "size_bytes": loaded_bytes(target["artifact"]["size_bytes"], target.get("facts")),
         "value": metric["value"],
         "verdict": target_verdict({**target, "gates": [gate for gate in target["gates"] if not _nothing_to_compare(gate)]}),
     }

@@ -19,6 +19,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from edgepress.baseline.file import Baseline, Entry
+from edgepress.bundle.digest import loaded_bytes
 from edgepress.targets.errors import IntegrityError
 from edgepress.targets.nouns import Evidence
 from edgepress.validators.accuracy import compare_zero_one
@@ -59,7 +60,7 @@ class _Candidate:
 
     @property
     def loaded_bytes(self) -> int:
-        return int((self.target.get("facts") or {}).get("device_bytes") or self.target["artifact"]["size_bytes"])
+        return loaded_bytes(self.target["artifact"]["size_bytes"], self.target.get("facts"))
 
     @property
     def against(self) -> Json:

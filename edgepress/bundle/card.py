@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from edgepress.bundle.digest import loaded_bytes
 from edgepress.bundle.front_matter import front_matter
 from edgepress.bundle.license import sentence
 from edgepress.bundle.release import Release
@@ -67,7 +68,7 @@ def _row(item: Json, unit: str) -> str:
         f"{item['target']}",
         item["device"],
         item["scheme"]["label"],
-        numbers.size(item["size_bytes"]),
+        numbers.size(loaded_bytes(item["size_bytes"], item["artifact"]["facts"])),
         f"{numbers.drop(metric['drop'], unit)} ({numbers.interval(metric['interval'])})" if metric else "not measured",
         f"{numbers.ratio(ratio['value'])} ({numbers.interval(ratio['interval'])})" if ratio else "not measured",
         item["verdict"],

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 
 def digest(path: Path) -> str:
@@ -37,3 +39,13 @@ def size_bytes(path: Path) -> int:
     if path.is_file():
         return path.stat().st_size
     return sum(file.stat().st_size for file in path.rglob("*") if file.is_file())
+
+
+def loaded_bytes(size: int, facts: Mapping[str, Any] | None) -> int:
+    """What one device loads of an artifact: where it has a file for each kind of device, the largest of them.
+
+    Args:
+        size: bytes of the whole artifact.
+        facts: what its exporter says of it.
+    """
+    return int((facts or {}).get("device_bytes") or size)

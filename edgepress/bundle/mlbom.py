@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from edgepress.bundle.digest import loaded_bytes
 from edgepress.report.present import drop_unit
 
 Json = Mapping[str, Any]
@@ -42,7 +43,7 @@ def model_card(report: Json, item: Json, data: Sequence[str]) -> dict[str, Any]:
 def _measured(report: Json, item: Json) -> list[dict[str, Any]]:
     """What was measured of an artifact, and nothing else."""
     metric, ratio, latency, memory = item["metric"], item["latency_ratio"], item["latency_ms"], item["peak_memory_bytes"]
-    found = [_metric("size_bytes", item["size_bytes"])]
+    found = [_metric("size_bytes", loaded_bytes(item["size_bytes"], item["artifact"]["facts"]))]
     if metric:
         name, unit, slice_ = report["reference"]["metric"]["name"], drop_unit(report), f"{metric['samples']} validation samples"
         found.append(_metric(name, metric["value"], slice_))

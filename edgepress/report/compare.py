@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from edgepress.bundle.digest import loaded_bytes
 from edgepress.report import numbers
 from edgepress.report.present import Json, drop_unit, scheme_label, shown_target_verdict
 
@@ -60,7 +61,7 @@ def _facts(target: Json | None, unit: str) -> list[str]:
         shown_target_verdict(target),
         numbers.drop(metric["drop"], unit) if metric else numbers.NONE,
         numbers.ratio(ratio["value"]) if ratio else numbers.NONE,
-        numbers.size(artifact["size_bytes"]) if artifact else numbers.NONE,
+        numbers.size(loaded_bytes(artifact["size_bytes"], target.get("facts"))) if artifact else numbers.NONE,
         scheme_label(target.get("scheme") or target["precision"]),
     ]
 

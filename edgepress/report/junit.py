@@ -94,7 +94,7 @@ def _facts(row: TargetView, report: Mapping[str, Any]) -> dict[str, str]:
     facts = {"verdict": row.verdict, "status": data["status"], "scheme": row.scheme, "executed_by": row.executed_by}
     if data["artifact"]:
         facts |= {"artifact": data["artifact"]["path"], "sha256": data["artifact"]["sha256"]}
-        facts["size_bytes"] = str(data["artifact"]["size_bytes"])
+        facts["size_bytes"] = str(row.loaded_bytes)
     if data["metric"]:
         facts["metric"] = f"{report['reference']['metric']['name']} {data['metric']['value']:.6g}"
         facts["drop"] = f"{data['metric']['drop']:.4g} {drop_unit(report)} [{numbers.interval(data['metric']['interval'], 4)}]"

@@ -94,7 +94,7 @@ def pictures(report: Json, rows: Sequence[TargetView]) -> list[Picture]:
             Panel("Latency ratio", "Paired with fp32 in the same runtime, with its interval. Left is faster.", False, _tick, 1.0, "fp32"),
             _ratios,
         ),
-        (Panel("Size", "Of the artifact on disk.", True, numbers.size, fp32, "fp32"), _sizes),
+        (Panel("Size", "What one device loads.", True, numbers.size, fp32, "fp32"), _sizes),
         (
             Panel(
                 "Latency distribution",

@@ -6,6 +6,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from edgepress.bundle.digest import loaded_bytes
 from edgepress.report import numbers
 
 Json = Mapping[str, Any]
@@ -248,7 +249,7 @@ def _view(target: Json, reference_bytes: int) -> TargetView:
     kernels = target["kernels"] or {}
     if share is None and kernels.get("float_share_of_macs") is not None:
         share = 1 - kernels["float_share_of_macs"]
-    loaded = ((target.get("facts") or {}).get("device_bytes") or artifact["size_bytes"]) if artifact else None
+    loaded = loaded_bytes(artifact["size_bytes"], target.get("facts")) if artifact else None
     ratio = loaded / reference_bytes if loaded is not None and reference_bytes else None
     return TargetView(target, shown_target_verdict(target), loaded, ratio, share)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
+from edgepress.bundle.digest import loaded_bytes
 from edgepress.report import numbers
 from edgepress.report.pictures import round_steps
 from edgepress.report.present import Json, drop_unit, shown_target_verdict
@@ -126,4 +127,5 @@ def _ratio(target: Json) -> tuple[float, Sequence[float] | None] | None:
 
 
 def _size(target: Json) -> tuple[float, Sequence[float] | None] | None:
-    return (float(target["artifact"]["size_bytes"]), None) if target["artifact"] else None
+    artifact = target["artifact"]
+    return (float(loaded_bytes(artifact["size_bytes"], target.get("facts"))), None) if artifact else None
