@@ -23,7 +23,7 @@ from edgepress.best_steps import BestSteps
 from edgepress.exporters.native import native_quantizers
 from edgepress.results import Candidate, Prepared, TargetRun
 from edgepress.step import Result
-from edgepress.targets.errors import EdgepressError
+from edgepress.targets.errors import EdgepressError, LimitError
 from edgepress.targets.nouns import Scheme
 from edgepress.validators.runtimes import RUNTIMES
 
@@ -35,6 +35,11 @@ _PREFERRED = "most accurate, then smallest"
 _UNTIMED = f"most multiply-accumulates in integers, then {_PREFERRED}"
 #: Ratios from two windows differ by more than their intervals say; those that lie nearer than this are taken again, side by side.
 _NEAR = 1.05
+
+
+def after_a_limit(error: LimitError, more: bool) -> LimitError:
+    """The error of a scheme that is the last to be tried, though there may be more: of one converter they need about as much."""
+    return LimitError(error.what, "schemes after it were not tried, as they need about as much", error.remedy) if more else error
 
 
 class Best:
@@ -62,7 +67,7 @@ class Best:
             The winner, None where nothing could be made. `run.tried` holds every candidate with its figures, the winner first;
             `run.reserves` those that may ship where it fails on the validation share, in their order.
         """
-        made = [self._timed(candidate) for candidate in [*map(self._own, schemes), *self._natives()]]
+        made = [self._timed(candidate) for candidate in [*self._own(schemes), *self._natives()]]
         running = [candidate for candidate in made if candidate.export is not None]
         lost = [candidate for candidate in made if candidate.export is None]
         if not running:
@@ -78,11 +83,17 @@ class Best:
         self._run.best = {"rule": f"{rule}; {_UNTIMED if self._untimed else 'fastest'}", "candidates": len(made)}
         return ranked[0]
 
-    def _own(self, scheme: Scheme) -> Candidate:
-        try:
-            return self._attempt(scheme, None)
-        except EdgepressError as error:
-            return Candidate(scheme, None, None, False, str(error))
+    def _own(self, schemes: Sequence[Scheme]) -> list[Candidate]:
+        found = []
+        for scheme in schemes:
+            try:
+                found.append(self._attempt(scheme, None))
+            except LimitError as error:
+                found.append(Candidate(scheme, None, None, False, str(after_a_limit(error, more=scheme is not schemes[-1]))))
+                break
+            except EdgepressError as error:
+                found.append(Candidate(scheme, None, None, False, str(error)))
+        return found
 
     def _natives(self) -> list[Candidate]:
         plan, found = self._run.plan, []

@@ -19,7 +19,7 @@ from typing import Any
 
 import psutil
 
-from edgepress import disk
+from edgepress import disk, printed
 from edgepress.forkserver import Forked, server
 from edgepress.machine import resident_bytes
 from edgepress.targets import errors
@@ -54,10 +54,14 @@ class Limits:
     Attributes:
         timeout_s: wall-clock seconds.
         memory_bytes: resident memory of the child and everything it started.
+        timeout_key: what sets the timeout in the recipe, empty where nothing does.
+        memory_key: what sets the memory.
     """
 
     timeout_s: float = 900.0
     memory_bytes: int = 8 << 30
+    timeout_key: str = ""
+    memory_key: str = ""
 
 
 @dataclass(frozen=True)
@@ -112,7 +116,8 @@ def call(request: Call, limits: Limits = DEFAULT_LIMITS, log: Path | None = None
 
     Raises:
         EdgepressError: what the function raised on purpose, unchanged.
-        IsolationError: it crashed, was killed by a signal, ran past its timeout or over its memory limit.
+        LimitError: it ran past its timeout or over its memory limit.
+        IsolationError: it crashed or was killed by a signal.
         OSError: a disk it writes to is full; its `filename` is on it.
     """
     if _stopping.is_set():
@@ -125,7 +130,7 @@ def call(request: Call, limits: Limits = DEFAULT_LIMITS, log: Path | None = None
                 outcome = _run(request, limits, Path(scratch), output, watch)
         finally:
             if log is not None and output.exists():
-                _append(log, request.label, output)
+                printed.append(log, request.label, output)
         return _outcome(request, outcome, output, time.monotonic() - started)
 
 
@@ -167,8 +172,8 @@ def _run(request: Call, limits: Limits, scratch: Path, output: Path, watch: Watc
         os.close(read_fd)
     if _stopping.is_set():
         raise KeyboardInterrupt
-    if reason:
-        return reason
+    if reason is not None:
+        return {"limit": reason}
     if not result.exists():
         if (place := disk.exhausted((request.folder, scratch.parent))) is not None:  # it could not even say so
             raise disk.full(place)
@@ -202,8 +207,8 @@ def _forked(body: dict[str, Any], file: Path, output: int, events: int) -> _Proc
     return _started(body, file, output, events)
 
 
-def _wait(process: _Process, limits: Limits, events: int, watch: Watch | None) -> str | None:
-    """Until the child ends by itself (None) or has to be ended (why)."""
+def _wait(process: _Process, limits: Limits, events: int, watch: Watch | None) -> tuple[str, str] | None:
+    """Until the child ends by itself (None) or has to be ended (what it did, and what to do)."""
     os.set_blocking(events, False)
     pending = b""
     deadline = time.monotonic() + limits.timeout_s
@@ -211,16 +216,21 @@ def _wait(process: _Process, limits: Limits, events: int, watch: Watch | None) -
         if process.poll() is not None:
             break
         if _stopping.is_set():
-            return "interrupted"
+            return "was interrupted", ""
         if time.monotonic() > deadline:
-            return f"ran past its timeout of {limits.timeout_s:g} s"
+            return f"ran past its timeout of {limits.timeout_s:g} s", _raise(limits.timeout_key, f"{limits.timeout_s:g} s")
         used = resident_bytes(process.pid) if turn % _MEMORY_TURNS == 0 else 0
         if used > limits.memory_bytes:
-            return f"used {used / 2**30:.1f} GiB of memory, its limit is {limits.memory_bytes / 2**30:.1f} GiB"
+            most = f"{limits.memory_bytes / 2**30:.1f} GiB"
+            return f"used {used / 2**30:.1f} GiB of memory, its limit is {most}", _raise(limits.memory_key, most)
         pending = _forward(events, pending, watch)
         time.sleep(_POLL_S)
     _forward(events, pending, watch)
     return None
+
+
+def _raise(key: str, value: str) -> str:
+    return f"Raise `{key}` ({value}) in the recipe where the step needs more. " if key else ""
 
 
 def _forward(events: int, pending: bytes, watch: Watch | None) -> bytes:
@@ -258,9 +268,13 @@ def _death(code: int) -> str:
 
 
 def _outcome(request: Call, outcome: dict[str, Any] | str, output: Path, seconds: float) -> Outcome:
-    tail = "Its last words: " + " / ".join(_last_lines(output)) if _last_lines(output) else ""
+    words = printed.last_lines(output)
+    tail = f"Its last words: {' / '.join(words)}" if words else ""
     if isinstance(outcome, str):
         raise errors.IsolationError(f"{request.label}: the process {outcome}", "", tail or "Nothing was printed.")
+    if "limit" in outcome:
+        what, remedy = outcome["limit"]
+        raise errors.LimitError(f"{request.label}: the process {what}", "", f"{remedy}{tail}".strip())
     if "full" in outcome:
         raise disk.full(outcome["full"])
     if "error" in outcome:
@@ -276,23 +290,3 @@ def _outcome(request: Call, outcome: dict[str, Any] | str, output: Path, seconds
     return Outcome(
         outcome["value"], seconds, tuple(outcome["files"]), tuple(outcome["folders"]), outcome["packages"], tuple(outcome["sources"])
     )
-
-
-def _last_lines(output: Path) -> list[str]:
-    if not output.exists():
-        return []
-    with output.open("rb") as file:
-        file.seek(max(0, output.stat().st_size - 4000))
-        text = file.read().decode("utf-8", "replace")
-    lines = ["".join(c for c in line if c.isprintable()).strip() for line in text.splitlines()]
-    return [line[:200] for line in lines if line][-2:]
-
-
-def _append(log: Path, label: str, output: Path) -> None:
-    """Add at most the last megabyte of what a child printed to the log."""
-    with output.open("rb") as file:
-        file.seek(max(0, output.stat().st_size - (1 << 20)))
-        text = file.read().decode("utf-8", "replace")
-    if text.strip():
-        with _lock, disk.writing(log), log.open("a") as sink:
-            sink.write(f"\n== {label}\n{text.rstrip()}\n")

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 
-from edgepress.best import Best
+from edgepress.best import Best, after_a_limit
 from edgepress.best_steps import BestSteps
 from edgepress.config import Config, TargetPlan
 from edgepress.config_layers import MIXED
@@ -16,7 +16,7 @@ from edgepress.results import Candidate, Prepared, TargetRun
 from edgepress.stages import Origin, Stages
 from edgepress.step import Result
 from edgepress.target_steps import INT4
-from edgepress.targets.errors import EdgepressError, TrainingError
+from edgepress.targets.errors import EdgepressError, LimitError, TrainingError
 from edgepress.targets.nouns import Scheme
 from edgepress.targets.rules import rules_for
 
@@ -72,6 +72,7 @@ class Ladder:
         mixed = run.plan.target.precision == MIXED
         searches = mixed or (quantize is not None and quantize.fallback and bool(static))
         last = self._walk(run, prepared, static if searches else schemes, mixed, only=len(schemes) == 1 and not searches)
+        searches = searches and not isinstance(last, LimitError)
         if searches and run.chosen is None and any(candidate.export for candidate in run.tried):
             search = MixedLayers(self._steps, run, prepared, lambda scheme: self._attempt(run.plan, prepared, scheme))
             budget = quantize.budget if quantize and mixed else None
@@ -90,15 +91,21 @@ class Ladder:
         """Try schemes until one holds, or `every` one; what could not be made is returned.
 
         Before arithmetic goes back to float, which `weights` means, and where nothing holds, what lost no more than chance explains ships.
+        One that runs into a limit of the recipe is the last that is tried.
         """
         last: EdgepressError | None = None
-        for scheme, refiners in self._rungs(schemes):
+        rungs = self._rungs(schemes)
+        for place, (scheme, refiners) in enumerate(rungs, start=1):
             if scheme.kind == "weights" and not every and _take_by_chance(run):
                 break
             try:
                 candidates = self._tries(run.plan, prepared, scheme, refiners, only)
             except TrainingError:
                 raise
+            except LimitError as error:
+                last = after_a_limit(error, more=place < len(rungs))
+                run.tried.append(Candidate(scheme, None, None, False, str(last)))
+                break
             except EdgepressError as error:
                 last = error
                 run.tried.append(Candidate(scheme, None, None, False, str(error)))

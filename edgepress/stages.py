@@ -171,7 +171,7 @@ class Stages(StepKinds):
             self.config.root,
             tuple(self.config.root / name for name in params.get("teacher") or ()),
             threads=cores(),
-            limits=Limits(_TRAINING_S, int(self.config.run.memory)),
+            limits=Limits(_TRAINING_S, int(self.config.run.memory), memory_key="run.memory"),
             resumes=True,
         )
 

@@ -21,7 +21,7 @@ class StepKinds:
 
     def __init__(self, config: Config, do: Callable[[Step], Result]) -> None:
         self.config, self._do = config, do
-        self._limits = Limits(config.run.timeout, int(config.run.memory))
+        self._limits = Limits(config.run.timeout, int(config.run.memory), "run.timeout", "run.memory")
 
     def user(
         self, name: str, function: str, params: Mapping[str, Any], inputs: Mapping[str, Result], files: tuple[Any, ...] = ()

@@ -11,6 +11,7 @@ EdgepressError                exit code 2 at the command line, one line, no trac
 ├── ExecutionError            a runtime failed while loading or running an artifact
 ├── MeasurementError          evidence that could not be taken
 ├── IsolationError            a child process crashed, hung, or ate its memory limit
+│   └── LimitError            it ran past its timeout or over its memory limit
 └── IntegrityError            a stored or shipped file does not have the bytes it should have
 """
 
@@ -95,6 +96,10 @@ class MeasurementError(EdgepressError):
 
 class IsolationError(EdgepressError):
     """A child process crashed, hung past its timeout, or went over its memory limit."""
+
+
+class LimitError(IsolationError):
+    """A child process ran past its timeout or over its memory limit: with a larger one it may end."""
 
 
 class IntegrityError(EdgepressError):

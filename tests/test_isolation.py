@@ -20,14 +20,14 @@ from edgepress import isolate
 from edgepress.isolate import Call, Limits
 from edgepress.step import Result, Runner, Step
 from edgepress.store import Store
-from edgepress.targets.errors import EdgepressError, ExportError, IsolationError
+from edgepress.targets.errors import EdgepressError, ExportError, IsolationError, LimitError
 from edgepress.targets.nouns import Scheme, Signature, Target, TensorSpec
 from tests import faults
 from tests.project import digits, report_of, started
 
 SIGNATURE = Signature((TensorSpec("x", "float32", (None, 4)),), (TensorSpec("y", "float32", (None, 1)),))
-NO_TIME = Limits(timeout_s=4)
-NO_MEMORY = Limits(timeout_s=60, memory_bytes=700 << 20)
+NO_TIME = Limits(timeout_s=4, timeout_key="run.timeout")
+NO_MEMORY = Limits(timeout_s=60, memory_bytes=700 << 20, memory_key="run.memory")
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -88,8 +88,8 @@ def call(fault: str, folder: Path, limits: Limits = isolate.DEFAULT_LIMITS, warm
     [
         ("exits", isolate.DEFAULT_LIMITS, "ended with exit code 7"),
         ("segfaults", isolate.DEFAULT_LIMITS, "killed by SIGSEGV"),
-        ("hangs", NO_TIME, "past its timeout of 4 s"),
-        ("eats_memory", NO_MEMORY, "its limit is 0.7 GiB"),
+        ("hangs", NO_TIME, "past its timeout of 4 s. Raise `run.timeout` (4 s) in the recipe"),
+        ("eats_memory", NO_MEMORY, "its limit is 0.7 GiB. Raise `run.memory` (0.7 GiB) in the recipe"),
         ("raises_foreign", isolate.DEFAULT_LIMITS, "NotAnException: code 0x7f"),
         ("exits_politely", isolate.DEFAULT_LIMITS, "SystemExit: 0"),
     ],
@@ -209,8 +209,8 @@ def test_each_faulty_exporter_costs_its_own_target_and_leaves_no_file(tmp_path: 
     expected = {
         "exits": (IsolationError, "exit code 7"),
         "segfaults": (IsolationError, "SIGSEGV"),
-        "hangs": (IsolationError, "timeout"),
-        "eats-memory": (IsolationError, "memory"),
+        "hangs": (LimitError, "timeout"),
+        "eats-memory": (LimitError, "memory"),
         "raises-foreign": (ExportError, "ZeroDivisionError: in pass 'fold_everything'"),
         "writes-nothing": (ExportError, "promised 'model.bin'"),
         "renames": (ExportError, "inputs are ['x_0'], the model's are ['x']"),
