@@ -92,6 +92,50 @@ def test_own_inputs_run_and_are_saved(runtime: str, tmp_path: Path) -> None:
     assert "sum: float32 (5, 4)" in done.stdout
 
 
+@pytest.mark.parametrize(
+    ("given", "why"),
+    [
+        ({"a": np.ones((2, 4)), "c": np.ones((2, 1))}, "mine.npz has no array 'b', only a, c"),
+        ({"a": np.ones(4), "b": np.ones((4, 1), int)}, "'a' in {} is float64 (4,)"),
+        ({"a": np.ones((2, 4)), "b": np.ones((2, 1))}, "'b' in {} is float64 (2, 1)"),
+        ({"a": np.array([["x"] * 4]), "b": np.ones((1, 1), int)}, "'a' in {} is <U1 (1, 4)"),
+        ({"a": np.ones((2, 4)), "b": np.ones((3, 1), int)}, "hold 2 and 3 samples"),
+        ({"a": np.ones((0, 4)), "b": np.ones((0, 1), int)}, "hold 0 samples"),
+        ({"a": np.ones((2, 5)), "b": np.ones((2, 1), int)}, "cannot run here: "),
+        (np.ones((2, 4)), "cannot read {}: it is no .npz of numbers"),
+        (b"junk", "cannot read {}: it is no .npz of numbers"),
+        (None, "cannot read {}: No such file or directory"),
+    ],
+)
+def test_unsuitable_inputs_are_one_line_that_says_what_the_model_takes(runtime: str, tmp_path: Path, given: object, why: str) -> None:
+    folder, file = bundle(runtime, tmp_path), tmp_path / "mine.npz"
+    if isinstance(given, dict):
+        np.savez(file, **given)
+    elif isinstance(given, bytes):
+        file.write_bytes(given)
+    elif given is not None:
+        with file.open("wb") as sink:
+            np.save(sink, given)
+    done = run(folder, "--inputs", str(file))
+    assert done.returncode == 2 and "Traceback" not in done.stderr
+    line = done.stderr.splitlines()[-1]  # some runtimes log a line of their own before
+    assert why.format(file) in line and line.endswith("; the model takes a: float32 (N, 4), b: int64 (N, 1)")
+
+
+def test_outputs_that_cannot_be_saved_are_no_difference(runtime: str, tmp_path: Path) -> None:
+    done = run(bundle(runtime, tmp_path), "--save", str(tmp_path / "nowhere" / "out.npz"))
+    assert done.returncode == 2
+    assert done.stderr == f"cannot write {tmp_path / 'nowhere' / 'out.npz'}: No such file or directory\n"
+
+
+@pytest.mark.parametrize("name", ["golden.json", "golden_inputs.npz"])
+def test_missing_golden_samples_are_no_difference(runtime: str, tmp_path: Path, name: str) -> None:
+    folder = bundle(runtime, tmp_path)
+    (folder / name).unlink()
+    done = run(folder)
+    assert done.returncode == 2 and done.stderr.startswith("cannot run here: FileNotFoundError") and done.stderr.count("\n") == 1
+
+
 def test_a_missing_runtime_is_one_line_and_exit_2(runtime: str, tmp_path: Path) -> None:
     done = run(bundle(runtime, tmp_path), without=("onnxruntime", "openvino"))
     assert done.returncode == 2

@@ -19,6 +19,10 @@ HERE = Path(__file__).resolve().parent
 Arrays = dict[str, Any]  # of numpy arrays by name
 
 
+class Unusable(Exception):
+    """What --inputs names is not what the model takes."""
+
+
 def load(artifact: Path, outputs: list[str]) -> Callable[[Arrays], Arrays]:
     """The model as a function of its inputs. The file takes a fixed batch: samples go in piece by piece."""
     try:
@@ -64,21 +68,51 @@ def main() -> int:
     parser.add_argument("--inputs", type=Path, help="your own inputs: an .npz with one array per input, batch first")
     parser.add_argument("--save", type=Path, help="write the outputs to this .npz")
     options = parser.parse_args()
-    golden = json.loads((HERE / "golden.json").read_text("utf-8"))
-    samples = dict(np.load(HERE / golden["inputs"], allow_pickle=False))
-    expected = dict(np.load(HERE / golden["outputs"], allow_pickle=False))
+    takes = ""
     try:
+        golden = json.loads((HERE / "golden.json").read_text("utf-8"))
+        samples = dict(np.load(HERE / golden["inputs"], allow_pickle=False))
+        expected = dict(np.load(HERE / golden["outputs"], allow_pickle=False))
         if options.inputs:
-            given = np.load(options.inputs, allow_pickle=False)
-            samples = {name: np.asarray(given[name], like.dtype) for name, like in samples.items()}
+            takes = f"; the model takes {described(samples)}"
+            samples = read(options.inputs, samples)
         outputs = load(HERE / golden["artifact"], list(expected))(samples)
+    except Unusable as error:
+        return stop(f"{error}{takes}")
     except ImportError as error:
         return stop(f"{error}: pip install ai-edge-litert numpy")
     except Exception as error:  # a runtime's exceptions share no base class
-        return stop(f"cannot run here: {type(error).__name__}: {' '.join(str(error).split())[:300]}")
+        return stop(f"cannot run here: {type(error).__name__}: {' '.join(str(error).split())[:300]}{takes}")
     if options.save:
-        np.savez(options.save, **outputs)
+        try:
+            np.savez(options.save, **outputs)
+        except OSError as error:
+            return stop(f"cannot write {options.save}: {error.strerror or error}")
     return show(outputs) if options.inputs else compare(outputs, expected, golden["rtol"], golden["atol"])
+
+
+def read(file: Path, like: Arrays) -> Arrays:
+    """The arrays of an .npz, in the types of the golden samples."""
+    try:
+        with np.load(file, allow_pickle=False) as arrays:
+            given = {name: arrays[name] for name in arrays.files}
+    except Exception as error:  # of a file that is no .npz NumPy says that it may hold pickles
+        why = getattr(error, "strerror", None) or "it is no .npz of numbers"
+        raise Unusable(f"cannot read {file}: {why}") from error
+    for name, golden in like.items():
+        if name not in given:
+            raise Unusable(f"{file} has no array {name!r}, only {', '.join(given) or 'none'}")
+        if given[name].ndim != golden.ndim or not np.can_cast(given[name].dtype, golden.dtype, "same_kind"):
+            raise Unusable(f"{name!r} in {file} is {given[name].dtype} {given[name].shape}")
+    counts = sorted({len(given[name]) for name in like})
+    if len(counts) > 1 or not counts[0]:
+        raise Unusable(f"the arrays in {file} hold {' and '.join(map(str, counts))} samples, N has to be one number above 0")
+    return {name: given[name].astype(golden.dtype) for name, golden in like.items()}
+
+
+def described(samples: Arrays) -> str:
+    """Name, type and shape of each input."""
+    return ", ".join(f"{name}: {value.dtype} ({', '.join(['N', *map(str, value.shape[1:])])})" for name, value in samples.items())
 
 
 def compare(outputs: Arrays, expected: Arrays, rtol: float, atol: float) -> int:
