@@ -186,7 +186,7 @@ def bench(
 
 @app.command(epilog="Example: edgepress explain runs/latest tflite")
 def explain(run_dir: RunArgument, target: Annotated[str, typer.Argument(help="A target of the run.")], as_json: JsonOption = False) -> None:
-    """Show where the accuracy went: stage by stage, slice by slice, layer by layer; and what stayed in float."""
+    """Show where the accuracy went, stage by stage, slice by slice, layer by layer; where the time; and what stayed in float."""
     from edgepress.commands.judge import show_explanation
 
     show_explanation(run_dir, target, as_json)

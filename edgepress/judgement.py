@@ -12,6 +12,7 @@ from edgepress.config_waivers import Waiver
 from edgepress.report.present import target_verdict
 from edgepress.targets.errors import EdgepressError
 from edgepress.targets.nouns import Verdict
+from edgepress.validators.gate_text import fitted_step
 from edgepress.validators.gates import Gate, overall
 from edgepress.validators.multiplicity import Asked, judge_together
 from edgepress.waivers import apply_waivers
@@ -38,9 +39,19 @@ def against_baseline(report: Json, baseline: Baseline | None, file: str) -> Json
 def conclude(report: Json, waivers: Iterable[Waiver], today: date) -> Json:
     """The report with these waivers, and no others, and the verdict that its gates then amount to."""
     waivers = tuple(waivers)
-    targets = [apply_waivers(target, waivers, today) for target in report["targets"]]
+    targets = [_advised(apply_waivers(target, waivers, today)) for target in report["targets"]]
     verdict = overall([target_verdict(target) for target in targets])
     return {**report, "verdict": verdict, "targets": targets, "waivers": [waiver.to_json() for waiver in waivers]}
+
+
+def _advised(target: Json) -> Json:
+    """A target whose next steps fit it."""
+    kernels = target["kernels"] or {}
+    in_float = bool(target.get("float_ops")) or not kernels or any(kernels[kind] for kind in ("fp16", "fp32", "unknown"))
+    steps = (
+        {"next_step": fitted_step(gate["next_step"], target["name"], in_float)} if gate["next_step"] else {} for gate in target["gates"]
+    )
+    return {**target, "gates": [{**gate, **step} for gate, step in zip(target["gates"], steps, strict=True)]}
 
 
 def compares(report: Mapping[str, Any]) -> bool:

@@ -18,6 +18,7 @@ from edgepress.report.console import (
     print_targets,
     print_verification,
 )
+from edgepress.report.explanation import explanation
 from edgepress.report.html import render_html
 from edgepress.report.summary import render_summary
 from tests.report_sample import failing, gate, lost, report, target
@@ -101,6 +102,25 @@ def test_explain_follows_the_metric_from_stage_to_stage() -> None:
     for part in ("91.60 %", "+0.09 pp", "89.91 %", "+1.69 pp", "aten.layer_norm", "drop 11.6 pp", "SQNR 38.4 dB"):
         assert part in text
     assert "no layers: the store was emptied." in text and "no slices: the recipe names none: see data.slices" in text
+
+
+def test_explain_shows_the_time_and_does_not_send_its_reader_to_itself() -> None:
+    kernels = target("tflite")["kernels"] | {"ops": [{"op": "QGemm", "name": f"head{i}", "type": "int8", "macs": 100 * i} for i in (1, 3)]}
+    slow = gate("latency_ratio", "at most 0.2", "0.312", "fail", next_step="Run `edgepress explain RUN_DIR tflite` to see which ops.")
+    data = report(target("tflite", kernels=kernels, gates=[slow]))
+    text = " ".join(printed(print_explanation, data, data["targets"][0], NO_LAYERS, width=200).split())
+    assert "time: p50 0.412 ms, p90 0.455 ms of a call with batch 1 on 1 thread; 0.31x (0.305 to 0.322) of fp32" in text
+    assert "alone: 1.6x off this machine's int8 peak" in text and "QGemm head3 int8 75 % QGemm head1 int8 25 %" in text
+    assert "at most 0.2" in text and "edgepress explain" not in text
+    assert explanation(data, data["targets"][0], NO_LAYERS)["latency_ratio"]["value"] == 0.312
+    untimed = report(target("tflite", latency_ms=None, latency_ratio=None, peak_distance=None))
+    assert "no times: none were measured" in printed(print_explanation, untimed, untimed["targets"][0], NO_LAYERS)
+
+
+def test_a_next_step_can_be_typed_as_it_is_printed() -> None:
+    made = report(failing("tflite"))
+    made["targets"][0]["gates"][0]["next_step"] = "Run `edgepress explain RUN_DIR tflite`."
+    assert "`edgepress explain 'my runs/1' tflite`" in printed(print_run, made, Path("my runs/1"), width=200)
 
 
 def test_explain_leaves_the_worst_target_of_the_run_to_that_target() -> None:

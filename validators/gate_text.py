@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from typing import Protocol
 
 from edgepress.targets.nouns import Evidence
@@ -13,10 +14,16 @@ COUNTED = {"accuracy": "validation samples", "latency": "latency pairs", "slice"
 FAILED = {
     "accuracy_drop": "Run `edgepress explain RUN_DIR TARGET` to see which stage and layer cost it, or choose a wider scheme or limit.",
     "slice_drop": "Calibrate on more samples of that slice, choose a wider scheme for its layers, or raise the limit.",
-    "latency_ratio": "Run `edgepress explain RUN_DIR TARGET` to see which ops still run in float.",
+    "latency_ratio": "Run `edgepress explain RUN_DIR TARGET` to see which ops run in float, and how far the time is from the shortest.",
     "size": "Prune more, use fewer bits, or raise the limit.",
     "peak_memory": "Lower the batch size or prune more; `edgepress explain RUN_DIR TARGET` lists the layers.",
 }
+
+#: What to do about a latency of which nothing is left in float.
+ALL_INTEGERS = (
+    "No op runs in float: prune, take a smaller model, or raise the limit. "
+    "`edgepress explain RUN_DIR TARGET` shows how far the time is from the shortest."
+)
 
 
 class Limit(Protocol):
@@ -129,6 +136,13 @@ def failed_step(name: str) -> str:
     """What to do about a failed gate."""
     own = name.removeprefix("baseline.")
     return FAILED.get(own) or (FAILED["latency_ratio"] if own.startswith("latency") else FAILED["accuracy_drop"])
+
+
+def fitted_step(step: str, target: str, in_float: bool) -> str:
+    """A next step that names its target, and does not send anyone to look for ops in float where there are none."""
+    if step == FAILED["latency_ratio"] and not in_float:
+        step = ALL_INTEGERS
+    return step.replace("RUN_DIR TARGET", f"RUN_DIR {shlex.quote(target)}")
 
 
 def _round_up(number: int) -> int:

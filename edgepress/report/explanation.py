@@ -1,4 +1,4 @@
-"""Where the accuracy of one target went: stage by stage, slice by slice, layer by layer. What `edgepress explain` shows."""
+"""Where the accuracy of one target went, stage by stage, slice by slice, layer by layer; and its time. What `edgepress explain` shows."""
 
 from __future__ import annotations
 
@@ -11,12 +11,15 @@ from rich.table import Table
 
 from edgepress.report import numbers
 from edgepress.report.candidates import candidate_table
+from edgepress.report.peak import distance_text
 from edgepress.report.present import Json, drop_unit, problems, scheme_label, views
 from edgepress.report.slices import slice_name
 from edgepress.report.terminal import bullet, plain, stdout, table, tidy, verdict_text
 
 #: Rows of a table in the terminal; JSON has them all.
 _SHOWN = 10
+#: What a report says of a target's time.
+_TIMES = ("latency_ms", "latency_ratio", "pruned_latency_ratio", "peak_distance")
 #: Why a target has no slices, where its recipe names none.
 _NO_SLICES = "the recipe names none: see data.slices"
 
@@ -31,7 +34,8 @@ def explanation(report: Json, target: Json, layers: Json) -> dict[str, Any]:
 
     Returns:
         `target`, `verdict`, `scheme`, `unit` of every drop; `stages` in the order of the run; `slices` and `layers`, the worst first, each
-        beside why there are none; `parity`, `kernels`, `tried` and `float_ops` as in report.json.
+        beside why there are none; `parity`, `latency_ms`, `latency_ratio`, `pruned_latency_ratio`, `peak_distance`, `kernels`, `tried` and
+        `float_ops` as in report.json.
     """
     row = next(view for view in views(report) if view.name == target["name"])
     slices = sorted(target.get("slices") or (), key=lambda part: -part["drop"])
@@ -46,7 +50,7 @@ def explanation(report: Json, target: Json, layers: Json) -> dict[str, Any]:
         "layers": layers["layers"],
         "layer_samples": layers["samples"],
         "why_no_layers": layers["why"],
-        **{name: target.get(name) for name in ("parity", "kernels", "tried", "float_ops")},
+        **{name: target.get(name) for name in ("parity", *_TIMES, "kernels", "tried", "float_ops")},
     }
 
 
@@ -70,10 +74,11 @@ def print_explanation(report: Json, target: Json, layers: Json, console: Console
         out.print(plain(f"no slices: {found['why_no_slices']}", "dim"))
     _print_layers(out, found)
     _print_parity(out, target)
+    _print_time(out, target)
     _print_lists(out, target, unit)
     for view, verdict, what, step in problems(report):
         if view.name == found["target"]:
-            out.print(bullet(verdict, what, step))
+            out.print(bullet(verdict, what, None if step and "`edgepress explain" in step else step))  # the reader is here
 
 
 def _stages(report: Json, target: Json) -> list[dict[str, Any]]:
@@ -136,6 +141,30 @@ def _print_parity(out: Console, target: Json) -> None:
         out.print(
             plain(f"kernels: {kernels['int8']} int8, {fp8}{kernels['fp16']} fp16, {kernels['fp32']} fp32, {kernels['unknown']} unknown")
         )
+
+
+def _print_time(out: Console, target: Json) -> None:
+    """How long a call takes, beside the float model and the machine's peak, and which kernels have most to do."""
+    latency, ratio, distance = (target.get(name) for name in ("latency_ms", "latency_ratio", "peak_distance"))
+    if not latency:
+        out.print(plain("no times: none were measured", "dim"))
+        return
+    slower = ", ".join(f"{name} {numbers.milliseconds(latency[name])}" for name in ("p50", "p90", "p99") if latency[name] is not None)
+    text = f"time: {slower} of a call with batch {latency['batch']} on {latency['threads']} thread{'' if latency['threads'] == 1 else 's'}"
+    if ratio:
+        text += f"; {numbers.ratio(ratio['value'])} ({numbers.interval(ratio['interval'], 3)}) of {ratio['reference']}"
+    out.print(plain(text))
+    if distance:
+        out.print(plain(f"against its multiply-accumulates alone: {distance_text(distance)}"))
+    ops = [op for op in (target["kernels"] or {}).get("ops", ()) if op.get("macs")]
+    if not ops:
+        return
+    total = sum(op["macs"] for op in ops)
+    made = table(kernel="left", name="left", type="left", **{"share of MACs": "right"})
+    for op in sorted(ops, key=lambda op: -int(op["macs"]))[:_SHOWN]:
+        made.add_row(*map(plain, (op["op"], op["name"], op["type"], numbers.percent(op["macs"] / total))))
+    out.print(made)
+    out.print(plain("shares of the work: the times of single kernels are not measured", "dim"))
 
 
 def _print_lists(out: Console, target: Json, unit: str) -> None:

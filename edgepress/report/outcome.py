@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -56,6 +57,8 @@ def print_run(report: Json, run_dir: Path, console: Console | None = None) -> No
     for row, verdict, what, step in problems(report):
         if verdict in ("accepted", "waived"):
             step = None  # the recipe knows
+        elif step:
+            step = step.replace("RUN_DIR", shlex.quote(str(run_dir)))
         out.print(bullet(verdict, f"{row.name}: {what}", step))
     out.print()
     out.print(
