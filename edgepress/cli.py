@@ -154,8 +154,8 @@ def gate(
 
 @baselines.command(epilog='Example: edgepress baseline accept runs/latest --reason "release 1.4"')
 def accept(
-    run_dir: RunArgument,
     reason: Annotated[str, typer.Option(help="Why; kept in the file.")],
+    run_dir: RunArgument = LATEST,
     file: Annotated[Path | None, typer.Option(help="The baseline. Default: the one the recipe of the run looks for.")] = None,
     by: Annotated[str | None, typer.Option(help="Who. Default: git's user.name, else the login name.")] = None,
     allow_verdict: Annotated[
@@ -173,8 +173,8 @@ def accept(
 
 @app.command(epilog="Example: edgepress bench runs/new/bundle/tflite --against runs/old/bundle/tflite")
 def bench(
-    artifact: Annotated[Path, typer.Argument(help="A target's folder in a bundle.")],
-    against: Annotated[Path, typer.Option(help="The folder to compare with.")],
+    artifact: Annotated[Path, typer.Argument(help="A target's folder in a bundle, or its artifact there.")],
+    against: Annotated[Path, typer.Option(help="The folder or artifact to compare with.")],
     threads: Annotated[int, typer.Option(min=1, help="Threads of the runtime.")] = 1,
     as_json: JsonOption = False,
 ) -> None:
@@ -185,11 +185,16 @@ def bench(
 
 
 @app.command(epilog="Example: edgepress explain runs/latest tflite")
-def explain(run_dir: RunArgument, target: Annotated[str, typer.Argument(help="A target of the run.")], as_json: JsonOption = False) -> None:
+def explain(
+    run_dir: Annotated[str | None, typer.Argument(help="Folder a run wrote. Default: runs/latest.")] = None,
+    target: Annotated[str | None, typer.Argument(help="A target of the run; needed.")] = None,
+    as_json: JsonOption = False,
+) -> None:
     """Show where the accuracy went, stage by stage, slice by slice, layer by layer; where the time; and what stayed in float."""
     from edgepress.commands.judge import show_explanation
 
-    show_explanation(run_dir, target, as_json)
+    named = (Path(run_dir), target) if run_dir and target else (LATEST, run_dir)  # one name is the target's
+    show_explanation(*named, as_json)
 
 
 @app.command(epilog="Example: edgepress verify runs/latest/bundle --key release.pub --inputs live.npz")

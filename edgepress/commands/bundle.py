@@ -97,20 +97,28 @@ def time_pair(artifact: Path, against: Path, threads: int, as_json: bool) -> Non
     typer.echo(f"p50 {value['candidate_p50_ms']:.3f} ms against {value['reference_p50_ms']:.3f} ms in {value['executed_by']}, batch 1")
 
 
-def _entry(folder: Path) -> dict[str, Any]:
-    """A target's folder in a bundle: its artifact as JSON, its runtime, and where it is.
+def _entry(path: Path) -> dict[str, Any]:
+    """What a bundle lists at a target's folder, or at the artifact in it: the artifact as JSON, its runtime, and where it is.
+
+    Args:
+        path: the folder may go by its target's name, where that is another.
 
     Raises:
-        EdgepressError: the folder is not one of a bundle.
+        EdgepressError: it is neither, or is not in a bundle.
     """
-    listing = folder.parent / "bundle.json"
-    if not listing.is_file():
+    whole = path.absolute()
+    bundle = next((parent for parent in whole.parents if (parent / "bundle.json").is_file()), None)
+    if bundle is None:
         raise EdgepressError(
-            f"{str(folder)!r} is not a target's folder in a bundle",
-            "there is no bundle.json beside it",
+            f"{str(path)!r} is neither a target's folder in a bundle nor its artifact there",
+            "no folder above it has a bundle.json",
             "Name e.g. runs/latest/bundle/tflite.",
         )
-    for entry in json.loads(listing.read_text())["artifacts"]:
-        if entry["folder"] == folder.name:
-            return {"runtime": entry["runtime"], "artifact": entry["artifact"], "folder": str(folder.resolve())}
-    raise EdgepressError(f"{str(listing)!r} does not list {folder.name!r}")
+    name, *inside = whole.relative_to(bundle).parts
+    entries = json.loads((bundle / "bundle.json").read_text())["artifacts"]
+    for entry in entries:
+        artifact = list(Path(entry["path"]).parts)
+        if name in (entry["folder"], entry["target"]) and inside[: len(artifact)] in ([], artifact):
+            return {"runtime": entry["runtime"], "artifact": entry["artifact"], "folder": str((bundle / entry["folder"]).resolve())}
+    known = ", ".join(f"{entry['folder']}/{entry['path']}" for entry in entries)
+    raise EdgepressError(f"{str(path)!r} is no artifact of its bundle", "", f"It has {known}.")

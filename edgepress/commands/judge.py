@@ -62,7 +62,7 @@ def judged(report: dict[str, Any], baseline: Path | None, waivers: Path | None) 
     return conclude(report, found, datetime.now(UTC).date())
 
 
-def show_explanation(run_dir: Path, name: str, as_json: bool) -> None:
+def show_explanation(run_dir: Path, name: str | None, as_json: bool) -> None:
     """Show where a target's accuracy went.
 
     Raises:
@@ -77,7 +77,8 @@ def show_explanation(run_dir: Path, name: str, as_json: bool) -> None:
     target = next((t for t in report["targets"] if t["name"] == name), None)
     if target is None:
         names = ", ".join(t["name"] for t in report["targets"])
-        raise EdgepressError(f"{name!r} is not a target of {run_dir}", "", f"It has {names}.")
+        what = "explain needs the name of a target" if name is None else f"{name!r} is not a target of {run_dir}"
+        raise EdgepressError(what, "", f"{run_dir} has {names}.")
     with Live() as live:
         layers = layers_of(report, target, live)
     if as_json:
