@@ -28,6 +28,7 @@ RULES = {
     "recipe/unreadable": "The recipe is missing or no valid YAML.",
     "recipe/unknown-key": "A key that edgepress does not know.",
     "recipe/invalid": "A value of the wrong type, unit or range, or one that does not go with another.",
+    "recipe/no-file": "A file that the recipe names and that is not there.",
     "recipe/no-match": "A pattern of layers that no layer of the model has.",
     "recipe/no-gate": "A target that no gate judges.",
     "recipe/undecidable": "A gate that the data or the machine at hand cannot decide.",
@@ -50,7 +51,7 @@ def check(path: Path) -> Checked:
         return Checked(_in_order([_of_error(path, error) for error in errors]), ())
     plans = recipe(config)
     stored = _Stored(config, plans)
-    found = [*_metric(config), *_gates(config, plans, stored), *_patterns(config, stored)]
+    found = [*_checkpoint(config), *_metric(config), *_gates(config, plans, stored), *_patterns(config, stored)]
     return Checked(_in_order(found), tuple(stored.missing))
 
 
@@ -135,6 +136,13 @@ def _layers(program: Path) -> list[str]:
     from edgepress.compress.program import load_program
 
     return sorted({name.rpartition(".")[0] for name in load_program(program).state_dict} - {""})
+
+
+def _checkpoint(config: Config) -> Iterator[Finding]:
+    if not config.checkpoint.is_file():
+        place: Place = ("model", "checkpoint")
+        summary = f"model.checkpoint: {str(config.checkpoint)!r} does not exist. Next: train or fetch it, or correct the path."
+        yield _finding("recipe/no-file", "error", summary, str(config.path), config.source.lines.get(place), (config.model.checkpoint,))
 
 
 def _metric(config: Config) -> Iterator[Finding]:

@@ -51,6 +51,15 @@ def test_every_mistake_is_found_at_once_in_the_order_and_with_the_names_of_the_f
     ]
 
 
+def test_a_checkpoint_that_is_not_there_is_found(tmp_path: Path) -> None:
+    recipe = digits(tmp_path)
+    recipe.with_name("digits.safetensors").unlink()
+    (found,) = (finding for finding in check(recipe).findings if finding.level == "error")
+    line = next(i for i, text in enumerate(recipe.read_text().splitlines(), start=1) if "checkpoint:" in text)
+    assert (found.rule, found.line) == ("recipe/no-file", line) and "digits.safetensors' does not exist" in found.summary
+    assert edgepress("check", recipe).returncode == 2
+
+
 @pytest.mark.parametrize(
     ("text", "rule", "line"),
     [
