@@ -33,13 +33,20 @@ NO_GATE = Verdict("gates", "at least one", "none", None, "error", "Add `gates:` 
 
 
 def assemble(
-    config: Config, prepared: Prepared, runs: Sequence[TargetRun], baseline: Baseline | None, started: datetime, seconds: float
+    config: Config,
+    prepared: Prepared,
+    runs: Sequence[TargetRun],
+    baseline: Baseline | None,
+    started: datetime,
+    seconds: float,
+    options: Sequence[str] = (),
 ) -> tuple[dict[str, Any], list[Shipment]]:
     """Build the report.
 
     Args:
         baseline: the accepted release, None where there is none yet.
         started: when the run was; waivers hold on that day or do not.
+        options: of the command line, those that repeating the run takes.
 
     Returns:
         The report, and what the bundle ships for every target that has an artifact.
@@ -55,7 +62,7 @@ def assemble(
         "verdict": None,
         "started": started.isoformat(timespec="seconds"),
         "seconds": round(seconds, 2),
-        "command": f"edgepress run {shlex.quote(_shown(config.path))}",
+        "command": shlex.join(["edgepress", "run", _shown(config.path), *options]),
         "recipe": _shown(config.path),
         "environment": environment(config),
         "reference": {

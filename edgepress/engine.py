@@ -16,7 +16,7 @@ from typing import Any
 from edgepress import isolate
 from edgepress.baseline.artifacts import AtHand, at_hand
 from edgepress.baseline.file import Baseline, read_baseline
-from edgepress.config import Config, TargetPlan
+from edgepress.config import Config, TargetPlan, recipe
 from edgepress.disk import writing
 from edgepress.machine import fingerprint
 from edgepress.pipeline import Pipeline
@@ -110,7 +110,8 @@ def run(config: Config, plans: Sequence[TargetPlan], options: RunOptions, listen
         prepared, runs = _interruptible(lambda pool: _compress(pipeline, plans, pool), len(plans))
         for target in runs:
             _timed(target, pipeline, prepared)
-        report, shipments = assemble(config, prepared, runs, baseline, started, time.monotonic() - clock)
+        repeated = _repeated(config, plans, options)
+        report, shipments = assemble(config, prepared, runs, baseline, started, time.monotonic() - clock, repeated)
         with writing(folder.staging):
             report["bundle"] = {"path": "bundle", "sha256": write_bundle(folder.staging, report, shipments, release_of(config, prepared))}
             if prepared.rebuilt is not None:
@@ -119,6 +120,14 @@ def run(config: Config, plans: Sequence[TargetPlan], options: RunOptions, listen
             write_report(folder.staging, report)
             folder.publish()
     return Finished(folder.place, report)
+
+
+def _repeated(config: Config, plans: Sequence[TargetPlan], options: RunOptions) -> list[str]:
+    """What the command line says about what is judged, and where it goes."""
+    only = [plan.target.name for plan in plans] if len(plans) < len(recipe(config)) else []
+    words = [word for name in only for word in ("--only", name)]
+    words += ["--baseline-artifacts", str(options.baseline_artifacts)] if options.baseline_artifacts else []
+    return words + (["--out", str(options.out)] if options.out else [])
 
 
 def score_original(config: Config, listener: Listener) -> Mapping[str, Any]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import shlex
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
@@ -13,14 +14,19 @@ from hypothesis import HealthCheck, assume, given, settings
 from jsonschema import Draft4Validator
 from prometheus_client.openmetrics.parser import text_string_to_metric_families
 
+from edgepress.config import load, recipe
+from edgepress.engine import RunOptions, _repeated
+from edgepress.report.facts import command
 from edgepress.report.findings import Finding, repository_path, verdict_findings
 from edgepress.report.github import SUMMARY_BYTES, annotation_lines, append_summary
 from edgepress.report.gitlab import render_code_quality
 from edgepress.report.junit import render_junit
 from edgepress.report.openmetrics import render_metrics
+from edgepress.report.present import views
 from edgepress.report.sarif import render_sarif
 from edgepress.report.summary import render_summary
 from tests.junit_schema import violations
+from tests.project import digits
 from tests.report_sample import failing, gate, lost, not_executable, report, target
 from tests.test_report import reports
 
@@ -59,6 +65,17 @@ def test_every_gate_that_did_not_pass_is_annotated_worst_first_with_all_facts() 
     ):
         assert fact in found[5], fact
     assert "%0A" in found[5] and "\n" not in lines[1]
+
+
+def test_a_run_is_repeated_with_its_targets_and_folder_and_one_target_replaces_no_run(tmp_path: Path) -> None:
+    config = load(digits(tmp_path, ["numpy", "onnxruntime"]))
+    plans = recipe(config)
+    options = _repeated(config, plans[:1], RunOptions(Path("my runs/1"), baseline_artifacts=Path("old")))
+    assert options == ["--only", "numpy", "--baseline-artifacts", "old", "--out", "my runs/1"]
+    assert _repeated(config, plans, RunOptions()) == []
+    data = report(target("numpy"), command=shlex.join(["edgepress", "run", "my recipe.yaml", *options]))
+    assert command(data) == "edgepress run 'my recipe.yaml' --only numpy --baseline-artifacts old --out 'my runs/1'"
+    assert command(data, views(data)[0]) == "edgepress run 'my recipe.yaml' --baseline-artifacts old --only numpy"
 
 
 @given(reports)

@@ -52,6 +52,7 @@ def test_a_run_leaves_a_valid_report_a_bundle_and_a_log(finished: Path) -> None:
     report = report_of(finished / "run")
     jsonschema.validate(report, json.loads(SCHEMA.read_text()))
     target = report["targets"][0]
+    assert report["command"].endswith(f"edgepress.yaml --out {finished / 'run'}")
     assert report["verdict"] == "pass" and target["status"] == "validated"
     assert target["executed_by"].startswith("numpy ")
     assert target["scheme"]["kind"] == "static" and target["tried"][0]["held"]

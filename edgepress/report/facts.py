@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shlex
 from collections.abc import Mapping
 from typing import Any
@@ -10,6 +11,9 @@ from edgepress.report import numbers
 from edgepress.report.present import TargetView, waiver_sentence
 
 Json = Mapping[str, Any]
+
+#: Options of a command with their values, quoted as a shell wants them, that one target alone is not run with.
+_OF_THE_RUN = re.compile(r" --(?:only|out) (?:'[^']*'|\S)+")
 
 
 def gate_facts(row: TargetView, gate: Json) -> list[str]:
@@ -37,6 +41,6 @@ def run_facts(report: Json, row: TargetView | None = None) -> list[str]:
 
 
 def command(report: Json, row: TargetView | None = None) -> str:
-    """The shell command that repeats a run, or one target of it."""
+    """The shell command that repeats a run; or one target of it, which takes the place of no run of all."""
     whole = str(report.get("command") or "edgepress run")
-    return whole if row is None else f"{whole} --only {shlex.quote(row.name)}"
+    return whole if row is None else f"{_OF_THE_RUN.sub('', whole)} --only {shlex.quote(row.name)}"
