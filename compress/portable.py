@@ -51,8 +51,8 @@ def portable(program: ExportedProgram) -> ExportedProgram:
     which `ceil_mode` allows and other frameworks refuse, becomes a mean. Integers taken from a float (`1.0 - mask`) become floats first.
     Windows put side by side (`fold`), which only ONNX has an operator for, become permutations and, where windows overlap, sums; margins
     that continue at the other side, and negative ones, become slices. Bags of as many rows of a table each (`EmbeddingBag` of a matrix)
-    become rows that are looked up, and their sum, mean or maximum. A tensor written in the code is detached when it is made and needs no
-    more of it. Second names of operators become the first.
+    become rows that are looked up, and their sum, mean or maximum; a bilinear form becomes a linear layer, a product and a sum. A tensor
+    written in the code is detached when it is made and needs no more of it. Second names of operators become the first.
     """
     for node in list(program.graph.nodes):
         if isinstance(node.target, torch._ops.OpOverload):
@@ -72,6 +72,8 @@ def portable(program: ExportedProgram) -> ExportedProgram:
             _pad(node)
         elif node.target is aten.embedding_bag.padding_idx:
             _look_up(node)
+        elif node.target is aten.bilinear.default:
+            _multiply_twice(node)
     program.graph_module.recompile()
     return program
 
@@ -187,6 +189,20 @@ def _look_up(node: Node) -> None:
     for each in [*node.users, node, offsets, *offsets.all_input_nodes, indices]:
         if not each.users and each.op == "call_function":
             graph.erase_node(each)
+
+
+def _multiply_twice(node: Node) -> None:
+    """Put y_o = sum_j (sum_i x_i W_oij) z_j + b_o in place of a bilinear form (`nn.Bilinear`), with its first sum as a linear layer."""
+    x, z, weight, bias = (*node.args, None)[:4]
+    outputs, first, second = weight.meta["val"].shape
+    graph = node.graph
+    with graph.inserting_before(node):
+        rows = _call(graph, aten.reshape.default, _call(graph, aten.permute.default, weight, [0, 2, 1]), [outputs * second, first])
+        forms = _call(graph, aten.unflatten.int, _call(graph, aten.linear.default, x, rows), -1, [outputs, second])
+        result = _call(graph, aten.sum.dim_IntList, _call(graph, aten.mul.Tensor, forms, _call(graph, aten.unsqueeze.default, z, -2)), [-1])
+        if bias is not None:
+            result = _call(graph, aten.add.Tensor, result, bias)
+    _take_place(result, node)
 
 
 def _take_place(result: Node, node: Node) -> None:

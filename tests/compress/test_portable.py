@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from torch import nn
 
 from edgepress.compress.portable import _ALIASES, portable
+from edgepress.compress.quantize import float_module
 
 
 @pytest.mark.parametrize(
@@ -182,3 +183,28 @@ def test_bags_of_any_length_and_maxima_beside_padding_stay() -> None:
         program = portable(torch.export.export(model.eval(), inputs))
         assert any("embedding_bag" in str(node.target) for node in program.graph.nodes)
         torch.testing.assert_close(program.module()(*inputs), model(*inputs))
+
+
+class Forms(nn.Module):
+    """Bilinear forms of what it is given, at every place of a sequence."""
+
+    def __init__(self, bias: bool) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.forms = nn.Bilinear(12, 7, 5, bias=bias)
+
+    def forward(self, x: torch.Tensor, z: torch.Tensor) -> torch.Tensor:
+        return self.forms(x, z)
+
+
+@pytest.mark.parametrize("bias", [True, False])
+def test_a_bilinear_form_is_a_linear_layer_of_one_of_its_inputs(bias: bool) -> None:
+    model, x, z = Forms(bias).eval(), torch.randn(3, 4, 12), torch.randn(3, 4, 7)
+    batch = {0: torch.export.Dim("n", min=1)}
+    program = portable(torch.export.export(model, (x, z), dynamic_shapes=(batch, batch)))
+    assert "bilinear" not in {node.target._opname for node in program.graph.nodes if node.op == "call_function"}
+    torch.testing.assert_close(program.module()(x[:1], z[:1]), model(x[:1], z[:1]))
+    module = float_module(program)
+    weights = [tensor.shape for _, tensor in [*module.named_parameters(), *module.named_buffers()] if tensor.dim() == 2]
+    assert weights == [(35, 12)]
+    torch.testing.assert_close(module(x, z), model(x, z))
