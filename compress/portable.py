@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -16,6 +17,8 @@ aten = torch.ops.aten
 
 #: Pools that average, and may have windows larger than their input -> over how many dimensions.
 _AVERAGES = {aten.avg_pool1d.default: 1, aten.avg_pool2d.default: 2}
+#: Distances between at most so many rows are computed as differences.
+_FEW_ROWS = 25
 #: Where a slice ends that goes to the end.
 _END = 2**63 - 1
 #: Second names of operators, with the same overloads and arguments -> the first.
@@ -51,8 +54,9 @@ def portable(program: ExportedProgram) -> ExportedProgram:
     which `ceil_mode` allows and other frameworks refuse, becomes a mean. Integers taken from a float (`1.0 - mask`) become floats first.
     Windows put side by side (`fold`), which only ONNX has an operator for, become permutations and, where windows overlap, sums; margins
     that continue at the other side, and negative ones, become slices. Bags of as many rows of a table each (`EmbeddingBag` of a matrix)
-    become rows that are looked up, and their sum, mean or maximum; a bilinear form becomes a linear layer, a product and a sum. A tensor
-    written in the code is detached when it is made and needs no more of it. Second names of operators become the first.
+    become rows that are looked up, and their sum, mean or maximum; a bilinear form becomes a linear layer, a product and a sum; distances
+    (`cdist`) become differences, or products of matrices as torch computes many of them. A tensor written in the code is detached when it
+    is made and needs no more of it. Second names of operators become the first.
     """
     for node in list(program.graph.nodes):
         if isinstance(node.target, torch._ops.OpOverload):
@@ -74,6 +78,8 @@ def portable(program: ExportedProgram) -> ExportedProgram:
             _look_up(node)
         elif node.target is aten.bilinear.default:
             _multiply_twice(node)
+        elif node.target in (aten.cdist.default, aten._cdist_forward.default):
+            _measure_distances(node)
     program.graph_module.recompile()
     return program
 
@@ -202,6 +208,33 @@ def _multiply_twice(node: Node) -> None:
         result = _call(graph, aten.sum.dim_IntList, _call(graph, aten.mul.Tensor, forms, _call(graph, aten.unsqueeze.default, z, -2)), [-1])
         if bias is not None:
             result = _call(graph, aten.add.Tensor, result, bias)
+    _take_place(result, node)
+
+
+def _measure_distances(node: Node) -> None:
+    """Put what `cdist` computes in place of it. Left as it is for other powers than 1, 2 and infinity."""
+    x, y, power, mode = (*node.args, 2.0, None)[:4]
+    (rows, width), others = x.meta["val"].shape[-2:], y.meta["val"].shape[-2]
+    many = mode is None and any(not isinstance(count, int) or count > _FEW_ROWS for count in (rows, others))
+    if power not in (1, 2, math.inf) or not isinstance(width, int):
+        return
+    graph = node.graph
+    with graph.inserting_before(node):
+        if power == 2 and (many or mode == 1):
+            squares = [_call(graph, aten.sum.dim_IntList, _call(graph, aten.mul.Tensor, each, each), [-1], True) for each in (x, y)]
+            products = _call(graph, aten.matmul.default, x, _call(graph, aten.transpose.int, y, -2, -1))
+            total = _call(graph, aten.add.Tensor, squares[0], _call(graph, aten.transpose.int, squares[1], -2, -1))
+            total = _call(graph, aten.sub.Tensor, total, _call(graph, aten.mul.Tensor, products, 2.0))
+            result = _call(graph, aten.sqrt.default, _call(graph, aten.clamp_min.default, total, 0.0))
+        else:
+            apart = _call(graph, aten.sub.Tensor, _call(graph, aten.unsqueeze.default, x, -2), _call(graph, aten.unsqueeze.default, y, -3))
+            if power == 2:
+                total = _call(graph, aten.sum.dim_IntList, _call(graph, aten.mul.Tensor, apart, apart), [-1])
+                result = _call(graph, aten.sqrt.default, total)
+            elif power == 1:
+                result = _call(graph, aten.sum.dim_IntList, _call(graph, aten.abs.default, apart), [-1])
+            else:
+                result = _call(graph, aten.amax.default, _call(graph, aten.abs.default, apart), [-1])
     _take_place(result, node)
 
 

@@ -208,3 +208,17 @@ def test_a_bilinear_form_is_a_linear_layer_of_one_of_its_inputs(bias: bool) -> N
     weights = [tensor.shape for _, tensor in [*module.named_parameters(), *module.named_buffers()] if tensor.dim() == 2]
     assert weights == [(35, 12)]
     torch.testing.assert_close(module(x, z), model(x, z))
+
+
+@pytest.mark.parametrize("power", [1.0, 2.0, float("inf"), 3.0])
+@pytest.mark.parametrize("rows", [5, 40])
+def test_distances_are_differences_or_products(power: float, rows: int) -> None:
+    class Distances(nn.Module):
+        def forward(self, x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+            return torch.cdist(x, y, power)
+
+    x, y, batch = torch.randn(3, 7, 6), torch.randn(3, rows, 6), {0: torch.export.Dim("n", min=1)}
+    program = portable(torch.export.export(Distances(), (x, y), dynamic_shapes=(batch, batch)))
+    names = {node.target._opname for node in program.graph.nodes if node.op == "call_function"}
+    assert any("cdist" in name for name in names) == (power == 3) and ("matmul" in names) == (power == 2 and rows == 40)
+    torch.testing.assert_close(program.module()(x[:1], y[:1]), Distances()(x[:1], y[:1]), atol=1e-4, rtol=1e-4)
