@@ -36,6 +36,7 @@ class RunFolder:
         """Put the finished run in its place; an older one there goes only once the new one is whole."""
         old = self.staging.with_suffix(".old")
         if self.place.exists():
+            shutil.rmtree(old, ignore_errors=True)
             self.place.rename(old)
         try:
             self.staging.rename(self.place)
@@ -93,6 +94,7 @@ def _check(place: Path) -> None:
 
 def _replacing(place: Path) -> RunFolder:
     staging = place.with_name(f".{place.name}.{os.getpid()}.partial")
+    shutil.rmtree(staging, ignore_errors=True)  # a killed run's, of the same number: in a container every run has it
     staging.mkdir()
     return RunFolder(place, staging, newest=False)
 

@@ -53,6 +53,8 @@ def test_a_run_that_fails_leaves_nothing_and_keeps_the_older_one(tmp_path: Path,
 
 
 def test_out_replaces_an_older_run(tmp_path: Path) -> None:
+    for left in ("partial", "old"):  # by a killed run whose process had the same number
+        (tmp_path / f".out.{os.getpid()}.{left}" / "bundle").mkdir(parents=True)
     published(Path("out"), "old")
     assert (published(Path("out"), "new") / "report.json").read_text() == "new"
     assert [path.name for path in tmp_path.iterdir()] == ["out"]
