@@ -13,15 +13,10 @@ from typing import Annotated, Any, NoReturn
 import typer
 from typer.core import TyperGroup
 
-from edgepress.disk import is_full, place_of
+from edgepress.disk import FREE_SPACE, is_full, place_of
 from edgepress.targets.errors import EdgepressError
 
 INTERRUPTED = "Interrupted. Finished steps are stored; run the same command to go on."
-
-FREE_SPACE = (
-    "Free space there, or write elsewhere (--out for runs, EDGEPRESS_STORE for results of steps, TMPDIR for what is temporary); "
-    "finished steps are stored."
-)
 
 
 class _Commands(TyperGroup):

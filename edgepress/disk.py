@@ -9,6 +9,11 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
+#: What to do about it.
+FREE_SPACE = (
+    "Free space there, or write elsewhere (--out for runs, EDGEPRESS_STORE for results of steps, TMPDIR for what is temporary); "
+    "finished steps are stored."
+)
 _FULL = (errno.ENOSPC, errno.EDQUOT)
 #: Libraries that write by themselves raise their own errors around the system's words.
 _WORDS = tuple(os.strerror(number) for number in _FULL)
