@@ -8,6 +8,7 @@ from typing import Any
 import torch
 
 from edgepress.exporters.decompositions import PLAIN
+from edgepress.exporters.resizing import resizing
 
 _ATEN = torch.ops.aten
 
@@ -67,6 +68,7 @@ def _unfold(x: torch.Tensor, dim: int, size: int, step: int) -> torch.Tensor:
 
 #: Operators whose rules in coremltools 9 fail on what torch exports.
 MENDED: dict[Any, Callable[..., Any]] = {
+    **resizing(centres=False),  # scales that are not the ratio of the sizes: refused, or that ratio
     _ATEN.diagonal.default: _diagonal,  # of the first two dimensions alone
     _ATEN.floor_divide.default: _floor_divide,  # by one is taken for nothing to do
     _ATEN.full_like.default: _full_like,  # without the type that is asked for, as the next two

@@ -151,7 +151,10 @@ def _rewrite(graph: Graph, changed: Collection[str], table: Table) -> bool:
     with torch.no_grad(), mode, enable_python_dispatcher(), _override_composite_implicit_decomp(composites):
         for node in list(graph.nodes):
             if node.name in changed:
-                pieces = _pieces(node, table, others)
+                try:
+                    pieces = _pieces(node, table, others)
+                except _StaysError:
+                    continue
                 if pieces is None:
                     return False
                 _replace(node, pieces)
@@ -174,12 +177,19 @@ def _call(node: Node, function: Callable[..., Any], value: Callable[[Node], Any]
     return function(*map_arg(node.args, value), **map_arg(node.kwargs, value))
 
 
+class _StaysError(Exception):
+    """A decomposition leaves this call as it is, by `NotImplemented`."""
+
+
 def _pieces(node: Node, table: Table, others: Table) -> Graph | None:
     """The graph of a node's decomposition: one placeholder for each of its input nodes, and a tensor for each of its outputs."""
     sources = node.all_input_nodes
 
     def call(*tensors: torch.Tensor) -> Any:
-        return _call(node, table.get(node.target, node.target), dict(zip(sources, tensors, strict=True)).__getitem__)
+        made = _call(node, table.get(node.target, node.target), dict(zip(sources, tensors, strict=True)).__getitem__)
+        if made is NotImplemented:
+            raise _StaysError
+        return made
 
     try:
         values = [value_in(source) for source in sources]
@@ -187,6 +197,8 @@ def _pieces(node: Node, table: Table, others: Table) -> Graph | None:
         if any(map(_writes, graph.nodes)):
             values = [value.contiguous() for value in values]  # an operator may write to keep the order of dimensions in memory
             graph = make_fx(functionalize(call), decomposition_table=others)(*values).graph
+    except _StaysError:
+        raise
     except Exception:  # it needs more than its inputs: whoever traces the whole program says what
         return None
     _infer_sizes(graph)

@@ -21,6 +21,7 @@ from edgepress.exporters.litert_indexing import lower_indexing
 from edgepress.exporters.litert_one_dimension import convolve_in_two
 from edgepress.exporters.litert_transposed import lower_transposed
 from edgepress.exporters.programs import graphs_known, program_of
+from edgepress.exporters.resizing import resizing
 from edgepress.targets.nouns import Signature
 
 
@@ -47,6 +48,7 @@ def to_tflite(module: GraphModule, signature: Signature, samples: Sequence[np.nd
 
         fx_infra.decomp.update_pre_convert_decomp(without_kernel())
         program = program_of(module, tuple(arguments.values()), dynamic=False, names=signature)
+        program = written_out(program, resizing(centres=True))
         if quantized:
             program = written_out(program, joins())
         fixed = convolve_in_two(lower_transposed(lower_indexing(program)))
