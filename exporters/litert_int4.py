@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 
 _FULLY_CONNECTED, _FLOAT32, _FLOAT16, _INT4 = 9, 0, 1, 17
 _BLOCKWISE = 2
+_SMALLEST = np.finfo(np.float16).smallest_subnormal
 #: First versions of FULLY_CONNECTED with a scale per row and float activations, and with a scale per block.
 _ROWS_VERSION, _BLOCKS_VERSION = 12, 13
 
@@ -108,16 +109,19 @@ def _factors(stored: np.ndarray, floats: np.ndarray) -> np.ndarray | None:
 def _store(file: TfliteFile, tensor: Any, weight: Int4Weight, factors: np.ndarray) -> None:
     from ai_edge_litert import schema_py_generated as schema
 
-    integers = (weight.integers.numpy().astype(np.int8) - 8).reshape(-1).view(np.uint8) & 15
-    file.model.buffers[tensor.buffer].data = pack(integers)
-    tensor.type = _INT4
-    parameters = tensor.quantization = schema.QuantizationParametersT()
+    integers = weight.integers.numpy().astype(np.int8) - 8
     scale = weight.scale.numpy() * factors[:, None].astype(np.float32)
+    parameters = schema.QuantizationParametersT()
     if scale.shape[1] == 1:
         parameters.scale, parameters.zeroPoint = scale[:, 0].copy(), np.zeros(len(scale), np.int64)
         parameters.quantizedDimension = 0
-        return
-    details = schema.BlockwiseQuantizationT()
-    scales = file.constant(bytes(tensor.name) + b"_scales", scale.astype(np.float16), _FLOAT16)  # as the kernel wants them
-    details.scales, details.zeroPoints, details.blockSize = scales, -1, weight.group
-    parameters.detailsType, parameters.details = _BLOCKWISE, details
+    else:
+        stored = np.maximum(scale.astype(np.float16), _SMALLEST)  # the type that the kernel wants; it refuses a scale of zero
+        nearest = np.rint(integers.reshape(*scale.shape, -1) * (scale / stored)[..., None])
+        integers = nearest.clip(-8, 7).astype(np.int8)
+        details = schema.BlockwiseQuantizationT()
+        details.scales = file.constant(bytes(tensor.name) + b"_scales", stored, _FLOAT16)
+        details.zeroPoints, details.blockSize = -1, weight.group
+        parameters.detailsType, parameters.details = _BLOCKWISE, details
+    file.model.buffers[tensor.buffer].data = pack(integers.reshape(-1).view(np.uint8) & 15)
+    tensor.type, tensor.quantization = _INT4, parameters

@@ -150,22 +150,38 @@ def test_litert_files_ask_for_the_version_that_has_the_kernel(tmp_path: Path) ->
     assert relative_error("litert", artifact, tmp_path, expected, ids) < 0.03
 
 
+def litert_rows(layer: torch.nn.Module, folder: Path) -> tuple[np.ndarray, np.ndarray]:
+    """Answers (4, 5, 32) of a layer of 64 inputs, rounded to 4 bits in blocks of 32, by LiteRT and in PyTorch."""
+    x, rules = torch.randn(4, 5, 64), rules_for("litert").int4
+    assert rules is not None
+    torch.export.save(quantize_int4(exported(layer, x[:2]), Int4Options(rules, "rtn", 32)).program, folder / "model.pt2")
+    signature = Signature((TensorSpec("x", "float32", (None, 5, 64)),), (TensorSpec("logits", "float32", (None, 5, 32)),))
+    target = Target("phone", "litert", "CPU", "int4-weights")
+    wanted, exporter = ExportRequest(folder / "model.pt2", signature, None, target, SCHEME, (x.numpy(),)), EXPORTERS.get("litert")()
+    artifact = exporter.export(wanted, folder / "out")
+    (expected,), _ = exporter.compressed_outputs(wanted, (x.numpy(),))
+    with RUNTIMES.get("litert")().open(artifact, folder / "out") as session:
+        return session.run({"x": x.numpy()})["logits"], expected
+
+
 def test_litert_keeps_the_grid_of_a_layer_behind_a_norm(tmp_path: Path) -> None:
     torch.manual_seed(0)
     layer = torch.nn.Sequential(torch.nn.LayerNorm(64), torch.nn.Linear(64, 32))
     torch.nn.init.uniform_(layer[0].weight, 0.2, 2.0)
     torch.nn.init.normal_(layer[0].bias)
-    x, rules = torch.randn(4, 5, 64), rules_for("litert").int4
-    assert rules is not None
-    torch.export.save(quantize_int4(exported(layer, x[:2]), Int4Options(rules, "rtn", 32)).program, tmp_path / "model.pt2")
-    signature = Signature((TensorSpec("x", "float32", (None, 5, 64)),), (TensorSpec("logits", "float32", (None, 5, 32)),))
-    target = Target("phone", "litert", "CPU", "int4-weights")
-    wanted, exporter = ExportRequest(tmp_path / "model.pt2", signature, None, target, SCHEME, (x.numpy(),)), EXPORTERS.get("litert")()
-    artifact = exporter.export(wanted, tmp_path / "out")
-    (expected,), _ = exporter.compressed_outputs(wanted, (x.numpy(),))
-    with RUNTIMES.get("litert")().open(artifact, tmp_path / "out") as session:
-        got = session.run({"x": x.numpy()})["logits"]
+    got, expected = litert_rows(layer, tmp_path)
     assert np.linalg.norm(got - expected) < 0.03 * np.linalg.norm(expected)
+
+
+def test_litert_loads_blocks_of_zeros_and_keeps_what_half_precision_has_of_small_ones(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    layer = torch.nn.Linear(64, 32, bias=False)
+    sizes = torch.ones(32, 1).index_put((torch.arange(4),), torch.tensor([0.0, 1e-9, 1e-5, 1e-4])[:, None])
+    layer.weight = torch.nn.Parameter(layer.weight * sizes)
+    got, expected = litert_rows(layer, tmp_path)
+    assert not got[..., 0].any() and not got[..., 1].any()
+    errors, norms = (np.linalg.norm(values, axis=(0, 1)) for values in (got - expected, expected))
+    assert (errors[3:] < 0.05 * norms[3:]).all() and errors[2] < 0.2 * norms[2]  # the steps of half precision are 6e-8 there
 
 
 def test_equal_requests_give_equal_bytes(tmp_path: Path) -> None:
