@@ -52,11 +52,22 @@ def to_tflite(module: GraphModule, signature: Signature, samples: Sequence[np.nd
         if quantized:
             program = written_out(program, joins())
         fixed = convolve_in_two(lower_transposed(lower_indexing(program)))
+        _lay_out(fixed)
         if quantized:
             keep_float(fixed)
         with _strict(), _layouts_apart(), graphs_known():
             model = litert_torch.convert(fixed, sample_kwargs=arguments, quant_config=_static() if quantized else None)
         return bytes(model.model_content())
+
+
+def _lay_out(module: GraphModule) -> None:
+    """Store tensors in the order of their dimensions, each in memory of its own.
+
+    The converter knows a tensor again by its address in memory, also that of the copy it makes of one in another order, which is free for
+    the next copy afterwards: transposed weights of one shape became one.
+    """
+    for tensor in (*module.parameters(), *module.buffers()):
+        tensor.data = tensor.data.contiguous()
 
 
 class _StrictExtension:

@@ -6,10 +6,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 pytest.importorskip("litert_torch")
 
+from edgepress.exporters.base import ExportRequest
 from edgepress.exporters.litert import LiteRtExporter
 from edgepress.exporters.litert_convert import to_tflite
 from edgepress.exporters.litert_flatbuffer import TfliteFile
@@ -17,6 +19,7 @@ from edgepress.exporters.litert_indexing import lower_indexing
 from edgepress.exporters.litert_recipes import requantize
 from edgepress.targets.errors import ConfigError, ExportError
 from edgepress.targets.nouns import Signature, TensorSpec
+from edgepress.validators.runtimes.litert import LiteRt
 from tests.exporters.litert_cases import case, exported, request, run, sqnr_db
 
 
@@ -166,10 +169,33 @@ class Bessel(nn.Module):
         return torch.special.bessel_j0(x)
 
 
+class Turned(nn.Module):
+    """Two layers whose weights stand in memory as their transposes do."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.first, self.second = (nn.Parameter((torch.randn(64, 64) / 8).t()) for _ in range(2))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.linear(torch.relu(F.linear(x, self.first)), self.second)
+
+
+def small(model: nn.Module, x: Tensor, folder: Path) -> ExportRequest:
+    """A request for the float file of a model of one input and one output of its shape."""
+    torch.export.save(torch.export.export(model.eval(), (x,), dynamic_shapes=({0: torch.export.Dim.DYNAMIC},)), folder / "model.pt2")
+    shape = (None, *x.shape[1:])
+    signature = Signature((TensorSpec("x", "float32", shape),), (TensorSpec("y", "float32", shape),))
+    return replace(request("cnn", "fp32", "float"), program=folder / "model.pt2", signature=signature, samples=(x.numpy(),))
+
+
 def test_an_op_without_a_lowering_is_named(tmp_path: Path) -> None:
-    x = torch.ones(2, 3)
-    torch.export.save(torch.export.export(Bessel(), (x,), dynamic_shapes=({0: torch.export.Dim.DYNAMIC},)), tmp_path / "model.pt2")
-    signature = Signature((TensorSpec("x", "float32", (None, 3)),), (TensorSpec("y", "float32", (None, 3)),))
-    wanted = replace(request("cnn", "fp32", "float"), program=tmp_path / "model.pt2", signature=signature, samples=(x.numpy(),))
     with pytest.raises(ExportError, match="bessel_j0"):
-        LiteRtExporter().export(wanted, tmp_path / "out")
+        LiteRtExporter().export(small(Bessel(), torch.ones(2, 3), tmp_path), tmp_path / "out")
+
+
+def test_weights_in_another_order_in_memory_stay_apart(tmp_path: Path) -> None:
+    x = torch.randn(2, 64, generator=torch.Generator().manual_seed(0))
+    artifact = LiteRtExporter().export(small(Turned(), x, tmp_path), tmp_path / "out")
+    with LiteRt().open(artifact, tmp_path / "out") as session:
+        np.testing.assert_allclose(session.run({"x": x.numpy()})["y"], Turned()(x).detach().numpy(), atol=1e-5)
