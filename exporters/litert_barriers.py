@@ -9,6 +9,8 @@ without a word (20 dB instead of 48 dB on a small network). An optimization barr
 Hard-swish and GELU: between integers they become int8 ops that XNNPACK does not take, and each of them cuts the delegated graph in two.
 
 Softmax: before a rounding it becomes an int8 op too, which loads with an output of the scale 1/256 alone.
+
+Averages: behind integers they round, also where a product follows (27 dB instead of 37 dB for windows that stand over).
 """
 
 from __future__ import annotations
@@ -39,7 +41,9 @@ def keep_float(module: GraphModule) -> GraphModule:
     """
     for node in list(module.graph.nodes):
         joins = node.target in _JOINS or _adds_value(node)
-        alone = node.target in _FLOAT_KERNELS or (kind_of(node) == "softmax" and _is_rounded(node))
+        rounded = _is_rounded(node)
+        alone = node.target in _FLOAT_KERNELS or (kind_of(node) == "softmax" and rounded)
+        alone |= node.target is aten.avg_pool2d.default and not rounded
         if alone or (joins and _is_float(node) and not _quantized(node)):
             for source in [item for item in node.all_input_nodes if _is_float(item)]:
                 node.replace_input_with(source, barrier(module, source, node))

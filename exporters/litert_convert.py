@@ -19,7 +19,9 @@ from edgepress.exporters.litert_barriers import keep_float
 from edgepress.exporters.litert_decompositions import joins, without_kernel
 from edgepress.exporters.litert_indexing import lower_indexing
 from edgepress.exporters.litert_one_dimension import convolve_in_two
+from edgepress.exporters.litert_pools import pools
 from edgepress.exporters.litert_transposed import lower_transposed
+from edgepress.exporters.litert_transposed_volumes import convolve_planes
 from edgepress.exporters.programs import graphs_known, program_of
 from edgepress.exporters.resizing import resizing
 from edgepress.targets.nouns import Signature
@@ -41,17 +43,17 @@ def to_tflite(module: GraphModule, signature: Signature, samples: Sequence[np.nd
     Returns:
         The file. Floats stay float at its boundary; 64-bit inputs and outputs are 32-bit in it.
     """
-    arguments = {spec.name: torch.from_numpy(_sized(sample, batch).copy()) for spec, sample in zip(signature.inputs, samples, strict=True)}
+    arguments = {spec.name: torch.from_numpy(sized(sample, batch).copy()) for spec, sample in zip(signature.inputs, samples, strict=True)}
     with quiet(), torch.no_grad():
         import litert_torch
         from litert_torch import fx_infra
 
         fx_infra.decomp.update_pre_convert_decomp(without_kernel())
         program = program_of(module, tuple(arguments.values()), dynamic=False, names=signature)
-        program = written_out(program, resizing(centres=True))
+        program = written_out(program, resizing(centres=True) | pools())
         if quantized:
             program = written_out(program, joins())
-        fixed = convolve_in_two(lower_transposed(lower_indexing(program)))
+        fixed = convolve_in_two(lower_transposed(convolve_planes(lower_indexing(program))))
         _lay_out(fixed)
         if quantized:
             keep_float(fixed)
@@ -137,7 +139,7 @@ def _static() -> object:
     return QuantConfig(pt2e_quantizer=PT2EQuantizer().set_global(get_symmetric_quantization_config(is_per_channel=True)))
 
 
-def _sized(sample: np.ndarray, batch: int) -> np.ndarray:
+def sized(sample: np.ndarray, batch: int) -> np.ndarray:
     """The first `batch` samples, repeated where there are fewer."""
     return sample[np.arange(batch) % len(sample)]
 

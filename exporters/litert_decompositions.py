@@ -101,6 +101,15 @@ def _reflected(x: torch.Tensor, padding: Sequence[int]) -> torch.Tensor:
     return torch.nn.functional.pad(wide, (*padding, 0, 0), mode="reflect").reshape(*x.shape[:-1], -1)
 
 
+def _reflected_volume(x: torch.Tensor, padding: Sequence[int]) -> torch.Tensor:
+    """Planes first, then depth: see `_reflected`."""
+    *outer, depth, height, width = x.shape
+    x = torch.nn.functional.pad(x.reshape(1, -1, height, width), padding[:4], mode="reflect")
+    height, width = x.shape[-2:]
+    x = torch.nn.functional.pad(x.reshape(1, -1, depth, height * width), (0, 0, *padding[4:]), mode="reflect")
+    return x.reshape(*outer, -1, height, width)
+
+
 def _topk(x: torch.Tensor, k: int, dim: int = -1, largest: bool = True, _sorted: bool = True) -> tuple[torch.Tensor, torch.Tensor]:
     """The largest, or smallest, values one after the other: each is the extreme of what is left.
 
@@ -135,6 +144,7 @@ _OWN: dict[Any, Callable[..., Any]] = {
     aten.pow.Scalar: lambda x, exponent: torch.pow(torch.full_like(exponent, x, dtype=torch.float32), exponent),
     aten.pow.Tensor_Scalar: _power,
     aten.reflection_pad1d.default: _reflected,
+    aten.reflection_pad3d.default: _reflected_volume,
     aten.repeat.default: _repeat,
     aten.topk.default: _topk,
 }
