@@ -8,14 +8,14 @@ from pathlib import Path
 
 from edgepress.compress.program import load_program
 from edgepress.compress.quantize.unpacked import RECURRENT
-from edgepress.exporters.base import Exporter, ExportRequest
-from edgepress.exporters.litert_convert import to_tflite
+from edgepress.exporters.base import Exporter, ExportRequest, first_line
+from edgepress.exporters.litert_convert import sized, to_tflite
 from edgepress.exporters.litert_dynamic_layers import multiply_in_integers
 from edgepress.exporters.litert_flatbuffer import TfliteFile
 from edgepress.exporters.litert_int4 import store_integers, with_float_weights
 from edgepress.exporters.litert_integer_transposed import convolve_in_integers
 from edgepress.exporters.litert_recipes import requantize
-from edgepress.targets.errors import ConfigError
+from edgepress.targets.errors import ConfigError, ExportError
 from edgepress.targets.nouns import Artifact, Support
 
 FILE = "model.tflite"
@@ -51,7 +51,9 @@ class LiteRtExporter(Exporter):
             file.integer_boundary()
         file.stamp_versions()
         signature, quantization = file.io_signature(request.signature, request.target.batch)
-        (folder / FILE).write_bytes(file.pack())
+        content = file.pack()
+        self._run_once(content, file, request)
+        (folder / FILE).write_bytes(content)
         return Artifact(
             path=FILE,
             target=request.target.name,
@@ -68,6 +70,30 @@ class LiteRtExporter(Exporter):
             if request.scheme.kind in _STATIC or request.scheme.precision == INT4
             else file.float_ops(request.scheme),
         )
+
+    def _run_once(self, content: bytes, file: TfliteFile, request: ExportRequest) -> None:
+        """See that LiteRT loads and runs it: the converter writes ops too that the runtime has no kernel for.
+
+        Raises:
+            ExportError: it does not.
+        """
+        from ai_edge_litert.interpreter import Interpreter
+
+        try:
+            interpreter = Interpreter(model_content=content)
+            interpreter.allocate_tensors()
+            inputs = interpreter.get_signature_runner().get_input_details()
+            for spec, sample in zip(request.signature.inputs, request.samples, strict=True):
+                detail = inputs[spec.name]
+                interpreter.set_tensor(detail["index"], sized(sample, request.target.batch).astype(detail["dtype"]))
+            interpreter.invoke()
+        except (RuntimeError, ValueError) as error:
+            found = re.search(r"opcode_index (\d+)", str(error))
+            raise ExportError(
+                f"target {request.target.name!r} ({request.scheme.label}): LiteRT does not run the file",
+                f"it has no kernel for {file.operators()[int(found[1])][0]}" if found else first_line(error),
+                self.remedy(error),
+            ) from error
 
     def _content(self, request: ExportRequest) -> bytes:
         model, kind = self._converted(request), request.scheme.kind

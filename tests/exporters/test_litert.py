@@ -169,6 +169,11 @@ class Bessel(nn.Module):
         return torch.special.bessel_j0(x)
 
 
+class Sorted(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        return x.sort(-1).values
+
+
 class Turned(nn.Module):
     """Two layers whose weights stand in memory as their transposes do."""
 
@@ -192,6 +197,12 @@ def small(model: nn.Module, x: Tensor, folder: Path) -> ExportRequest:
 def test_an_op_without_a_lowering_is_named(tmp_path: Path) -> None:
     with pytest.raises(ExportError, match="bessel_j0"):
         LiteRtExporter().export(small(Bessel(), torch.ones(2, 3), tmp_path), tmp_path / "out")
+
+
+def test_a_file_that_the_runtime_does_not_load_is_no_export(tmp_path: Path) -> None:
+    with pytest.raises(ExportError, match=r"LiteRT does not run the file: .*STABLEHLO_SORT"):
+        LiteRtExporter().export(small(Sorted(), torch.ones(2, 3), tmp_path), tmp_path / "out")
+    assert not list((tmp_path / "out").iterdir())
 
 
 def test_weights_in_another_order_in_memory_stay_apart(tmp_path: Path) -> None:
