@@ -10,6 +10,8 @@ Hard-swish and GELU: between integers they become int8 ops that XNNPACK does not
 
 Softmax: before a rounding it becomes an int8 op too, which loads with an output of the scale 1/256 alone.
 
+Inputs that are returned: the converter would round them where a layer reads them rounded.
+
 Averages: behind integers they round, also where a product follows (27 dB instead of 37 dB for windows that stand over).
 """
 
@@ -30,8 +32,8 @@ _FLOAT_KERNELS = frozenset([aten.hardswish.default, aten.gelu.default])
 
 
 def keep_float(module: GraphModule) -> GraphModule:
-    """Put barriers around what has float kernels alone, and joins whose inputs are not all dequantized or whose result is not quantized
-    at once.
+    """Put barriers around what has float kernels alone, joins whose inputs are not all dequantized or whose result is not quantized at
+    once, and between inputs and outputs.
 
     Args:
         module: with `quantized_decomposed` nodes; changed in place.
@@ -52,6 +54,9 @@ def keep_float(module: GraphModule) -> GraphModule:
                 after = barrier(module, node, None)
                 for user in users:
                     user.replace_input_with(node, after)
+    output = module.graph.output_node()
+    for source in [item for item in output.all_input_nodes if item.op == "placeholder" and _is_float(item)]:
+        output.replace_input_with(source, barrier(module, source, output))
     module.graph.lint()
     module.recompile()
     return module

@@ -54,11 +54,11 @@ class TfliteFile:
     def integer_boundary(self) -> None:
         """Take away the QUANTIZE behind each float input and the DEQUANTIZE before each float output: callers see int8.
 
-        An input that other ops read in float as well keeps its type, and so does an output that no DEQUANTIZE makes.
+        An input that is read in float as well, or returned, keeps its type, and so does an output that no DEQUANTIZE makes.
         """
         for index in list(self.graph.inputs):
             readers = self.readers(index)
-            if len(readers) == 1 and self.builtin(readers[0]) == _QUANTIZE:
+            if len(readers) == 1 and self.builtin(readers[0]) == _QUANTIZE and index not in self.graph.outputs:
                 self._replace_port("inputs", index, readers[0].outputs[0], readers[0])
         for index in list(self.graph.outputs):
             maker = self.maker(index)
@@ -143,7 +143,7 @@ class TfliteFile:
                 tensor = self.graph.tensors[table[spec.name]]
                 shape = tuple(int(n) for n in tensor.shape) if tensor.shape is not None else ()
                 row.append(TensorSpec(spec.name, self._tools.type_to_name(tensor.type).lower(), shape))
-                if tensor.type == _INT8:
+                if self._is_int8(table[spec.name]):
                     parameters = tensor.quantization
                     facts[spec.name] = {"scale": float(parameters.scale[0]), "zero_point": int(parameters.zeroPoint[0])}
             specs.append(tuple(row))
