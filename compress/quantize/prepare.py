@@ -22,6 +22,7 @@ from edgepress.compress.quantize.graph import is_float, op_name, value_of
 from edgepress.compress.quantize.magnified import keep_magnified
 from edgepress.compress.quantize.neighbours import merge_neighbours
 from edgepress.compress.quantize.products import products_to_linear
+from edgepress.compress.quantize.repeats import merge_repeats
 from edgepress.compress.quantize.windows import merge_moved_dimensions
 
 aten = torch.ops.aten
@@ -33,7 +34,7 @@ _rewritten: WeakKeyDictionary[torch.export.ExportedProgram, torch.export.Exporte
 
 
 def float_module(program: torch.export.ExportedProgram) -> GraphModule:
-    """The float model as exporters want it: functional, constants computed, what is per channel folded into layers, inference only.
+    """The float model as exporters want it: functional, constants computed, repeats merged, what is per channel in layers, inference only.
 
     Args:
         program: in eval mode; its inputs and outputs are kept, a dynamic batch included.
@@ -44,6 +45,7 @@ def float_module(program: torch.export.ExportedProgram) -> GraphModule:
     module: GraphModule = _functional(program).module(check_guards=False)
     _drop_inference_noise(module)
     fold_constants(module)
+    merge_repeats(module)
     write_out_complex(module)
     products_to_linear(module)
     fold_batch_norms(module)
