@@ -32,7 +32,7 @@ class ExportRequest:
     """Everything an exporter may read.
 
     Attributes:
-        program: a saved `torch.export.ExportedProgram` (.pt2): float, eval mode, dynamic batch in dimension 0.
+        program: a saved `torch.export.ExportedProgram` (.pt2): float, eval mode, the batch in dimension 0.
         signature: its inputs and outputs in positional order; the artifact must use these names.
         statistics: calibration statistics (`compress.quantize.Statistics.load`), needed by static schemes.
         target: what to export for.
@@ -46,6 +46,11 @@ class ExportRequest:
     target: Target
     scheme: Scheme
     samples: tuple[np.ndarray, ...]
+
+    @property
+    def batch(self) -> int:
+        """What a file is made for: the only batch of the model if it has one, the target's otherwise."""
+        return self.signature.only_batch or self.target.batch
 
 
 class Exporter(ABC):
@@ -139,17 +144,18 @@ class Exporter(ABC):
 
         from edgepress.compress.program import load_program
         from edgepress.compress.quantize import with_pairs_in_place
+        from edgepress.compress.quantize.batches import fitting
 
         if self._rendered is not None:
             module, source = with_pairs_in_place(self._rendered.module), "quantized PyTorch model"
         else:
             module, source = load_program(request.program).module(), "float PyTorch model"
-        pieces = []
+        pieces, total = [], len(inputs[0])
+        batches = ([np.array(x[start : start + _BATCH]) for x in inputs] for start in range(0, total, _BATCH))
         with torch.no_grad():
-            for start in range(0, len(inputs[0]), _BATCH):
-                result = module(*(torch.from_numpy(np.array(x[start : start + _BATCH])) for x in inputs))
-                pieces.append([value.numpy() for value in torch.utils._pytree.tree_leaves(result)])
-        return [np.concatenate(column) for column in zip(*pieces, strict=True)], source
+            for batch in fitting(module, batches):
+                pieces.append([value.numpy() for value in torch.utils._pytree.tree_leaves(module(*batch))])
+        return [np.concatenate(column)[:total] for column in zip(*pieces, strict=True)], source
 
     def reason(self, error: Exception) -> str:
         """What a converter's exception says, in a line."""

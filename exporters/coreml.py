@@ -44,7 +44,7 @@ _INTEGERS = 256
 class CoreMlExporter(Exporter):
     """Writes `model.mlpackage`.
 
-    Batch: the package takes exactly `target.batch` samples (1 unless the recipe says otherwise). A flexible batch makes
+    Batch: the package takes exactly `ExportRequest.batch` samples (1 unless the recipe says otherwise). A flexible batch makes
     coremltools compute every reshape at run time, which the Neural Engine does not execute, and it refuses Swin-like and
     group-norm models altogether.
 
@@ -72,7 +72,7 @@ class CoreMlExporter(Exporter):
     def _export_impl(self, request: ExportRequest, folder: Path) -> Artifact:
         minimum_os = minimum_os_of(request.target.options.get("minimum_os", DEFAULT_MINIMUM_OS), request.target.name, request.scheme)
         module, float_ops = _module(request, self)
-        batch = request.target.batch
+        batch = request.batch
         examples = tuple(torch.from_numpy(np.resize(sample, (batch, *sample.shape[1:]))) for sample in request.samples)
         signature = _signature(request.signature, examples, batch)
         with quiet():

@@ -50,7 +50,7 @@ class LiteRtExporter(Exporter):
         if io == "int8":
             file.integer_boundary()
         file.stamp_versions()
-        signature, quantization = file.io_signature(request.signature, request.target.batch)
+        signature, quantization = file.io_signature(request.signature, request.batch)
         content = file.pack()
         self._run_once(content, file, request)
         (folder / FILE).write_bytes(content)
@@ -62,7 +62,7 @@ class LiteRtExporter(Exporter):
             facts={
                 "converter": f"litert-torch {version('litert-torch')}",
                 "runtime_minimum": f"LiteRT or TensorFlow Lite with {_newest(file)}",
-                "batch": request.target.batch,
+                "batch": request.batch,
                 "io": io,
                 **({"quantization": quantization} if quantization else {}),
             },
@@ -85,7 +85,7 @@ class LiteRtExporter(Exporter):
             inputs = interpreter.get_signature_runner().get_input_details()
             for spec, sample in zip(request.signature.inputs, request.samples, strict=True):
                 detail = inputs[spec.name]
-                interpreter.set_tensor(detail["index"], sized(sample, request.target.batch).astype(detail["dtype"]))
+                interpreter.set_tensor(detail["index"], sized(sample, request.batch).astype(detail["dtype"]))
             interpreter.invoke()
         except (RuntimeError, ValueError) as error:
             found = re.search(r"opcode_index (\d+)", str(error))
@@ -108,7 +108,7 @@ class LiteRtExporter(Exporter):
         self.rendered(request)  # what the file is compared with
         module = render_int4(request.program, self.rules).module
         weights = with_float_weights(module)
-        file = TfliteFile(to_tflite(module, request.signature, request.samples, request.target.batch, quantized=False))
+        file = TfliteFile(to_tflite(module, request.signature, request.samples, request.batch, quantized=False))
         store_integers(file, weights, request.target.name)
         return file
 
@@ -118,7 +118,7 @@ class LiteRtExporter(Exporter):
 
         static = request.scheme.kind in _STATIC
         module = self.rendered(request).module if static else float_module(load_program(request.program))
-        return to_tflite(module, request.signature, request.samples, request.target.batch, quantized=static)
+        return to_tflite(module, request.signature, request.samples, request.batch, quantized=static)
 
     def remedy(self, error: Exception) -> str:
         """Names the torch op where the converter does."""

@@ -41,12 +41,12 @@ def lower_to_onnx(
     *,
     opset: int = DEFAULT_OPSET,
 ) -> Path:
-    """Write a module as one ONNX file with a dynamic batch, equal bytes for equal requests.
+    """Write a module as one ONNX file with the batch of its signature, dynamic or fixed, equal bytes for equal requests.
 
     Args:
         module_or_program: float, or with quantized_decomposed Q/DQ nodes, which become QuantizeLinear and
             DequantizeLinear; positional inputs, dimension 0 of every input and output is the batch.
-        signature: gives inputs and outputs their names.
+        signature: gives inputs and outputs their names, and the batch.
         samples: for each input an array (n >= 2, ...) of the input's dtype, for tracing.
         path: the file to write; tensors past `INLINE_LIMIT_BYTES` go to `<path>.data` beside it.
         opset: version of the ONNX standard operators.
@@ -61,7 +61,7 @@ def lower_to_onnx(
     from edgepress.exporters.onnx_library import library_unparsed, rules_by_operator
 
     with quiet(), library_unparsed(), rules_by_operator():
-        program = written_out(_exported(module_or_program, samples), PLAIN)
+        program = written_out(_exported(module_or_program, samples, signature.only_batch), PLAIN)
         lowered = torch.onnx.export(
             program,
             (),
@@ -82,11 +82,13 @@ def lower_to_onnx(
     return path
 
 
-def _exported(module_or_program: torch.nn.Module | ExportedProgram, samples: Sequence[np.ndarray]) -> ExportedProgram:
+def _exported(
+    module_or_program: torch.nn.Module | ExportedProgram, samples: Sequence[np.ndarray], only_batch: int | None
+) -> ExportedProgram:
     if isinstance(module_or_program, ExportedProgram):
         return module_or_program
-    arguments = tuple(torch.from_numpy(np.ascontiguousarray(sample[:2])) for sample in samples)
-    return program_of(module_or_program, arguments, dynamic=True)
+    arguments = tuple(torch.from_numpy(np.resize(sample, (only_batch or 2, *sample.shape[1:]))) for sample in samples)
+    return program_of(module_or_program, arguments, dynamic=only_batch is None)
 
 
 def _strip(model: Any) -> None:
@@ -221,7 +223,7 @@ class OnnxRuntimeExporter(Exporter):
                 onnx_dynamic.check_dynamic(path)
             if integer_lstm:
                 float_ops = tuple(op for op in float_ops if op["op"] not in ("aten.lstm", "onnx.LSTM"))
-        check_dynamic_batch(path, request)
+        check_batch(path, request)
         data = path.with_name(f"{path.name}.data")
         minimum = INT4_RUNTIME_MINIMUM if request.scheme.int4_layers else RUNTIME_MINIMUM[opset]
         return Artifact(
@@ -235,8 +237,8 @@ class OnnxRuntimeExporter(Exporter):
         )
 
 
-def check_dynamic_batch(path: Path, request: ExportRequest) -> None:
-    """Run an ONNX file at batch 1 and 3 and compare, so that a batch that tracing froze cannot ship.
+def check_batch(path: Path, request: ExportRequest) -> None:
+    """Run an ONNX file at batch 1 and 3 and compare, so that a batch that tracing froze cannot ship; at the only batch of a model with one.
 
     Raises:
         ExportError: a batch is refused, an output has another batch, or (float schemes) the first sample's outputs
@@ -251,8 +253,9 @@ def check_dynamic_batch(path: Path, request: ExportRequest) -> None:
     options.add_session_config_entry("session.disable_quant_qdq", "1")
     session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
     names = [spec.name for spec in request.signature.outputs]
+    only = request.signature.only_batch
     by_batch: dict[int, list[np.ndarray]] = {}
-    for batch in (1, 3):
+    for batch in (1, 3) if only is None else (only,):
         feeds = {s.name: a[np.arange(batch) % len(a)] for s, a in zip(request.signature.inputs, request.samples, strict=True)}
         try:
             by_batch[batch] = session.run(names, feeds)
@@ -261,7 +264,7 @@ def check_dynamic_batch(path: Path, request: ExportRequest) -> None:
         wrong = [f"{n} has shape {v.shape}" for n, v in zip(names, by_batch[batch], strict=True) if v.shape[:1] != (batch,)]
         if wrong:
             raise _frozen(request, f"at batch {batch} output {wrong[0]}")
-    if request.scheme.kind != "float":
+    if request.scheme.kind != "float" or only is not None:
         return  # rounding, and ranges taken over the whole batch, may move integer results
     tolerance = 1e-4 if request.scheme.precision == "fp32" else 2e-2
     for name, one, three in zip(names, by_batch[1], by_batch[3], strict=True):

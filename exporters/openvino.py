@@ -9,7 +9,7 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 from edgepress.exporters.base import Exporter, ExportRequest, first_line
-from edgepress.exporters.onnx import DEFAULT_OPSET, check_dynamic_batch, lower_request, missing_packages
+from edgepress.exporters.onnx import DEFAULT_OPSET, check_batch, lower_request, missing_packages
 from edgepress.exporters.openvino_int4 import trim_zero_points
 from edgepress.exporters.openvino_passes import (
     drop_repeated_roundings,
@@ -58,7 +58,7 @@ class OpenVinoExporter(Exporter):
         with TemporaryDirectory(dir=folder) as scratch:
             onnx_path = Path(scratch) / "model.onnx"
             float_ops = lower_request(self, request, onnx_path, opset=DEFAULT_OPSET)
-            check_dynamic_batch(onnx_path, request)
+            check_batch(onnx_path, request)
             model = openvino.Core().read_model(onnx_path)
             trim_zero_points(model)
             fold_biases(model)
@@ -110,10 +110,10 @@ def strip_file(xml: Path) -> None:
 
 
 def _check_reload(xml: Path, request: ExportRequest) -> None:
-    """Read the files back: names and dynamic batch as promised.
+    """Read the files back: names and batch as promised.
 
     Raises:
-        ExportError: an input or output has another name, or a batch is a number.
+        ExportError: an input or output has another name, or a batch is a number that the model's is not.
     """
     import openvino
 
@@ -122,7 +122,7 @@ def _check_reload(xml: Path, request: ExportRequest) -> None:
     for port, spec in zip((*model.inputs, *model.outputs), specs, strict=True):
         if spec.name not in port.get_names():
             raise ExportError(f"target {request.target.name!r}: {spec.name!r} is called {sorted(port.get_names())} in the saved file")
-        if port.get_partial_shape()[0].is_static:
+        if spec.shape[0] is None and port.get_partial_shape()[0].is_static:
             raise ExportError(
                 f"target {request.target.name!r}: the batch of {spec.name!r} is fixed at {port.get_partial_shape()[0]} in the saved file",
                 "reading the ONNX froze it",

@@ -12,7 +12,7 @@ import numpy as np
 from edgepress.exporters import onnx_bf16, onnx_passes
 from edgepress.exporters import tensorrt_build as build
 from edgepress.exporters.base import Exporter, ExportRequest
-from edgepress.exporters.onnx import check_dynamic_batch, lower_request, missing_packages, request_opset
+from edgepress.exporters.onnx import check_batch, lower_request, missing_packages, request_opset
 from edgepress.exporters.onnx_bf16 import BF16_OPSET
 from edgepress.exporters.onnx_fp8 import FP8_OPSET
 from edgepress.targets.errors import ConfigError, ExportError
@@ -65,9 +65,10 @@ class TensorRtExporter(Exporter):
             onnx_passes.convert_to_fp16(model)
         if precision == "bf16":
             runs = onnx_bf16.convert_to_bf16(model)
-        check_dynamic_batch(runs, request)
+        check_batch(runs, request)
         samples = {spec.name: array for spec, array in zip(request.signature.inputs, request.samples, strict=True)}
-        facts = {"format": "engine", "opset": opset, **write_engines(model, samples, request.target.batch, capabilities)}
+        sizes = build.BatchRange.of(request.signature.only_batch, request.target.batch)
+        facts = {"format": "engine", "opset": opset, **write_engines(model, samples, sizes, capabilities)}
         return Artifact(FOLDER, request.target.name, request.scheme, request.signature, facts, float_ops)
 
     def remedy(self, error: Exception) -> str:
@@ -75,12 +76,12 @@ class TensorRtExporter(Exporter):
         return "Rewrite the op the message names, try another `opset`, or take this target out of `targets:`."
 
 
-def write_engines(model: Path, samples: Mapping[str, np.ndarray], batch: int, capabilities: list[str]) -> dict[str, Any]:
+def write_engines(model: Path, samples: Mapping[str, np.ndarray], sizes: build.BatchRange, capabilities: list[str]) -> dict[str, Any]:
     """Write one engine per capability and `rebuild.sh` beside an ONNX file.
 
     Args:
         samples: every input by name, of shape (samples, ...).
-        batch: the batch that engines are tuned for.
+        sizes: the batches that engines take.
 
     Returns:
         The facts of the artifact that depend on its engines.
@@ -90,7 +91,6 @@ def write_engines(model: Path, samples: Mapping[str, np.ndarray], batch: int, ca
     """
     check_quantization(model)
     shapes = {name: tuple(int(size) for size in array.shape[1:]) for name, array in samples.items()}
-    sizes = build.BatchRange.around(batch)
     engines, warnings, largest = [], dict[str, None](), 0
     for capability in capabilities:
         engine = build.build_engine(model, shapes, sizes, capability)
@@ -171,8 +171,10 @@ def _flags(shapes: Mapping[str, tuple[int, ...]], batch: build.BatchRange) -> st
         text = ",".join(f"{name}:{'x'.join(map(str, (size, *shape)))}" for name, shape in shapes.items())
         return shlex.quote(f"--{kind}Shapes={text}")
 
-    parts = [shape_flag("min", batch.smallest), shape_flag("opt", batch.tuned), shape_flag("max", batch.largest), "--skipInference"]
-    return " ".join(parts)
+    shapes_taken = [shape_flag("min", batch.smallest), shape_flag("opt", batch.tuned), shape_flag("max", batch.largest)]
+    return " ".join(
+        [*(shapes_taken if batch.smallest < batch.largest else []), "--skipInference"]
+    )  # the tool refuses shapes that are fixed
 
 
 def _rebuild_script(commands: list[str], flags: str) -> str:

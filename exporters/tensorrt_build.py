@@ -37,6 +37,11 @@ class BatchRange:
     largest: int
 
     @staticmethod
+    def of(only: int | None, batch: int) -> BatchRange:
+        """The only batch of a model if it has one, those around `batch` otherwise."""
+        return BatchRange.around(batch) if only is None else BatchRange(only, only, only)
+
+    @staticmethod
     def around(batch: int) -> BatchRange:
         """1 to `MAX_BATCH` (or to `batch`, where that is larger), tuned for `batch`."""
         return BatchRange(1, batch, max(batch, MAX_BATCH))

@@ -41,6 +41,11 @@ class Signature:
 
         return Signature(specs("inputs"), specs("outputs"))
 
+    @property
+    def only_batch(self) -> int | None:
+        """How many samples a model takes at a time that was traced with a fixed batch; None where any number will do."""
+        return self.inputs[0].shape[0]
+
     def to_json(self) -> dict[str, Any]:
         """Plain lists and dictionaries."""
         return dataclasses.asdict(self)

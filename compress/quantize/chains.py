@@ -17,6 +17,8 @@ _BOUNDED = frozenset({"relu6", "hardtanh", "clamp"})
 #: Ops over the positions of an image that are homogeneous and keep channels apart; channels are dimension 1.
 _PER_CHANNEL = frozenset({"pad", "constant_pad_nd"})
 _POOLS = frozenset({"max_pool", "avg_pool"})
+#: Ops that make (batch, channels * positions) of (batch, channels, ...) between the layers of a pair.
+FLATTENS = frozenset({"flatten", "view", "reshape"})
 
 
 @dataclass(frozen=True)
@@ -103,7 +105,7 @@ def _commutes(first: Node, before: Node, node: Node) -> bool:
         return images and bool(axes) and not axes & {0, 1}
     if kind_of(node) in _POOLS and name != "amax":
         return images and value_of(before).dim() > 2 and _width(before) == _width(node)
-    return name in ("flatten", "view", "reshape") and images and _flattens(before, node)
+    return name in FLATTENS and images and _flattens(before, node)
 
 
 def _width(node: Node) -> object:

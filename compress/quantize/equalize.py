@@ -21,7 +21,7 @@ from edgepress.compress.program import export_like
 from edgepress.compress.quantize.chain_search import ChainSearch
 from edgepress.compress.quantize.chains import Pair, chains_of
 from edgepress.compress.quantize.graph import constant, evaluate, layer_of
-from edgepress.compress.quantize.living import last_uses, samples_that_fit
+from edgepress.compress.quantize.living import batches_that_fit, last_uses
 from edgepress.compress.quantize.prepare import finish, float_module
 from edgepress.compress.quantize.scaled_chain import ScaledChain
 from edgepress.targets.progress import progress
@@ -104,20 +104,23 @@ def _searched(
     if not chains:
         return
     nodes = [node for node in module.graph.nodes if node.op != "output"]
-    last, waiting = last_uses(module), iter(samples_that_fit(module, [nodes], batches))
+    last, waiting = last_uses(module), list(map(iter, batches_that_fit(module, [nodes], batches)))
     starts, ends = {chain[0].first for chain in chains}, {chain[-1].second: chain for chain in chains}
-    values: dict[Node, Any] = {}
+    values: list[dict[Node, Any]] = [{} for _ in waiting]
     read: dict[Node, Tensor] = {}
     for node in nodes:
-        if node.op == "placeholder":
-            values[node] = next(waiting)
-        else:
-            values[node] = constant(module, node) if node.op == "get_attr" else evaluate(node, values)
+        for of_batch, inputs in zip(values, waiting, strict=True):
+            if node.op == "placeholder":
+                of_batch[node] = next(inputs)
+            else:
+                of_batch[node] = constant(module, node) if node.op == "get_attr" else evaluate(node, of_batch)
         if node in starts:
-            read[node] = values[node.args[0]]
+            read[node] = torch.cat([of_batch[node.args[0]] for of_batch in values])
         if chain := ends.get(node):
             progress(f"equalizing {layer_of(node)}", list(ends).index(node), len(ends))
-            yield ChainSearch(ScaledChain.of(chain, module), read.pop(chain[0].first), values[node], values, rules).best()
+            target = torch.cat([of_batch[node] for of_batch in values])
+            yield ChainSearch(ScaledChain.of(chain, module), read.pop(chain[0].first), target, values[0], rules).best()
         for dead in last.get(node, ()):
-            if isinstance(values[dead], Tensor):  # sizes stay: views between the layers of a chain read them
-                del values[dead]
+            for of_batch in values:
+                if isinstance(of_batch[dead], Tensor):  # sizes stay: ops between the layers of a chain may read them
+                    del of_batch[dead]

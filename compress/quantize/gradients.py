@@ -16,7 +16,9 @@ import torch
 from torch import Tensor
 from torch.fx import GraphModule, Interpreter, Node
 
+from edgepress.compress.quantize.batches import fitting
 from edgepress.compress.quantize.graph import value_of
+from edgepress.compress.quantize.living import bytes_of
 
 #: Elements of activations that a backward pass may hold, more than one sample's if that has fewer.
 _ELEMENTS = 1 << 24
@@ -87,7 +89,8 @@ class OutputGradients(Interpreter, ABC):  # type: ignore[misc]
         return total
 
 
-def pieces(inputs: Sequence[Tensor], elements: float) -> Iterator[tuple[Tensor, ...]]:
-    """Batches that a backward pass can hold, of samples with so many elements of activations each."""
+def pieces(module: GraphModule, inputs: Sequence[Tensor]) -> Iterator[list[Tensor]]:
+    """The samples in batches that a graph takes and a backward pass can hold."""
+    elements = sum(bytes_of(node) for node in module.graph.nodes) / 4
     size = max(int(_ELEMENTS / max(elements, 1)), 1)
-    return zip(*(item.split(size) for item in inputs), strict=True)
+    return fitting(module, zip(*(item.split(size) for item in inputs), strict=True))

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 from torch.fx import GraphModule, Interpreter, Node
 
+from edgepress.compress.quantize.batches import fitting
 from edgepress.compress.quantize.graph import layer_of, value_of
 from edgepress.targets.errors import QuantizationError
 
@@ -40,7 +41,7 @@ def second_moments(
     for chunk in _chunks(sources, limit_bytes):
         recorder = _Recorder(module, chunk)
         with torch.no_grad():
-            for batch in batches():
+            for batch in fitting(module, batches()):
                 recorder.run(*batch)
         for node in chunk:
             yield node, recorder.take(node)

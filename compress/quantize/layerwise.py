@@ -17,12 +17,13 @@ from torch import Tensor
 from torch.fx import GraphModule, Node
 
 from edgepress.compress.quantize.arithmetic import Arithmetic
+from edgepress.compress.quantize.batches import joined
 from edgepress.compress.quantize.blocks import BlockRefiner, Values, block_of, split
 from edgepress.compress.quantize.graph import constant, evaluate, kind_of, layer_of, value_of
 from edgepress.compress.quantize.integer_gptq import enough, gptq
 from edgepress.compress.quantize.layer import Layer, Refiner
 from edgepress.compress.quantize.learnt_ranges import RangeLearning
-from edgepress.compress.quantize.living import last_uses, samples_that_fit
+from edgepress.compress.quantize.living import batches_that_fit, last_uses
 from edgepress.compress.quantize.placement import Placement
 from edgepress.compress.quantize.position_weights import weigh_positions
 from edgepress.compress.quantize.render import placed
@@ -82,9 +83,9 @@ class _Walk:
         self._of_ranges = next((item for item in refiners if isinstance(item, RangeLearning)), None)
         self._refiners = [item for item in refiners if not isinstance(item, RangeLearning)]
         self._of_blocks = next((item for item in self._refiners if isinstance(item, BlockRefiner)), None)
-        self._layers = [node for node in placement.kinds if self._arithmetic.is_layer(node)]
-        self._exact: dict[Node, Any] = {}
-        self._rounded: dict[Node, Any] = {}
+        self._layers = [node for node in placement.kinds if self._arithmetic.is_layer(node) and value_of(node).dim() > 1]
+        self._exact: list[dict[Node, Any]] = []  # one of each batch
+        self._rounded: list[dict[Node, Any]] = []
         self._weights: Mapping[str, Tensor] = {}
 
     def run(self, batches: Iterable[Sequence[Any]]) -> None:
@@ -92,32 +93,38 @@ class _Walk:
         nodes = [node for node in self._module.graph.nodes if node.op != "output"]
         whole = self._of_blocks is not None or self._of_ranges is not None
         pieces = split(self._module, self._layers, self._placement.tails) if whole else [[node] for node in nodes]
-        inputs = samples_that_fit(self._module, pieces, batches, enough(self._layers) if self._refiners == [gptq] and not whole else None)
+        found = batches_that_fit(self._module, pieces, batches, enough(self._layers) if self._refiners == [gptq] and not whole else None)
+        inputs = joined(found)
         self._weights = weigh_positions(self._module, inputs, {node.name: _channels(node) for node in self._layers})
-        last, waiting = last_uses(self._module), iter(inputs)
+        self._exact, self._rounded = [{} for _ in found], [{} for _ in found]
+        last, waiting = last_uses(self._module), [iter(batch) for batch in found]
         for piece in pieces:
             for node in piece:
-                self._exact[node] = self._float(node, waiting)
+                for exact, given in zip(self._exact, waiting, strict=True):
+                    exact[node] = self._float(node, exact, given)
             chosen = self._block(piece, len(inputs[0]))
             for node in piece:
-                self._rounded[node] = self._quantized(node, chosen)
+                for rounded, answer in zip(self._rounded, self._quantized(node, chosen), strict=True):
+                    rounded[node] = answer
             for dead in (dead for node in piece for dead in last.get(node, ())):
-                del self._exact[dead], self._rounded[dead]
+                for values in (*self._exact, *self._rounded):
+                    del values[dead]
 
-    def _float(self, node: Node, inputs: Iterator[Tensor]) -> Any:
+    def _float(self, node: Node, values: Mapping[Node, Any], inputs: Iterator[Tensor]) -> Any:
         if node.op == "placeholder":
             return next(inputs)
         if node.op == "get_attr":
             held = constant(self._module, node)
             return None if held is None else held.detach()
-        return evaluate(node, self._exact)
+        return evaluate(node, values)
 
     def _block(self, piece: Sequence[Node], samples: int) -> Mapping[Node, Tensor]:
         """The weights that are rounded together, once ranges are learnt; none where the piece cannot be taken as a whole."""
         if self._of_blocks is None and self._of_ranges is None:
             return {}
-        grids = {node: self._arithmetic.grid(node, self._exact[node.args[1]]) for node in piece if node in self._layers and _free(node)}
-        block = block_of(piece, grids, self._arithmetic, Values(self._exact, self._rounded, samples))
+        exact, rounded = self._exact[0], self._rounded[0]  # there is one batch, or the graph tells no samples apart
+        grids = {node: self._arithmetic.grid(node, exact[node.args[1]]) for node in piece if node in self._layers and _free(node)}
+        block = block_of(piece, grids, self._arithmetic, Values(exact, rounded, samples))
         if block is None:
             return {}
         if self._of_ranges is not None:  # first, so that weights are rounded for the ranges they will meet
@@ -127,34 +134,38 @@ class _Walk:
                 self.corrections |= {f"{node.name}.{RANGE_PART}": np.array(interval) for node in group.nodes}
         return self._of_blocks.block(block) if self._of_blocks is not None and grids else {}
 
-    def _quantized(self, node: Node, chosen: Mapping[Node, Tensor]) -> Any:
+    def _quantized(self, node: Node, chosen: Mapping[Node, Tensor]) -> Iterable[Any]:
+        """Of every batch; a layer is refined on all of them."""
         if node.op != "call_function":
-            return self._exact[node]
-        if not self._arithmetic.is_layer(node):
-            return self._arithmetic.rounded(node, self._rounded, {})
+            return [exact[node] for exact in self._exact]
+        if node not in self._layers:
+            return [self._arithmetic.rounded(node, rounded, {}) for rounded in self._rounded]
         progress(f"refining {layer_of(node)}", self._layers.index(node), len(self._layers))
         layer = self._layer(node, chosen)
-        return self._arithmetic.output(node, (self._refined(layer, chosen) if _free(node) else layer).answer)
+        answer = self._arithmetic.output(node, (self._refined(layer, chosen) if _free(node) else layer).answer)
+        return list(answer.chunk(len(self._exact)))
 
     def _layer(self, node: Node, chosen: Mapping[Node, Tensor]) -> Layer:
         bias = node.args[2] if len(node.args) > 2 else None
-        values = self._arithmetic.inputs(node, self._rounded)
+        read = [self._arithmetic.inputs(node, rounded) for rounded in self._rounded]
+        inputs, target = joined([(held[node.args[0]], exact[node]) for held, exact in zip(read, self._exact, strict=True)])
+        values = read[0]
         grid = self._arithmetic.grid(node, values[node.args[1]])
         return Layer(
             node=node,
-            inputs=values[node.args[0]],
-            target=self._exact[node],
+            inputs=inputs,
+            target=target,
             grid=grid,
             rounded=chosen.get(node, grid.nearest),
             bias=values[bias] if bias is not None else None,
             tail=_activation(self._placement.tails[node], node),
             channels=_channels(node),
-            weights=self._weights_of(node),
+            weights=self._weights_of(node, target),
         )
 
-    def _weights_of(self, node: Node) -> Tensor | None:
+    def _weights_of(self, node: Node, target: Tensor) -> Tensor | None:
         """None where what the layer answers has another shape than with gradients, so that positions are not the same."""
-        found, shape = self._weights.get(node.name), list(self._exact[node].shape)
+        found, shape = self._weights.get(node.name), list(target.shape)
         del shape[_channels(node)]
         return found if found is not None and list(found.shape) == shape else None
 

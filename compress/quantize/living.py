@@ -6,11 +6,11 @@ from collections.abc import Iterable, Sequence
 from typing import Any
 
 import numpy as np
-import torch
 from torch import Tensor
 from torch.fx import GraphModule, Node
 from torch.utils._pytree import tree_leaves
 
+from edgepress.compress.quantize.batches import fitting, joined, only_batch
 from edgepress.compress.quantize.graph import op_name, value_of
 from edgepress.targets.errors import QuantizationError
 
@@ -29,10 +29,10 @@ def last_uses(module: GraphModule) -> dict[Node, list[Node]]:
     return found
 
 
-def samples_that_fit(
+def batches_that_fit(
     module: GraphModule, pieces: Sequence[Sequence[Node]], batches: Iterable[Sequence[Any]], enough: int | None = None
-) -> list[Tensor]:
-    """As many calibration samples as may live at a time, joined into one batch.
+) -> list[list[Tensor]]:
+    """As many calibration samples as may live at a time, joined into one batch, or in batches of the only size that the graph takes.
 
     Args:
         module: the graph that is run twice, float and quantized.
@@ -45,16 +45,15 @@ def samples_that_fit(
     """
     limit = max(MIN_SAMPLES, LIMIT_BYTES // max(2 * _living_bytes(module, pieces), 1))
     limit = min(limit, enough) if enough else limit
-    found: list[list[Tensor]] = []
-    for batch in batches:
-        tensors = [torch.as_tensor(item) for item in batch]
-        have = sum(len(columns[0]) for columns in found)
-        found.append([tensor[: limit - have] for tensor in tensors])
-        if have + len(tensors[0]) >= limit:
+    found, have, any_size = list[list[Tensor]](), 0, only_batch(module) is None
+    for batch in fitting(module, batches):
+        found.append([tensor[: limit - have] for tensor in batch] if any_size else batch)
+        have += len(batch[0])
+        if have >= limit:
             break
     if not found:
         raise QuantizationError("layers got no calibration samples", remedy="Set data.calibration.samples to 1 or more.")
-    return [torch.cat(column) for column in zip(*found, strict=True)]
+    return [joined(found)] if any_size else found
 
 
 def _living_bytes(module: GraphModule, pieces: Sequence[Sequence[Node]]) -> int:

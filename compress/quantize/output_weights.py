@@ -18,7 +18,6 @@ from torch.fx import GraphModule
 
 from edgepress.compress.quantize.gradients import NoDerivativeError, OutputGradients, pieces
 from edgepress.compress.quantize.histogram import BINS, Histogram
-from edgepress.compress.quantize.living import bytes_of
 
 #: Samples whose gradients are taken.
 SAMPLES = 32
@@ -62,8 +61,7 @@ def weigh(
         Weights for the tensors that the outputs depend on by gradients; none, and a warning, where an operator has no derivative.
     """
     weigher = _Weigher(module, histograms, channels)
-    elements = sum(bytes_of(node) for node in module.graph.nodes) / 4
-    for batch in pieces(inputs, elements):
+    for batch in pieces(module, inputs):
         try:
             weigher.add(batch)
         except NoDerivativeError as error:

@@ -17,7 +17,6 @@ from torch.fx import GraphModule, Node
 
 from edgepress.compress.quantize.gradients import NoDerivativeError, OutputGradients, pieces
 from edgepress.compress.quantize.graph import value_of
-from edgepress.compress.quantize.living import bytes_of
 
 
 def weigh_positions(module: GraphModule, inputs: Sequence[Tensor], layers: Mapping[str, int]) -> Mapping[str, Tensor]:
@@ -35,8 +34,7 @@ def weigh_positions(module: GraphModule, inputs: Sequence[Tensor], layers: Mappi
         derivative.
     """
     weigher = _Weigher(module, layers)
-    elements = sum(bytes_of(node) for node in module.graph.nodes) / 4
-    for batch in pieces(inputs, elements):
+    for batch in pieces(module, inputs):
         try:
             weigher.add(batch)
         except NoDerivativeError as error:
@@ -53,22 +51,24 @@ class _Weigher(OutputGradients):
         self._found: dict[str, list[Tensor]] = {name: [] for name in layers}
 
     def take(self, name: str, values: Tensor, gradient: Tensor) -> None:
-        """Keep the mean over channels, samples first."""
-        self._found[name].append(gradient.float().square().mean(dim=self._channels[name]).movedim(self._samples[name], 0))
+        """Keep the mean over channels, samples first; a batch of the only size counts as one."""
+        samples, mean = self._samples[name], gradient.float().square().mean(dim=self._channels[name])
+        self._found[name].append(mean.unsqueeze(0) if samples is None else mean.movedim(samples, 0))
 
     def weights(self) -> dict[str, Tensor]:
         """Of all batches; a sample whose positions weigh nothing counts nothing."""
         joined = {name: torch.cat(found) for name, found in self._found.items() if found}
         scaled = {name: item / _mean(item).clamp_min(torch.finfo().tiny) for name, item in joined.items()}
         weighed = {name: item / item.mean() for name, item in scaled.items() if bool(item.mean().isfinite()) and bool(item.any())}
-        return {name: item.movedim(0, self._samples[name]) for name, item in weighed.items()}
+        places = self._samples
+        return {name: item.flatten(0, 1) if places[name] is None else item.movedim(0, places[name]) for name, item in weighed.items()}
 
 
-def _samples(node: Node, channels: int) -> int:
-    """The dimension of samples, without that of channels: the first of free size. PyTorch's attention has tokens first."""
+def _samples(node: Node, channels: int) -> int | None:
+    """The dimension of samples, without that of channels: the first of free size, if there is one. PyTorch's attention has tokens first."""
     shape = list(value_of(node).shape)
     del shape[channels]
-    return next((dim for dim, size in enumerate(shape) if isinstance(size, torch.SymInt)), 0)
+    return next((dim for dim, size in enumerate(shape) if isinstance(size, torch.SymInt)), None)
 
 
 def _mean(weights: Tensor) -> Tensor:

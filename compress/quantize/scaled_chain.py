@@ -11,9 +11,9 @@ import torch
 from torch import Tensor
 from torch.fx import GraphModule, Node
 
-from edgepress.compress.quantize.chains import Pair, has_bias
+from edgepress.compress.quantize.chains import FLATTENS, Pair, has_bias
 from edgepress.compress.quantize.channels import Channels, channels_made
-from edgepress.compress.quantize.graph import constant, evaluate, set_attribute
+from edgepress.compress.quantize.graph import constant, evaluate, op_name, set_attribute
 from edgepress.compress.quantize.histogram import Histogram
 from edgepress.compress.quantize.observers import choose_range
 from edgepress.compress.quantize.sharing import qparams
@@ -104,8 +104,13 @@ class ScaledChain:
     def _between(self, pair: Pair, value: Tensor, values: Mapping[Node, Any]) -> Tensor:
         local = {pair.first: value}
         for node in pair.between:
-            known = ChainMap(local, dict(values))
-            value = local[node] = torch.relu(value) if node in self.unbounded else evaluate(node, known)
+            if node in self.unbounded:
+                value = torch.relu(value)
+            elif op_name(node) in FLATTENS:  # to the batch of the graph, which may be another one
+                value = value.flatten(1)
+            else:
+                value = evaluate(node, ChainMap(local, dict(values)))
+            local[node] = value
         return value
 
     def apply(self, module: GraphModule) -> None:

@@ -18,6 +18,7 @@ from torch import Tensor
 from torch.fx import GraphModule, Node
 
 from edgepress.compress.quantize.arithmetic import Arithmetic
+from edgepress.compress.quantize.batches import fitting, only_batch
 from edgepress.compress.quantize.embeddings import Rows, fills_bytes, lookups
 from edgepress.compress.quantize.graph import HEAVY, constant, evaluate, is_float, kind_of, layer_of
 from edgepress.compress.quantize.integer_gptq import gptq
@@ -162,9 +163,9 @@ def _weights(module: GraphModule, rules: QuantRules, node: Node, seen: set[Node]
 
 def _pieces(module: GraphModule, batches: Iterable[Sequence[Any]]) -> Iterator[list[Tensor]]:
     """Batches, cut where all their activations together would not fit."""
-    size = max(1, LIMIT_BYTES // max(sum(bytes_of(node) for node in module.graph.nodes), 1))
-    for batch in batches:
-        yield from map(list, zip(*(torch.as_tensor(item).split(size) for item in batch), strict=True))
+    size = only_batch(module) or max(1, LIMIT_BYTES // max(sum(bytes_of(node) for node in module.graph.nodes), 1))
+    for batch in fitting(module, batches):
+        yield from map(list, zip(*(item.split(size) for item in batch), strict=True))
 
 
 class _Alone:

@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from torch.fx import GraphModule, Interpreter, Node
 
+from edgepress.compress.quantize.batches import fitting, joined
 from edgepress.compress.quantize.graph import SAME_VALUES, is_float, layer_of, op_name, root_of
 from edgepress.compress.quantize.histogram import BINS, Histogram
 from edgepress.compress.quantize.observers import OBSERVERS, WEIGHTED, Range, choose_range
@@ -149,8 +150,7 @@ def calibrate(
     recorder = _Recorder(module, None if runtimes is None else _rounded(module, runtimes))
     samples, kept = 0, []
     with torch.no_grad():
-        for batch in batches:
-            inputs = [item if isinstance(item, torch.Tensor) else torch.from_numpy(np.asarray(item)) for item in batch]
+        for inputs in fitting(module, batches):
             recorder.run(*inputs)
             if observer == WEIGHTED and samples < SAMPLES:
                 kept.append([item[: SAMPLES - samples].clone() for item in inputs])
@@ -158,8 +158,7 @@ def calibrate(
     if not samples:
         raise QuantizationError("calibration got no samples", remedy="Set data.calibration.samples to 1 or more.")
     channels = recorder.channels()
-    some = [torch.cat(pieces) for pieces in zip(*kept, strict=True)]
-    weights = weigh(module, some, recorder.histograms, channels, samples) if observer == WEIGHTED else None
+    weights = weigh(module, joined(kept), recorder.histograms, channels, samples) if observer == WEIGHTED else None
     return Statistics(observer, samples, recorder.histograms, channels, weights=weights)
 
 

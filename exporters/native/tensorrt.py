@@ -13,6 +13,7 @@ import numpy as np
 
 from edgepress.exporters.native.base import NativeQuantizer, NativeRequest, Written
 from edgepress.exporters.tensorrt import FILE, FOLDER, requested_capabilities, write_engines
+from edgepress.exporters.tensorrt_build import BatchRange
 from edgepress.targets.errors import ExportError
 from edgepress.targets.nouns import Support
 
@@ -48,7 +49,8 @@ class ModelOptQuantizer(NativeQuantizer):
         with TemporaryDirectory(dir=folder) as scratch:
             self._run(request, samples, Path(scratch), model)
         capabilities = requested_capabilities(request.target.options)
-        return Written((FOLDER,), write_engines(model, samples, request.target.batch, capabilities))
+        sizes = BatchRange.of(request.source.signature.only_batch, request.target.batch)
+        return Written((FOLDER,), write_engines(model, samples, sizes, capabilities))
 
     def _run(self, request: NativeRequest, samples: dict[str, np.ndarray], scratch: Path, model: Path) -> None:
         for part in request.path.glob(f"{FILE}*"):  # it writes beside what it reads

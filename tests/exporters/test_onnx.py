@@ -14,7 +14,7 @@ pytest.importorskip("onnxruntime")
 from edgepress.compress.quantize import calibrate  # noqa: E402
 from edgepress.exporters import onnx_biases  # noqa: E402
 from edgepress.exporters.base import ExportRequest  # noqa: E402
-from edgepress.exporters.onnx import OnnxRuntimeExporter, check_dynamic_batch, lower_to_onnx, request_opset  # noqa: E402
+from edgepress.exporters.onnx import OnnxRuntimeExporter, check_batch, lower_to_onnx, request_opset  # noqa: E402
 from edgepress.exporters.onnx_passes import fold_at_load  # noqa: E402
 from edgepress.targets.errors import ConfigError, ExportError, QuantizationError  # noqa: E402
 from edgepress.targets.nouns import Scheme, Signature, Target, TensorSpec  # noqa: E402
@@ -220,7 +220,7 @@ def test_signed_integers_before_a_pooling_are_checked_as_the_graph_has_them(tmp_
     signature = Signature((TensorSpec("x", "float32", (None, 3, 8, 8)),), (TensorSpec("logits", "float32", (None, 3)),))
     target, sample = Target("tensorrt", "tensorrt", "NVIDIA GPU", "int8"), np.ones((3, 3, 8, 8), np.float32)
     program = case("cnn").program
-    check_dynamic_batch(tmp_path / "model.onnx", ExportRequest(program, signature, None, target, Scheme("int8", "static"), (sample,)))
+    check_batch(tmp_path / "model.onnx", ExportRequest(program, signature, None, target, Scheme("int8", "static"), (sample,)))
 
 
 @pytest.mark.parametrize(
