@@ -32,7 +32,7 @@ class Histogram:
         minimum, maximum: finite extremes.
         moving_minimum, moving_maximum: exponential moving averages over batches.
         zeros: how many values in the bins are exactly zero (a ReLU makes many; quantization represents them without error).
-        infinities: how many values are -inf (additive masks); they are in no bin.
+        infinities: how many values are infinite or NaN (masks, and what a mask leaves out); they are in no bin.
         total: how many finite values are in the bins; 0 where extremes alone were kept.
     """
 
@@ -52,9 +52,6 @@ class Histogram:
         Args:
             tensor: floats.
             counted: whether values are counted in bins; extremes are kept anyway.
-
-        Raises:
-            ValueError: a value is NaN or +inf.
         """
         values = tensor.detach()
         if values.dtype not in (torch.float32, torch.float64):
@@ -63,14 +60,12 @@ class Histogram:
         if not values.numel():
             return
         low, high = (float(v) for v in torch.aminmax(values))
-        if math.isnan(low) or high == math.inf:
-            raise ValueError("NaN" if math.isnan(low) else "+inf")
-        if low == -math.inf:
-            finite = values[values != -math.inf]
+        if not (math.isfinite(low) and math.isfinite(high)):
+            finite = values[torch.isfinite(values)]
             self.infinities += values.numel() - finite.numel()
             if not finite.numel():
                 return
-            values, low = finite, float(finite.min())
+            values, (low, high) = finite, (float(v) for v in torch.aminmax(finite))
         self._extremes(low, high)
         if not counted:
             return
@@ -118,7 +113,7 @@ class Histogram:
 
     @property
     def largest(self) -> float:
-        """The largest magnitude that was seen; infinite where -inf was seen; 0 where nothing was."""
+        """The largest magnitude that was seen; infinite where infinities or NaN were seen; 0 where nothing was."""
         if self.infinities:
             return math.inf
         return max(-self.minimum, self.maximum, 0.0) if self.seen else 0.0

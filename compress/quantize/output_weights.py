@@ -93,9 +93,10 @@ class _Weigher(OutputGradients):
     """Runs a graph with gradients and sums their squares up by value."""
 
     def __init__(self, module: GraphModule, histograms: Mapping[str, Histogram], channels: Mapping[str, np.ndarray]) -> None:
-        super().__init__(module, [name for name, held in histograms.items() if held.total])
+        names = [name for name, held in histograms.items() if held.total and not held.infinities]  # others are never rounded
+        super().__init__(module, names)
         self._histograms, self._columns = histograms, channels
-        self._sums = {name: torch.zeros(2, 2 * BINS, dtype=torch.float64) for name, held in histograms.items() if held.total}
+        self._sums = {name: torch.zeros(2, 2 * BINS, dtype=torch.float64) for name in names}
         self._by_channel = {name: torch.zeros(2, value.shape[1] * 2 * CHANNEL_BINS) for name, value in channels.items()}
 
     def tensors(self) -> dict[str, Histogram]:
@@ -127,8 +128,8 @@ class _Weigher(OutputGradients):
     def take(self, name: str, values: Tensor, gradient: Tensor) -> None:
         """Add the squared gradients of a tensor to the bins of its values."""
         held, weights = self._histograms[name], gradient.float().square()
-        if held.infinities or not bool(torch.isfinite(weights.sum())):
-            weights = torch.where(torch.isfinite(values) & torch.isfinite(weights), weights, 0)
+        if not bool(torch.isfinite(weights.sum())):
+            weights = torch.where(torch.isfinite(weights), weights, 0)
         zero = values == 0 if held.zeros else None
         if zero is not None:
             weights = weights.masked_fill_(zero, 0)

@@ -142,7 +142,7 @@ def calibrate(
         Statistics of a size that does not depend on the number of samples.
 
     Raises:
-        QuantizationError: no samples, unknown observer, or an activation that is NaN or infinite (the layer is named).
+        QuantizationError: no samples, unknown observer, or an output that is NaN or +inf (the first layer that made one is named).
     """
     if observer not in OBSERVERS:
         raise QuantizationError(f"unknown observer {observer!r}", remedy=f"Use one of {', '.join(OBSERVERS)}.")
@@ -177,12 +177,15 @@ class _Recorder(Interpreter):  # type: ignore[misc]
         read = {node.args[0].name for node in module.graph.nodes if op_name(node) == "linear" and is_float(node.args[0])}
         self._extremes: dict[str, list[tuple[torch.Tensor, ...]]] = {name: [] for name in sorted(read)}
         self._rows: dict[str, int] = dict.fromkeys(self._extremes, 0)
+        self._broken: tuple[Node, str] | None = None
 
     def channels(self) -> dict[str, np.ndarray]:
-        """Minimum, maximum and mean square per channel of what linear layers read."""
+        """Minimum, maximum and mean square per channel of what linear layers read, where all of it is finite."""
         found = {}
         for name, [(low, high, squares)] in self._extremes.items():
-            found[name] = torch.stack([low.double(), high.double(), squares / max(self._rows[name], 1)]).numpy()
+            of_channels = torch.stack([low.double(), high.double(), squares / max(self._rows[name], 1)])
+            if bool(torch.isfinite(of_channels).all()):
+                found[name] = of_channels.numpy()
         return found
 
     def _add_channels(self, name: str, tensor: torch.Tensor) -> None:
@@ -200,17 +203,31 @@ class _Recorder(Interpreter):  # type: ignore[misc]
         result = super().run_node(node)
         histogram = self.histograms.get(node.name)
         if histogram is not None:
-            try:
-                histogram.update(result, self._counted is None or node.name in self._counted)
-            except ValueError as error:
-                raise QuantizationError(
-                    f"layer {layer_of(node)!r} ({op_name(node)}) produced {error} during calibration",
-                    "the float model itself yields it on calibration samples",
-                    "Check the checkpoint and the preprocessing in data.py.",
-                ) from error
+            before = histogram.infinities
+            histogram.update(result, self._counted is None or node.name in self._counted)
+            if histogram.infinities > before and self._broken is None and (what := _broken(result)):
+                self._broken = node, what
         if node.name in self._extremes:
             self._add_channels(node.name, result)
+        if node.op == "output":
+            self._check(torch.utils._pytree.tree_leaves(result))
         return result
+
+    def _check(self, outputs: Sequence[Any]) -> None:
+        """What is not finite between layers may be left out again, as a mask does; an output may be -inf at most."""
+        if self._broken and any(_broken(item) for item in outputs if isinstance(item, torch.Tensor)):
+            node, what = self._broken
+            raise QuantizationError(
+                f"layer {layer_of(node)!r} ({op_name(node)}) produced {what} during calibration",
+                "the float model itself yields it on calibration samples, and an output of the model is not finite",
+                "Check the checkpoint and the preprocessing in data.py.",
+            )
+        self._broken = None
+
+
+def _broken(tensor: torch.Tensor) -> str | None:
+    """NaN or +inf, where a tensor holds one."""
+    return "NaN" if bool(torch.isnan(tensor).any()) else "+inf" if bool((tensor == torch.inf).any()) else None
 
 
 def recorded(node: Node) -> bool:

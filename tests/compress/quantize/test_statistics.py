@@ -99,6 +99,50 @@ def test_an_activation_that_is_not_a_number_names_its_layer() -> None:
         calibrate(exported(Broken(), torch.randn(2, 4)), [(np.ones((3, 4), dtype=np.float32),)])
 
 
+class NearestToken(nn.Module):
+    """Distances of tokens to prototypes, the nearest real token counting: padding is infinitely far."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.body, self.head = nn.Sequential(nn.Linear(6, 12), nn.ReLU(), nn.Linear(12, 4)), nn.Linear(5, 3)
+        self.prototypes = nn.Parameter(torch.randn(5, 4))
+
+    def forward(self, x: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+        """(batch, tokens, 6) and 1 for tokens, 0 for padding -> (batch, 3)."""
+        distance = (self.body(x)[:, :, None] - self.prototypes).square().sum(-1)
+        return self.head(torch.exp(-distance.masked_fill(mask[..., None] == 0, float("inf")).amin(1)))
+
+
+class MeanOfSome(nn.Module):
+    """Means over the tokens that a mask keeps; 0 of none."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.body = nn.Sequential(nn.Linear(6, 12), nn.ReLU(), nn.Linear(12, 4))
+        self.last = nn.Linear(6, 6)
+
+    def forward(self, x: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+        """(batch, tokens, 6) and 1 for tokens, 0 for padding -> (batch, 4)."""
+        count = mask.sum(1, keepdim=True)
+        return self.body(torch.where(count > 0, self.last((x * mask[..., None]).sum(1) / count), 0.0))
+
+
+@pytest.mark.parametrize("net", [NearestToken, MeanOfSome])
+@pytest.mark.parametrize("observer", ["auto", "minmax"])
+def test_what_is_not_finite_between_layers_stays_float(net: type[nn.Module], observer: str) -> None:
+    """A mask leaves it out again: the answers are finite, and so must those of the integers be."""
+    torch.manual_seed(0)
+    model, x, mask = net().eval(), torch.randn(16, 10, 6), torch.ones(16, 10)
+    mask[:, 7:], mask[3] = 0, torch.zeros(10) if net is MeanOfSome else 1
+    program = exported(model, x[:2], mask[:2])
+    statistics = calibrate(program, [(x, mask)], observer)
+    assert all(np.isfinite(channels).all() for channels in statistics.channels.values())
+    exact = model(x, mask)
+    for runtime in RULES.builtins:
+        got = render(program, statistics, rules_for(runtime), Scheme("int8", "static")).module(x, mask)
+        assert exact.isfinite().all() and (got - exact).square().mean() < 0.01 * exact.var(), runtime
+
+
 def test_no_samples_and_unknown_observers_are_errors() -> None:
     with pytest.raises(QuantizationError, match="no samples"):
         calibrate(program_of("shared"), [])
