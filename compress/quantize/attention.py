@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch.fx import GraphModule, Node
 
-from edgepress.compress.quantize.graph import SAME_VALUES, constant, op_name, set_attribute, value_of
+from edgepress.compress.quantize.graph import SAME_VALUES, constant, new_constant, op_name, set_attribute, value_of
 
 aten = torch.ops.aten
 SDPA = "scaled_dot_product_attention"
@@ -55,7 +55,7 @@ def decompose_attention(module: GraphModule) -> None:
 
     Left fused: grouped queries, and causal masks over a dynamic length.
     """
-    masks: dict[Node, Node] = {}
+    masks: dict[Node | tuple[int, int], Node] = {}
     for node in decomposable(module):
         _write_out(module, node, masks)
 
@@ -75,8 +75,14 @@ def _argument(node: Node, place: int, name: str) -> Any:
     return node.args[place] if len(node.args) > place else node.kwargs.get(name)
 
 
-def _write_out(module: GraphModule, node: Node, masks: dict[Node, Node]) -> None:
-    """softmax(query @ key^T * scale + mask) @ value (Vaswani et al. 2017, section 3.2.1)."""
+def _write_out(module: GraphModule, node: Node, masks: dict[Node | tuple[int, int], Node]) -> None:
+    """softmax(query @ key^T * scale + mask) @ value (Vaswani et al. 2017, section 3.2.1).
+
+    Args:
+        module: whose graph it is.
+        node: the fused op.
+        masks: those that were made for the ops before it: a model's mask, or the size of a causal one -> what is added to scores.
+    """
     query, key, value = node.args[:3]
     scale = _argument(node, 6, "scale")
     if scale is None:
@@ -88,8 +94,8 @@ def _write_out(module: GraphModule, node: Node, masks: dict[Node, Node]) -> None
         if scale != 1.0:
             scores = call(module, node, "scaled", aten.mul.Tensor, scores, scale)
         if _argument(node, 5, "is_causal"):
-            mask = _causal_mask(module, node)
-        if mask is not None:
+            scores = call(module, node, "masked", aten.add.Tensor, scores, _causal_mask(module, node, masks))
+        elif mask is not None:
             scores = call(module, node, "masked", aten.add.Tensor, scores, _additive(module, node, mask, masks))
         weights = call(module, node, "softmax", aten.softmax.int, scores, -1)
         result = call(module, node, "", aten.matmul.default, weights, value)
@@ -99,28 +105,42 @@ def _write_out(module: GraphModule, node: Node, masks: dict[Node, Node]) -> None
     result.name = name
 
 
-def _causal_mask(module: GraphModule, node: Node) -> Node:
-    rows, columns = value_of(node.args[0]).shape[-2], value_of(node.args[1]).shape[-2]
-    name = f"{node.name}_causal_mask"
-    mask = torch.full((rows, columns), MASKED).triu(1)
-    set_attribute(module, name, mask)
-    made = module.graph.create_node("get_attr", name)
-    made.meta["val"] = value_of(node).fake_mode.from_tensor(mask, static_shapes=True)
-    return made
+def _causal_mask(module: GraphModule, node: Node, masks: dict[Node | tuple[int, int], Node]) -> Node:
+    """One constant for all layers of the same lengths."""
+    size = value_of(node.args[0]).shape[-2], value_of(node.args[1]).shape[-2]
+    if size not in masks:
+        name = f"causal_mask_{size[0]}_{size[1]}"
+        masks[size] = new_constant(module, name, torch.full(size, MASKED).triu(1), node)
+    return masks[size]
 
 
-def _additive(module: GraphModule, node: Node, mask: Node, masks: dict[Node, Node]) -> Node:
-    """A boolean mask as 0 and `MASKED`, made once for all layers that share it; a float mask as it is."""
-    if value_of(mask).dtype != torch.bool:
-        return mask
+def _additive(module: GraphModule, node: Node, mask: Node, masks: dict[Node | tuple[int, int], Node]) -> Node:
+    """A boolean mask as 0 and `MASKED`, a float mask with `MASKED` in the place of less: -inf alone in a row would make it NaN.
+
+    It is made once for all layers that share it.
+    """
     if mask not in masks:
-        with module.graph.inserting_after(mask):
-            number = call(module, mask, "float", aten.to.dtype, mask, value_of(node).dtype)
-        with module.graph.inserting_after(number):
-            shifted = call(module, mask, "shifted", aten.sub.Tensor, number, 1.0)
-        with module.graph.inserting_after(shifted):
-            masks[mask] = call(module, mask, "additive", aten.mul.Tensor, shifted, -MASKED)
+        masks[mask] = _shifted(module, node, mask) if value_of(mask).dtype == torch.bool else _bounded(module, mask)
     return masks[mask]
+
+
+def _shifted(module: GraphModule, node: Node, mask: Node) -> Node:
+    with module.graph.inserting_after(mask):
+        number = call(module, mask, "float", aten.to.dtype, mask, value_of(node).dtype)
+    with module.graph.inserting_after(number):
+        shifted = call(module, mask, "shifted", aten.sub.Tensor, number, 1.0)
+    with module.graph.inserting_after(shifted):
+        return call(module, mask, "additive", aten.mul.Tensor, shifted, -MASKED)
+
+
+def _bounded(module: GraphModule, mask: Node) -> Node:
+    held = constant(module, mask)
+    if held is not None and bool((held >= MASKED).all()):
+        return mask
+    with module.graph.inserting_after(mask):
+        if held is not None:
+            return new_constant(module, f"{mask.name}_bounded", held.detach().clamp_min(MASKED), mask)
+        return call(module, mask, "bounded", aten.clamp_min.default, mask, MASKED)
 
 
 def call(module: GraphModule, origin: Node, suffix: str, target: Any, *arguments: Any) -> Node:
