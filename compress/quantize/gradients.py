@@ -17,7 +17,7 @@ from torch import Tensor
 from torch.fx import GraphModule, Interpreter, Node
 
 from edgepress.compress.quantize.batches import fitting
-from edgepress.compress.quantize.graph import value_of
+from edgepress.compress.quantize.graph import answers_of, value_of
 from edgepress.compress.quantize.living import bytes_of
 
 #: Elements of activations that a backward pass may hold, more than one sample's if that has fewer.
@@ -40,6 +40,8 @@ class OutputGradients(Interpreter, ABC):  # type: ignore[misc]
     def __init__(self, module: GraphModule, names: Collection[str]) -> None:
         super().__init__(module)
         self._names = names
+        self._inner = set(answers_of(module)) - set(next(node for node in module.graph.nodes if node.op == "output").all_input_nodes)
+        self._answers: list[Tensor] = []
         self._signs = torch.Generator().manual_seed(_SEED)
 
     @abstractmethod
@@ -53,7 +55,8 @@ class OutputGradients(Interpreter, ABC):  # type: ignore[misc]
             NoDerivativeError: the backward pass did not come through.
         """
         with torch.enable_grad():
-            outputs = torch.utils._pytree.tree_leaves(self.run(*batch))
+            self._answers.clear()
+            outputs = [*torch.utils._pytree.tree_leaves(self.run(*batch)), *self._answers]
             total = self._sum([item for item in outputs if isinstance(item, Tensor) and item.requires_grad])
             if total is not None:
                 try:
@@ -76,6 +79,8 @@ class OutputGradients(Interpreter, ABC):  # type: ignore[misc]
             if not result.requires_grad:
                 result = values.clone().requires_grad_()
             result.register_hook(lambda gradient: self.take(n.name, values.float(), gradient))
+        if n in self._inner:
+            self._answers.append(result)
         return result
 
     def _sum(self, outputs: Sequence[Tensor]) -> Tensor | None:

@@ -186,6 +186,19 @@ def evaluate(node: Node, values: Mapping[Node, Any]) -> Any:
     return node.target(*args, **kwargs)
 
 
+def answers_of(module: GraphModule) -> list[Node]:
+    """The float tensors that a model answers; where it answers no floats, those that its numbers (of classes, of tokens) are chosen by."""
+    waiting = list(next(node for node in module.graph.nodes if node.op == "output").all_input_nodes)
+    found = [node for node in waiting if is_float(node)]
+    if found:
+        return found
+    for node in waiting:  # grows
+        inputs = [item for item in node.all_input_nodes if item.op == "call_function"]
+        found += [item for item in inputs if is_float(item) and item not in found]
+        waiting += [item for item in inputs if not is_float(item) and item not in waiting]
+    return found
+
+
 def layer_of(node: Node) -> str:
     """Where the user's model makes this node: the dotted path of the innermost module, or the node's own name."""
     stack = node.meta.get("nn_module_stack") or {}

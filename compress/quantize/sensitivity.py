@@ -20,7 +20,7 @@ from torch.fx import GraphModule, Node
 from edgepress.compress.quantize.arithmetic import Arithmetic
 from edgepress.compress.quantize.batches import fitting, only_batch
 from edgepress.compress.quantize.embeddings import Rows, fills_bytes, lookups
-from edgepress.compress.quantize.graph import HEAVY, constant, evaluate, is_float, kind_of, layer_of
+from edgepress.compress.quantize.graph import HEAVY, answers_of, constant, evaluate, kind_of, layer_of
 from edgepress.compress.quantize.integer_gptq import gptq
 from edgepress.compress.quantize.layerwise import refine
 from edgepress.compress.quantize.living import LIMIT_BYTES, bytes_of
@@ -56,7 +56,7 @@ class Sensitivity:
         weights: elements of its weight; 0 for a product of two activations.
         channels: scales of its integer weight.
         noise: mean square of an output's error over that of the output, with this layer alone in integers; the mean of all outputs of the
-            model, so that none counts more for being larger.
+            model, so that none counts more for being larger (`graph.answers_of` where they are integers).
         int4_noise: the same with a weight of 4 bits; None where that was not asked for, or it can have none.
         int2_noise: the same with one of 2.
     """
@@ -178,7 +178,7 @@ class _Alone:
         self._arithmetic, self._tables = Arithmetic(placement, parameters, rules), frozenset(tables)
         self._rounded: dict[tuple[Node, int], Tensor] = {}
         self.layers = sorted([*tables, *(node for node, kind in placement.kinds.items() if kind in HEAVY)])
-        self.answers = [item for item in next(n for n in module.graph.nodes if n.op == "output").all_input_nodes if is_float(item)]
+        self.answers = answers_of(module)
         self._after = {node: _dependents(node) for node in self.layers}
 
     def exact(self, inputs: Sequence[Tensor]) -> dict[Node, Any]:

@@ -8,6 +8,7 @@ from functools import cache
 import numpy as np
 import pytest
 import torch
+from torch import Tensor, nn
 
 from edgepress.compress.quantize import Rendered, Statistics, calibrate, render
 from edgepress.compress.quantize.fallback import ranked
@@ -167,3 +168,27 @@ def test_an_unknown_layer_and_a_scheme_without_layers_are_refused() -> None:
         Scheme("int8", "dynamic", ("conv2d",))
     with pytest.raises(QuantizationError, match="there are no samples"):
         sensitivities(program, statistics, rules_for("litert"), STATIC, [])
+
+
+class Classes(nn.Module):
+    """Answers the number of a class for each pixel, or the scores."""
+
+    def __init__(self, chosen: bool) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.body, self.head, self.chosen = nn.Conv2d(3, 8, 3), nn.Conv2d(8, 5, 1), chosen
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(batch, 3, 8, 8) -> int64 (batch, 6, 6), or the scores."""
+        scores = self.head(torch.relu(self.body(x)))
+        return scores.argmax(1) if self.chosen else scores
+
+
+def test_where_a_model_answers_classes_layers_are_measured_by_the_scores() -> None:
+    x, found, rules = torch.randn(8, 3, 8, 8), [], rules_for("onnxruntime")
+    for chosen in (True, False):
+        program = torch.export.export(Classes(chosen).eval(), (x[:2],), dynamic_shapes=({0: torch.export.Dim("batch", min=1)},))
+        statistics = calibrate(program, [[x]])
+        assert statistics.weights is not None and statistics.weights.tensors
+        found.append((statistics.weights.tensors.keys(), sensitivities(program, statistics, rules, STATIC, [[x]])))
+    assert found[0] == found[1]
