@@ -7,9 +7,11 @@ from torch.fx import GraphModule, Node
 
 from edgepress.compress.quantize.attention import call
 from edgepress.compress.quantize.folding import constant_node
-from edgepress.compress.quantize.graph import FLOAT, constant, is_float, op_name, value_of
+from edgepress.compress.quantize.graph import FLOAT, constant, evaluate, is_float, op_name, value_of
 
 aten = torch.ops.aten
+#: Ops that may transpose a matrix.
+_TURNS = frozenset({"t", "transpose", "swapaxes", "permute", "numpy_T"})
 
 
 def products_to_linear(module: GraphModule) -> None:
@@ -26,13 +28,23 @@ def _matrix_product(module: GraphModule, node: Node, name: str) -> None:
     """A bias added or not, as GPT-2 and CLIP write them."""
     x, factor = node.args[-2:]
     bias = node.args[0] if name == "addmm" else None
-    weight, added = constant(module, factor), constant(module, bias)
+    turned = _transposed(module, factor)
+    weight, added = constant(module, factor if turned is None else turned), constant(module, bias)
     if weight is None or weight.dim() != 2 or not is_float(x) or x.op == "get_attr" or value_of(x).dim() < 2:
         return
-    if bias is not None and (added is None or added.shape != weight.shape[1:]):
+    if bias is not None and (added is None or added.shape != value_of(node).shape[-1:]):
         return
-    made = constant_node(module, node, f"{node.name}.weight", weight.detach().t().contiguous())
+    made = constant_node(module, node, f"{node.name}.weight", weight.detach().t().contiguous()) if turned is None else turned
     node.target, node.args = aten.linear.default, (x, made) if bias is None else (x, made, bias)
+
+
+def _transposed(module: GraphModule, factor: Node) -> Node | None:
+    """The constant matrix that a node is the transpose of: others read it as it is, as an embedding that is tied to the last layer."""
+    source = factor.args[0] if op_name(factor) in _TURNS else None
+    weight = constant(module, source)
+    if weight is None or weight.dim() != 2:
+        return None
+    return source if evaluate(factor, {source: torch.empty(2, 3)}).shape == (3, 2) else None
 
 
 def _contraction(module: GraphModule, node: Node) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import pytest
 import torch
 from torch import Tensor, nn
@@ -32,6 +34,25 @@ class Contraction(nn.Module):
 def exported(model: Contraction) -> tuple[torch.export.ExportedProgram, Tensor]:
     x = torch.randn(model.shape, generator=torch.Generator().manual_seed(1))
     return torch.export.export(model.eval(), (x,), dynamic_shapes=({0: torch.export.Dim("batch", min=1)},)), x
+
+
+@pytest.mark.parametrize("turn", [lambda w: w.T, lambda w: w.t(), lambda w: w.transpose(0, 1), lambda w: w.permute(1, 0)])
+def test_a_product_with_the_transpose_of_an_embedding_is_a_linear_layer_of_the_same_weight(turn: Callable[[Tensor], Tensor]) -> None:
+    class Tied(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            torch.manual_seed(0)
+            self.embedding, self.body = nn.Embedding(200, 32), nn.Linear(32, 32)
+
+        def forward(self, tokens: Tensor) -> Tensor:
+            return torch.relu(self.body(self.embedding(tokens))) @ turn(self.embedding.weight)
+
+    model, tokens = Tied().eval(), torch.randint(0, 200, (4, 6))
+    module = float_module(torch.export.export(model, (tokens,)))
+    names = [str(node.target) for node in module.graph.nodes if node.op == "call_function"]
+    assert names.count("aten.linear.default") == 2 and not any("matmul" in name or "T" in name for name in names), names
+    assert [tuple(tensor.shape) for tensor in module.state_dict().values()].count((200, 32)) == 1
+    torch.testing.assert_close(module(tokens), model(tokens), atol=1e-5, rtol=1e-4)
 
 
 @pytest.mark.parametrize(
