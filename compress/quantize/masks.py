@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from torch.fx import GraphModule, Node
 
-from edgepress.compress.quantize.graph import SAME_VALUES, is_float, op_name
+from edgepress.compress.quantize.graph import PIECES, SAME_VALUES, is_float, kind_of, op_name
 
 #: A tensor that reached this magnitude during calibration stays float: additive masks are -1e4, -1e9 or the lowest float, while real
 #: activations of trained networks stay far below, and 8 bits over such a range would leave steps of 40 and more.
@@ -28,10 +28,30 @@ def masked_nodes(module: GraphModule) -> dict[Node, str]:
         if op_name(node) not in ("softmax", "_softmax", "log_softmax"):
             continue
         cone = _cone(node)
-        if any(op_name(member) in _MASKING for member in cone):
+        if any(map(_masks, cone)):
             found.update(dict.fromkeys(cone, REASON_SUM))
             found[node] = REASON_SOFTMAX
     return found
+
+
+def _masks(node: Node) -> bool:
+    """May an op bring a mask in? A sum does where one side is made by no layer: it is an input, a constant, a looked-up bias, a boolean."""
+    if op_name(node) not in ("add", "sub"):
+        return op_name(node) in _MASKING
+    return not all(_of_layers(item) for item in node.args[:2] if isinstance(item, Node))
+
+
+def _of_layers(node: Node) -> bool:
+    """Does a tensor depend on what a layer computed, other than by a comparison?"""
+    waiting, seen = [node], {node}
+    while waiting:
+        item = waiting.pop()
+        if kind_of(item) in ("conv", "conv_transpose", "linear"):
+            return True
+        inputs = [source for source in item.all_input_nodes if source not in seen and (is_float(source) or op_name(source) in PIECES)]
+        waiting += inputs
+        seen.update(inputs)
+    return False
 
 
 def _cone(softmax: Node) -> list[Node]:
