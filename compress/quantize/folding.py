@@ -75,6 +75,8 @@ def _by_channel(module: GraphModule, layer: Node, source: Node, name: str) -> tu
     if value is None:
         return None, None
     whole = value_of(source)
+    if op_name(layer) != "linear" and whole.dim() != value_of(layer.args[1]).dim():
+        return None, None  # a convolution of one sample, without a dimension for it
     wide = [1] * (whole.dim() - value.dim()) + list(value.shape)
     channel = whole.dim() - 1 if op_name(layer) == "linear" else 1
     fits = len(wide) == whole.dim() and wide[channel] == whole.shape[channel] == value.numel() and value_of(node).dtype == whole.dtype

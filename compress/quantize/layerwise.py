@@ -83,7 +83,7 @@ class _Walk:
         self._of_ranges = next((item for item in refiners if isinstance(item, RangeLearning)), None)
         self._refiners = [item for item in refiners if not isinstance(item, RangeLearning)]
         self._of_blocks = next((item for item in self._refiners if isinstance(item, BlockRefiner)), None)
-        self._layers = [node for node in placement.kinds if self._arithmetic.is_layer(node) and value_of(node).dim() > 1]
+        self._layers = [node for node in placement.kinds if self._arithmetic.is_layer(node) and _has_samples(node)]
         self._exact: list[dict[Node, Any]] = []  # one of each batch
         self._rounded: list[dict[Node, Any]] = []
         self._weights: Mapping[str, Tensor] = {}
@@ -180,6 +180,11 @@ class _Walk:
         if layer.bias is not before.bias and layer.bias is not None:
             self.corrections[f"{layer.node.name}.bias"] = layer.bias.numpy()
         return layer
+
+
+def _has_samples(node: Node) -> bool:
+    """Has what a layer answers a dimension beside those of its channels and of positions?"""
+    return bool(value_of(node).dim() >= value_of(node.args[1]).dim())
 
 
 def _channels(node: Node) -> int:

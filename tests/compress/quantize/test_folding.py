@@ -69,3 +69,18 @@ def test_a_layer_that_others_read_too_and_what_is_not_per_channel_stay() -> None
     assert operators(nn.Conv2d(4, 6, 3), (6, 1, 1), lambda y, scale, shift: y * scale + y.relu() * shift, 1.0).count("mul") == 2
     assert "mul" in operators(nn.Conv2d(4, 6, 1), (6,), lambda y, scale, _: y * scale, 1.0)  # 6 columns
     assert operators(nn.Conv2d(4, 6, 3), (6, 1, 1), lambda y, scale, shift: (y * scale + shift) + y.mean(), 0.1).count("mul") == 1
+
+
+def test_a_sum_behind_a_convolution_of_one_sample_without_its_dimension() -> None:
+    """Channels are dimension 0 there; as many rows as channels look like a constant per channel."""
+
+    class One(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.conv, self.shift = nn.Conv2d(6, 6, 3, padding=1), nn.Parameter(torch.randn(1, 6, 1))
+
+        def forward(self, x: Tensor) -> Tensor:
+            return (self.conv(x[0]) + self.shift)[None]
+
+    model, x = One().eval(), torch.randn(1, 6, 6, 6)
+    torch.testing.assert_close(float_module(torch.export.export(model, (x,)))(x), model(x), atol=1e-5, rtol=1e-4)
