@@ -15,7 +15,7 @@ from edgepress.step import Result, Step
 from edgepress.step_kinds import StepKinds
 from edgepress.targets.catalog import CATALOG
 from edgepress.targets.errors import ConfigError, EdgepressError, QuantizationError
-from edgepress.targets.nouns import Scheme
+from edgepress.targets.nouns import Scheme, Signature
 from edgepress.targets.rules import rules_for
 from edgepress.validators.runtimes import RUNTIMES
 
@@ -266,12 +266,14 @@ class TargetSteps(StepKinds):
         return self.machine(f"memory {plan.target.name}", function, common, inputs, plan.target.threads)
 
     def _measured(self, plan: TargetPlan, prepared: Prepared, export: Result) -> dict[str, Any]:
+        signature = prepared.model.value.get("signature")
+        only = Signature.from_json(signature).only_batch if signature else None
         return {
             "runtime": plan.target.runtime,
             "artifact": export.value.get("artifact"),
-            "signature": prepared.model.value.get("signature"),
+            "signature": signature,
             "threads": plan.target.threads,
-            "batch": plan.target.batch,
+            "batch": only or plan.target.batch,
         }
 
 
