@@ -1,7 +1,7 @@
 """Quantization: one calibration, a rendering per runtime."""
 
 from edgepress.compress.quantize.int4 import Int4Options, Int4Result, quantize_int4, render_int4
-from edgepress.compress.quantize.macs import count_macs, share_of_macs
+from edgepress.compress.quantize.macs import count_macs
 from edgepress.compress.quantize.observers import OBSERVERS
 from edgepress.compress.quantize.pairs import with_pairs_in_place
 from edgepress.compress.quantize.prepare import canonical_module, float_module, plain_model
@@ -22,6 +22,5 @@ __all__ = [
     "quantize_int4",
     "render",
     "render_int4",
-    "share_of_macs",
     "with_pairs_in_place",
 ]

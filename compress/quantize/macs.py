@@ -18,8 +18,6 @@ from edgepress.compress.quantize.unpacked import RECURRENT
 #: `seen(node, macs)` is called for every op that multiplies and accumulates.
 Seen = Callable[[Node, int], None]
 
-_DEQUANTIZE = "dequantize_per_"
-
 _CONVOLUTIONS = frozenset({"conv1d", "conv2d", "conv3d", "convolution"})
 _TRANSPOSED = frozenset({"conv_transpose1d", "conv_transpose2d", "conv_transpose3d"})
 _PRODUCTS = frozenset({"matmul", "bmm", "mm", "addmm", "baddbmm"})
@@ -49,36 +47,6 @@ def macs_of(module: GraphModule) -> dict[Node, int]:
 
     _walk(module, add)
     return found
-
-
-def share_of_macs(module: GraphModule) -> float:
-    """The share (0..1) of one sample's multiply-accumulates whose two factors are both read from integers.
-
-    Args:
-        module: `Rendered.module`.
-
-    Returns:
-        0.0 for a model without multiply-accumulates.
-    """
-    total, integer = 0, 0
-
-    def add(node: Node, macs: int) -> None:
-        nonlocal total, integer
-        total += macs
-        integer += macs if _reads_integers(node) else 0
-
-    _walk(module, add)
-    return integer / total if total else 0.0
-
-
-def _reads_integers(node: Node) -> bool:
-    factors = node.args[1:3] if op_name(node) in ("addmm", "baddbmm") else node.args[:2]
-    return op_name(node) != "scaled_dot_product_attention" and all(_dequantized(item) for item in factors)
-
-
-def _dequantized(node: Any) -> bool:
-    """A kernel reads a factor as integers when a dequantize node stands before it (a weight-only model has one before weights alone)."""
-    return isinstance(node, Node) and op_name(node).startswith(_DEQUANTIZE)
 
 
 def _walk(module: GraphModule, seen: Seen) -> None:

@@ -9,6 +9,10 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.fx import GraphModule
+
+from edgepress.compress.quantize.graph import op_name
+from edgepress.compress.quantize.macs import macs_of
 
 
 def _conv(inputs: int, outputs: int, size: int = 3, stride: int = 1, groups: int = 1, activation: nn.Module | None = None) -> nn.Sequential:
@@ -202,3 +206,10 @@ def outputs_of(module: Any, inputs: tuple[Tensor, ...]) -> list[Tensor]:
     """Every output tensor of a module, flat."""
     with torch.no_grad():
         return [item for item in torch.utils._pytree.tree_leaves(module(*inputs)) if isinstance(item, Tensor)]
+
+
+def share_of_macs(module: GraphModule) -> float:
+    """The share of multiply-accumulates whose two factors are both read from integers: a dequantize node stands before them."""
+    macs = macs_of(module)
+    integer = sum(count for node, count in macs.items() if all(op_name(item).startswith("dequantize_per_") for item in node.args[:2]))
+    return integer / sum(macs.values())

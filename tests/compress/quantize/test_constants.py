@@ -10,9 +10,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.utils.parametrizations import weight_norm
 
-from edgepress.compress.quantize import calibrate, float_module, render, share_of_macs
+from edgepress.compress.quantize import calibrate, float_module, render
 from edgepress.targets.nouns import Scheme
 from edgepress.targets.rules import rules_for
+from tests.compress.quantize.nets import share_of_macs
 
 
 class Standardized(nn.Conv2d):

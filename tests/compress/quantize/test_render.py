@@ -7,14 +7,14 @@ import torch
 from torch import nn
 from torch.fx import GraphModule, Node
 
-from edgepress.compress.quantize import Rendered, Statistics, calibrate, count_macs, float_module, render, share_of_macs
+from edgepress.compress.quantize import Rendered, Statistics, calibrate, count_macs, float_module, render
 from edgepress.compress.quantize.graph import HEAVY, kind_of
 from edgepress.targets.errors import QuantizationError
 from edgepress.targets.nouns import Scheme
 from edgepress.targets.rules import QuantRules, rules_for
 
 from .decoder import decoder, tokens
-from .nets import NETS, outputs_of, program_of, samples_of
+from .nets import NETS, outputs_of, program_of, samples_of, share_of_macs
 
 RUNTIMES = ("onnxruntime", "openvino", "tensorrt", "coreml", "litert")
 STATIC, MATMUL, WEIGHTS = Scheme("int8", "static"), Scheme("int8", "static-matmul"), Scheme("int8-weights", "weights")
