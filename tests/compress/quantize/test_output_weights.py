@@ -62,17 +62,17 @@ def test_a_value_weighs_the_square_of_its_gradient() -> None:
 
 
 def test_what_has_no_gradient_gets_the_range_of_the_smallest_squared_error() -> None:
-    class Places(nn.Module):
+    class Signs(nn.Module):
         def __init__(self) -> None:
             super().__init__()
             torch.manual_seed(0)
             self.body = nn.Linear(6, 5)
 
         def forward(self, x: torch.Tensor) -> torch.Tensor:
-            return self.body(x).argmax(dim=1)
+            return torch.sign(self.body(x))
 
     rows = torch.randn(40, 6, generator=torch.Generator().manual_seed(3))
-    program = exported(Places(), rows[:2])
+    program = exported(Signs(), rows[:2])
     weighted, plain = (calibrate(program, [(rows,)], observer) for observer in ("auto", "histogram"))
     assert weighted.range_of("x", False) == plain.range_of("x", False)
     assert weighted.scaled_range("x", np.full(6, 2.0), False) == plain.scaled_range("x", np.full(6, 2.0), False)
