@@ -6,7 +6,9 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
+from torch._decomp import get_decompositions
 
+from edgepress.exporters.antialiasing import ANTIALIASED
 from edgepress.exporters.decompositions import PLAIN
 from edgepress.exporters.resizing import resizing
 
@@ -69,6 +71,8 @@ def _unfold(x: torch.Tensor, dim: int, size: int, step: int) -> torch.Tensor:
 #: Operators whose rules in coremltools 9 fail on what torch exports.
 MENDED: dict[Any, Callable[..., Any]] = {
     **resizing(centres=False),  # scales that are not the ratio of the sizes: refused, or that ratio
+    **ANTIALIASED,  # pixels are skipped
+    **get_decompositions([_ATEN.affine_grid_generator.default]),  # of one matrix, between corners
     _ATEN.diagonal.default: _diagonal,  # of the first two dimensions alone
     _ATEN.floor_divide.default: _floor_divide,  # by one is taken for nothing to do
     _ATEN.full_like.default: _full_like,  # without the type that is asked for, as the next two

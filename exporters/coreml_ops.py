@@ -12,6 +12,7 @@ from torch.export import ExportedProgram
 
 from edgepress.exporters import coreml_int4
 from edgepress.exporters.coreml_decompositions import MENDED, WRITTEN_OUT
+from edgepress.exporters.decompositions import described
 from edgepress.exporters.programs import program_of
 
 _ATEN = torch.ops.aten
@@ -30,7 +31,7 @@ def decompose(program: ExportedProgram) -> ExportedProgram:
     while unknown - before:  # a decomposition may bring in further unknown ops; real ones need at most two rounds
         program = program.run_decompositions(_rules(unknown))
         before, unknown = unknown, unknown_ops(program)
-    return _with_defaults(program)
+    return _with_flat_groups(_with_defaults(program))
 
 
 def _with_defaults(program: ExportedProgram) -> ExportedProgram:
@@ -46,6 +47,23 @@ def _with_defaults(program: ExportedProgram) -> ExportedProgram:
         elif node.target is _ATEN.rms_norm.default:
             x, shape, weight, eps = (*node.args, None, None)[:4]
             node.args = (x, shape, weight, torch.finfo(node.meta["val"].dtype).eps if eps is None else eps)
+    return program
+
+
+def _with_flat_groups(program: ExportedProgram) -> ExportedProgram:
+    """Lay volumes flat for group normalization: the converter's rule gives them a dimension more, and Core ML has five."""
+    for node in list(program.graph.nodes):
+        if node.target is _ATEN.group_norm.default and node.meta["val"].dim() > 4:
+            volumes, about, name = node.args[0], dict(node.meta), node.name
+            with program.graph.inserting_before(node):
+                flat = program.graph.call_function(_ATEN.reshape.default, (volumes, [*volumes.meta["val"].shape[:2], -1]))
+            with program.graph.inserting_after(node):
+                whole = program.graph.call_function(_ATEN.reshape.default, (node, list(volumes.meta["val"].shape)))
+            node.replace_all_uses_with(whole, delete_user_cb=lambda user, whole=whole: user is not whole)
+            node.update_arg(0, flat)
+            flat.meta = node.meta = about | described(volumes.meta["val"].flatten(2))
+            whole.meta = about
+            node.name, whole.name = f"{name}_flat", name  # the program's signature names its outputs
     return program
 
 

@@ -27,6 +27,8 @@ from torch.fx.node import map_arg
 from torch.fx.passes.shape_prop import _extract_tensor_metadata
 from torch.utils._pytree import tree_map_only
 
+from edgepress.exporters.antialiasing import ANTIALIASED
+
 Table = Mapping[Any, Callable[..., Any]]
 _ENDS = ("placeholder", "output")
 
@@ -84,6 +86,7 @@ def _decomposed(program: ExportedProgram, table: Table, changes: Callable[[Node]
     graph = copy.deepcopy(program.graph)
     for node, source in zip(graph.nodes, program.graph.nodes, strict=True):
         node.name = source.name  # copying renames what is called like a builtin; the signature knows inputs and outputs by name
+    graph.eliminate_dead_code()  # an output that nobody reads may be one that a decomposition does not have
     if changed and not (all(map(_sized, graph.nodes)) and _rewrite(graph, changed, table)):
         return None
     tracings = _tracings(graph)
@@ -251,11 +254,13 @@ def _replace(node: Node, pieces: Graph) -> None:
         node.graph.erase_node(node)
 
 
-def _adaptive_max_pool2d(x: torch.Tensor, size: Sequence[int]) -> tuple[torch.Tensor, None]:
-    """Maxima of the windows of `torch.nn.AdaptiveMaxPool2d`, over rows first; without the second result, where they stood."""
-    if all(isinstance(extent, int) and extent % count == 0 for extent, count in zip(x.shape[-2:], size, strict=True)):
-        return torch.nn.functional.max_pool2d(x, [extent // count for extent, count in zip(x.shape[-2:], size, strict=True)]), None
-    for dim, count in ((-2, size[0]), (-1, size[1])):
+def _adaptive_max_pool(x: torch.Tensor, size: Sequence[int]) -> tuple[torch.Tensor, None]:
+    """Maxima of the windows of `torch.nn.AdaptiveMaxPool1d` and `2d`, over rows first; without the second result, where they stood."""
+    dims = range(-len(size), 0)
+    if all(isinstance(x.shape[dim], int) and x.shape[dim] % count == 0 for dim, count in zip(dims, size, strict=True)):
+        pool: Callable[..., torch.Tensor] = (torch.nn.functional.max_pool1d, torch.nn.functional.max_pool2d)[len(size) - 1]
+        return pool(x, [x.shape[dim] // count for dim, count in zip(dims, size, strict=True)]), None
+    for dim, count in zip(dims, size, strict=True):
         extent = x.shape[dim]
         windows = [x.narrow(dim, at * extent // count, -(-(at + 1) * extent // count) - at * extent // count) for at in range(count)]
         x = torch.cat([window.amax(dim, keepdim=True) for window in windows], dim)
@@ -264,7 +269,9 @@ def _adaptive_max_pool2d(x: torch.Tensor, size: Sequence[int]) -> tuple[torch.Te
 
 #: Operators that converters have no rules for -> what to compute in their place.
 PLAIN: Table = {
-    torch.ops.aten.adaptive_max_pool2d.default: _adaptive_max_pool2d,
+    **ANTIALIASED,
+    torch.ops.aten.adaptive_max_pool1d.default: _adaptive_max_pool,
+    torch.ops.aten.adaptive_max_pool2d.default: _adaptive_max_pool,
     torch.ops.aten.fmax.default: torch.maximum,
     torch.ops.aten.fmin.default: torch.minimum,
     torch.ops.aten.hypot.default: lambda x, y: torch.sqrt(x * x + y * y),

@@ -12,7 +12,7 @@ from torch import nn
 from torch.export import Dim, ExportedProgram, export
 from torch.fx import GraphModule
 
-from edgepress.exporters.decompositions import decomposed, nodes_kept
+from edgepress.exporters.decompositions import PLAIN, decomposed, nodes_kept, written_out
 
 aten = torch.ops.aten
 #: Layers of 4 channels on 8 x 8 that keep their shape.
@@ -153,6 +153,33 @@ class Counting(nn.Module):
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         self.seen.add_(1)
         return x * self.seen
+
+
+class Resized(nn.Module):
+    def __init__(self, **settings: object) -> None:
+        super().__init__()
+        self.settings = settings
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return nn.functional.interpolate(x, antialias=True, **self.settings)
+
+
+@pytest.mark.parametrize("mode", ["bilinear", "bicubic"])
+@pytest.mark.parametrize("corners", [False, True])
+@pytest.mark.parametrize("to", [{"size": (5, 40)}, {"size": (33, 2)}, {"scale_factor": (0.3, 1.7)}])
+def test_resizing_that_skips_no_pixels_becomes_products(to: dict[str, object], corners: bool, mode: str) -> None:
+    x = torch.randn(2, 3, 12, 17, generator=torch.Generator().manual_seed(0))
+    model = Resized(mode=mode, align_corners=corners, **to)
+    found = written_out(export(model, (x,)), PLAIN)
+    assert not any("_aa" in str(node.target) for node in found.graph.nodes)
+    torch.testing.assert_close(found.module()(x), model(x))
+
+
+def test_an_output_that_nobody_reads_need_not_be_decomposed() -> None:
+    x = torch.randn(2, 3, 20, generator=torch.Generator().manual_seed(0))
+    found = written_out(export(nn.AdaptiveMaxPool1d(7), (x,)), PLAIN)
+    assert not any("adaptive" in str(node.target) for node in found.graph.nodes)
+    torch.testing.assert_close(found.module()(x), nn.AdaptiveMaxPool1d(7)(x))
 
 
 def test_leaves_to_torch_what_writes_a_buffer() -> None:

@@ -55,6 +55,13 @@ def positions(x: Tensor) -> Tensor:
     return (scores + scores.sum(-1)[..., None] * 0.1 + scores.sum(-2)[..., None, :] * 0.1).reshape(-1, 8, 42).softmax(-1)
 
 
+def turned(x: Tensor) -> Tensor:
+    """(n, 8, 6, 7): every map turned by an angle that its mean says (Jaderberg et al. 2015)."""
+    angle = x.mean((1, 2, 3))
+    matrix = torch.stack([angle.cos(), -angle.sin(), angle * 0, angle.sin(), angle.cos(), angle * 0], -1).reshape(-1, 2, 3)
+    return F.grid_sample(x, F.affine_grid(matrix, list(x.shape), align_corners=False), align_corners=False)
+
+
 Operator = Callable[[Tensor], Tensor]
 #: Between a convolution (n, 8, 6, 7) and a linear layer.
 ON_MAPS: dict[str, Operator] = {
@@ -68,6 +75,11 @@ ON_MAPS: dict[str, Operator] = {
     "nearest by a scale": lambda x: F.interpolate(x, scale_factor=1.3) + F.interpolate(x[:, :, 0], scale_factor=1.3)[:, :, None],
     "linear by a scale": lambda x: F.interpolate(x, scale_factor=1.3, mode="bilinear"),
     "bicubic": lambda x: F.interpolate(x, size=(9, 10), mode="bicubic"),
+    "smoothed": lambda x: F.interpolate(x, size=(4, 9), mode="bilinear", antialias=True),
+    "smoothed by cubic polynomials": lambda x: F.interpolate(x, scale_factor=0.6, mode="bicubic", antialias=True),
+    "adaptive maxima over time": lambda x: F.adaptive_max_pool1d(x.flatten(2), 5),
+    "turned": turned,
+    "volumes": lambda x: F.group_norm(x.reshape(-1, 4, 2, 6, 7), 2).flatten(1, 2),
     "adaptive maxima": lambda x: F.adaptive_max_pool2d(x, (4, 3)),
     "the larger": lambda x: torch.hypot(torch.fmax(x, x.flip(1)), torch.fmin(x, x.flip(2))),
     "squares of boxes": lambda x: x.reshape(-1, 2, 4, 6, 7).sigmoid() ** 2,
@@ -166,8 +178,8 @@ def computed(model: nn.Module, inputs: dict[str, Tensor], runtime: str, folder: 
         return session.run(arrays)["logits"], expected
 
 
-#: What torch.onnx has no function for either.
-WITHOUT_FUNCTION = ["adaptive maxima", "the larger"]
+#: What torch.onnx has no function for either, or readers of ONNX compute otherwise.
+WITHOUT_FUNCTION = ["adaptive maxima", "adaptive maxima over time", "smoothed", "smoothed by cubic polynomials", "the larger"]
 
 
 @pytest.mark.parametrize("runtime", ["onnxruntime", "openvino"])

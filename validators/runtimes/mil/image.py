@@ -6,6 +6,7 @@ import math
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from edgepress.validators.runtimes.mil.registry import mil_op
@@ -107,3 +108,23 @@ def crop(x: Tensor, crop_height: Any, crop_width: Any) -> Tensor:
     """Cut (before, after) rows and columns off the last two dimensions."""
     (top, bottom), (left, right) = ints(crop_height), ints(crop_width)
     return x[..., top : x.shape[-2] - bottom, left : x.shape[-1] - right]
+
+
+@mil_op("resample")
+def resample(
+    x: Tensor,
+    coordinates: Tensor,
+    sampling_mode: str,
+    padding_mode: str,
+    padding_value: float,
+    coordinates_mode: str,
+    align_corners: bool,
+) -> Tensor:
+    """Values of images (n, c, h, w) at places (n, height, width, 2), columns before rows, from -1 to 1."""
+    if coordinates_mode != "normalized_minus_one_to_one":
+        raise ValueError(f"resample with coordinates_mode {coordinates_mode!r}")
+    if padding_mode in ("reflection", "symmetric") and align_corners != (padding_mode == "reflection"):
+        raise ValueError(f"resample with padding_mode {padding_mode!r} and align_corners {align_corners}")
+    outside = {"constant": "zeros", "border": "border", "reflection": "reflection", "symmetric": "reflection"}[padding_mode]
+    shifted = F.grid_sample(x - padding_value, coordinates.to(x.dtype), sampling_mode, outside, bool(align_corners))
+    return shifted + padding_value

@@ -133,6 +133,28 @@ def test_images(name: str) -> None:
     check(build, expected, S)
 
 
+@pytest.mark.parametrize(("outside", "corners"), [("constant", False), ("border", True), ("symmetric", False), ("reflection", True)])
+def test_resample_continues_the_image_on_all_sides(outside: str, corners: bool) -> None:
+    places = np.random.default_rng(3).uniform(-1.4, 1.4, (1, 5, 7, 2)).astype(np.float32)
+    margin = 3
+    how = {"constant": {"constant_values": 0.5}, "border": {"mode": "edge"}, "reflection": {"mode": "reflect"}}
+    wide = np.pad(S, [(0, 0), (0, 0), (margin, margin), (margin, margin)], **how.get(outside, {"mode": outside}))
+    sizes = np.array([6, 4])
+    pixels = ((places + 1) / 2 * (sizes - 1) if corners else ((places + 1) * sizes - 1) / 2) + margin
+    low = np.floor(pixels).astype(int)
+    (right, down), (column, row) = (np.moveaxis(each[0], -1, 0) for each in (pixels - low, low))
+    expected = sum(
+        wide[:, :, row + i, column + j] * (down if i else 1 - down) * (right if j else 1 - right) for i in (0, 1) for j in (0, 1)
+    )
+    settings = {"sampling_mode": "bilinear", "padding_mode": outside, "padding_value": np.float32(0.5), "align_corners": corners}
+    check(
+        lambda x, at: mb.resample(x=x, coordinates=at, coordinates_mode="normalized_minus_one_to_one", **settings),
+        torch.from_numpy(expected.astype(np.float32)),
+        S,
+        places,
+    )
+
+
 def test_reshape_like_takes_sizes_from_other_tensors() -> None:
     def build(x: Any) -> Any:
         return mb.reshape_like(x=x, ref_tensors=(x, mb.reshape(x=x, shape=[2, 72])), begins=(0, 1), ends=(1, 0), end_masks=(False, True))
