@@ -19,6 +19,10 @@ aten = torch.ops.aten
 _AVERAGES = {aten.avg_pool1d.default: 1, aten.avg_pool2d.default: 2}
 #: Distances between at most so many rows are computed as differences.
 _FEW_ROWS = 25
+#: Pools that may divide by another number than that of the elements in a window.
+_DIVIDED = (aten.avg_pool2d.default, aten.avg_pool3d.default)
+#: From here on a softplus is what it is of, in floats.
+_LINEAR = 20
 #: Where a slice ends that goes to the end.
 _END = 2**63 - 1
 #: Second names of operators, with the same overloads and arguments -> the first.
@@ -50,8 +54,9 @@ def portable(program: ExportedProgram) -> ExportedProgram:
     """The program, changed in place to what runs elsewhere too, with the same values.
 
     Tracing writes a reshape as a view where the strides it saw allow one. Kernels choose strides of their own: that of attention with a
-    mask gives others as soon as gradients are asked for. Such views become reshapes. An average over a window larger than its input,
-    which `ceil_mode` allows and other frameworks refuse, becomes a mean. Integers taken from a float (`1.0 - mask`) become floats first.
+    mask gives others as soon as gradients are asked for. Such views become reshapes. An average over a window larger than its input, which
+    `ceil_mode` allows and other frameworks refuse, becomes a mean; one that divides by a number of its own, a multiple of one that does
+    not. A softplus that is linear from a threshold on is chosen between. Integers taken from a float (`1.0 - mask`) become floats first.
     Windows put side by side (`fold`), which only ONNX has an operator for, become permutations and, where windows overlap, sums; margins
     that continue at the other side, and negative ones, become slices. Bags of as many rows of a table each (`EmbeddingBag` of a matrix)
     become rows that are looked up, and their sum, mean or maximum; a bilinear form becomes a linear layer, a product and a sum; distances
@@ -66,6 +71,10 @@ def portable(program: ExportedProgram) -> ExportedProgram:
         elif node.target in _AVERAGES and _exceeds_its_input(node):
             axes = list(range(-len(_windows(node)), 0))
             node.target, node.args, node.kwargs = aten.mean.dim, (node.args[0], axes, True), {}
+        elif node.target in _DIVIDED:
+            _divide(node)
+        elif node.target is aten.softplus.default:
+            _bend(node)
         elif node.target is aten.detach_.default and node.args[0].target is aten.lift_fresh_copy.default:
             _take_place(node.args[0], node)
         elif node.target is aten.rsub.Scalar:
@@ -98,6 +107,46 @@ def _call(graph: Graph, op: Callable[..., Any], *arguments: Any) -> Node:
     with enable_python_dispatcher():  # kernels in C++ would make a number of a size that is open
         node.meta["val"] = op(*map_arg(arguments, lambda argument: argument.meta["val"]))
     return node
+
+
+def _arguments(node: Node) -> list[Any]:
+    """Those of an operator, in its order, with the defaults of what is not given."""
+    given = {argument.name: value for argument, value in zip(node.target._schema.arguments, node.args, strict=False)} | node.kwargs
+    return [given.get(argument.name, argument.default_value) for argument in node.target._schema.arguments]
+
+
+def _divide(node: Node) -> None:
+    """Put an average in place of a pool that divides by another number than its window has elements, times the ratio of the two.
+
+    Its margins are written out: a window that stands over them counts fewer elements.
+    """
+    x, window, stride, padding, _, _, divisor = _arguments(node)
+    rank = _DIVIDED.index(node.target) + 2
+    sizes, counts = (value.meta["val"].shape[-rank:] for value in (x, node))
+    if not divisor or not all(isinstance(size, int) for size in sizes):
+        return
+    window, stride, padding = ([*each, *each, *each][:rank] for each in (window, stride or window, padding))
+    margins = [
+        (before, max((count - 1) * step + extent - size - before, 0))
+        for size, count, extent, step, before in zip(sizes, counts, window, stride, padding, strict=True)
+    ]
+    with node.graph.inserting_before(node):
+        if any(map(any, margins)):
+            x = _call(node.graph, aten.constant_pad_nd.default, x, [margin for pair in reversed(margins) for margin in pair], 0.0)
+        means = _call(node.graph, node.target, x, window, stride)
+        result = _call(node.graph, aten.mul.Tensor, means, math.prod(window) / divisor)
+    _take_place(result, node)
+
+
+def _bend(node: Node) -> None:
+    """Choose between a softplus and what it is of, where it is linear from a lower number on than torch leaves away."""
+    x, beta, threshold = _arguments(node)
+    if threshold >= _LINEAR or beta <= 0:
+        return
+    with node.graph.inserting_before(node):
+        smooth = _call(node.graph, aten.softplus.default, x, beta)
+        result = _call(node.graph, aten.where.self, _call(node.graph, aten.gt.Scalar, x, threshold / beta), x, smooth)
+    _take_place(result, node)
 
 
 def _fold(node: Node) -> None:

@@ -24,7 +24,6 @@ from edgepress.compress.quantize import float_module
         (nn.AvgPool2d(2), (2, 3, 2, 2), "avg_pool2d"),
         (nn.AvgPool2d(3, ceil_mode=True), (2, 3, 4, 4), "avg_pool2d"),
         (nn.AvgPool2d(8, padding=1, ceil_mode=True), (2, 3, 6, 6), "avg_pool2d"),
-        (nn.AvgPool2d(8, ceil_mode=True, divisor_override=3), (2, 3, 5, 7), "avg_pool2d"),
     ],
 )
 def test_a_pool_whose_window_exceeds_its_input_becomes_a_mean(pool: nn.Module, shape: tuple[int, ...], becomes: str) -> None:
@@ -32,6 +31,33 @@ def test_a_pool_whose_window_exceeds_its_input_becomes_a_mean(pool: nn.Module, s
     program = portable(torch.export.export(nn.Sequential(pool), (x,)))
     assert [node.target._opname for node in program.graph.nodes if node.op == "call_function"] == [becomes]
     torch.testing.assert_close(program.module()(x), pool(x))
+
+
+@pytest.mark.parametrize(
+    ("pool", "shape"),
+    [
+        (nn.AvgPool2d(3, 2, 1, divisor_override=5), (2, 3, 8, 9)),
+        (nn.AvgPool2d((2, 3), divisor_override=1), (2, 3, 5, 7)),
+        (nn.AvgPool2d(3, 2, 1, ceil_mode=True, count_include_pad=False, divisor_override=4), (2, 3, 6, 8)),
+        (nn.AvgPool2d(8, ceil_mode=True, divisor_override=3), (2, 3, 5, 7)),
+        (nn.AvgPool3d(2, 1, 1, divisor_override=5), (2, 3, 3, 4, 5)),
+    ],
+)
+def test_a_pool_that_divides_by_a_number_of_its_own_is_a_multiple_of_an_average(pool: nn.Module, shape: tuple[int, ...]) -> None:
+    x = torch.randn(shape, generator=torch.Generator().manual_seed(0))
+    program = portable(torch.export.export(nn.Sequential(pool), (x,)))
+    (average,) = (node for node in program.graph.nodes if "avg_pool" in str(node.target))
+    assert len(average.args) <= 3 and not average.kwargs  # no padding, no window that stands over, no divisor
+    torch.testing.assert_close(program.module()(x), pool(x))
+
+
+@pytest.mark.parametrize("beta", [0.5, 2.0])
+def test_a_softplus_that_is_linear_from_a_lower_number_on_is_chosen_between(beta: float) -> None:
+    x = torch.linspace(-4, 4, 42).reshape(2, 21)
+    program = portable(torch.export.export(nn.Softplus(beta, threshold=1), (x,)))
+    (smooth,) = (node for node in program.graph.nodes if "softplus" in str(node.target))
+    assert len(smooth.args) == 2
+    torch.testing.assert_close(program.module()(x), nn.Softplus(beta, threshold=1)(x))
 
 
 def test_second_names_have_the_overloads_and_arguments_of_the_first() -> None:
