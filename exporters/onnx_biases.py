@@ -107,7 +107,7 @@ def fuse_biases(path: Path) -> None:
 def _layers(model: Any) -> list[_Layer]:
     nodes = list(model.graph.node)
     makers = {name: node for node in nodes for name in node.output}
-    readers = Counter(name for node in nodes for name in node.input)
+    readers = Counter([*(name for node in nodes for name in node.input), *(output.name for output in model.graph.output)])
     tensors = {tensor.name: tensor for tensor in model.graph.initializer}
     found = []
     for add in (node for node in nodes if node.op_type == "Add"):

@@ -28,10 +28,10 @@ def request(name: str, precision: str, kind: str, **options: object) -> ExportRe
     return ExportRequest(model.program, model.signature, model.statistics, target, Scheme(precision, kind), model.samples)
 
 
-def run_file(path: Path, feeds: dict[str, np.ndarray]) -> np.ndarray:
+def run_file(path: Path, feeds: dict[str, np.ndarray], output: str = "logits") -> np.ndarray:
     import onnxruntime
 
-    return np.asarray(onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"]).run(["logits"], feeds)[0])
+    return np.asarray(onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"]).run([output], feeds)[0])
 
 
 def op_counts(path: Path) -> dict[str, int]:
@@ -86,13 +86,22 @@ class Tied(nn.Module):
         return (product + self.offset) * product
 
 
-def tied(folder: Path) -> ExportRequest:
+class Shown(Tied):
+    """The last product is an output beside its sum with the bias."""
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        product = self.plain(torch.relu(self.layer(x)))
+        return product + self.offset, product
+
+
+def tied(folder: Path, model: type[nn.Module] = Tied) -> ExportRequest:
     torch.manual_seed(0)
     x = torch.randn(4, 5, 8)
-    program = torch.export.export(Tied().eval(), (x,), dynamic_shapes=({0: torch.export.Dim.DYNAMIC},))
+    program = torch.export.export(model().eval(), (x,), dynamic_shapes=({0: torch.export.Dim.DYNAMIC},))
     torch.export.save(program, folder / "model.pt2")
     calibrate(program, [(x,)]).save(folder / "statistics")
-    signature = Signature((TensorSpec("x", "float32", (None, 5, 8)),), (TensorSpec("logits", "float32", (None, 5, 8)),))
+    names = ("logits",) if model is Tied else ("logits", "product")
+    signature = Signature((TensorSpec("x", "float32", (None, 5, 8)),), tuple(TensorSpec(name, "float32", (None, 5, 8)) for name in names))
     target, scheme = Target("onnxruntime", "onnxruntime", "CPU", "int8"), Scheme("int8", "static")
     return ExportRequest(folder / "model.pt2", signature, folder / "statistics", target, scheme, (x.numpy(),))
 
@@ -111,6 +120,14 @@ def test_integer_layers_add_their_bias_themselves_with_the_same_results(
     assert layers >= least
     assert before["Add"] - after.get("Add", 0) == before["MatMul"] - after.get("MatMul", 0) == layers
     np.testing.assert_array_equal(run_file(fused, feeds), run_file(apart, feeds))
+
+
+def test_a_product_that_is_an_output_too_stays_apart_from_its_bias(tmp_path: Path) -> None:
+    wanted, exporter = tied(tmp_path, Shown), OnnxRuntimeExporter()
+    file = tmp_path / "out" / exporter.export(wanted, tmp_path / "out").path
+    assert op_counts(file)["MatMulIntegerToFloat"] == 1
+    for name, expected in zip(("logits", "product"), exporter.compressed_outputs(wanted, wanted.samples)[0], strict=True):
+        np.testing.assert_allclose(run_file(file, {"x": wanted.samples[0]}, name), expected, atol=1e-5)
 
 
 def test_static_matmul_leaves_sums_in_float_and_says_so(tmp_path: Path) -> None:
