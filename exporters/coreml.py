@@ -167,14 +167,17 @@ def _passes(program: ExportedProgram) -> Any:
 
     One gives the smaller of a sum's two scales 1 and the other their ratio. Where integers times that ratio are beyond half precision, a
     residual branch that layer scale keeps small would make all of the sum infinite. Another looks for a bias behind a convolution whose
-    dimensions are exchanged, and at weights that are floats alone.
+    dimensions are exchanged, and at weights that are floats alone. A third multiplies where the model divides: by the inverse of a number
+    that half precision does not have, which is zero or nearly so in it.
     """
-    pipeline = coremltools().PassPipeline()
+    pipeline, largest = coremltools().PassPipeline(), float(torch.finfo(torch.float16).max)
     away = set()
     for node in program.graph.nodes:
+        if op_name(node) == "div" and isinstance(node.args[1], float | int) and abs(node.args[1]) > largest:
+            away.add("common::divide_to_multiply")
         if node.target in (torch.ops.aten.add.Tensor, torch.ops.aten.sub.Tensor):
             scales = [item.args[1] for item in node.all_input_nodes if "dequantize_per_tensor" in str(item.target)]
-            if len(scales) == 2 and max(scales) / min(scales) * _INTEGERS > float(torch.finfo(torch.float16).max):
+            if len(scales) == 2 and max(scales) / min(scales) * _INTEGERS > largest:
                 away.add("common::distributive_quantized_binary_op_scale_normalization")
             if any(map(_turned, node.all_input_nodes)):
                 away.add("common::fuse_conv_bias")

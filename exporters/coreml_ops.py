@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from typing import Any
 
@@ -12,12 +11,11 @@ from torch.export import ExportedProgram
 
 from edgepress.exporters import coreml_int4
 from edgepress.exporters.coreml_decompositions import MENDED, WRITTEN_OUT
+from edgepress.exporters.coreml_half import within_half
 from edgepress.exporters.decompositions import described
 from edgepress.exporters.programs import program_of
 
 _ATEN = torch.ops.aten
-#: The largest number of half precision, and what stands for larger ones.
-_HALF, _HIDES = float(torch.finfo(torch.float16).max), 32752.0
 
 
 def decompose(program: ExportedProgram) -> ExportedProgram:
@@ -64,34 +62,6 @@ def _with_flat_groups(program: ExportedProgram) -> ExportedProgram:
             flat.meta = node.meta = about | described(volumes.meta["val"].flatten(2))
             whole.meta = about
             node.name, whole.name = f"{name}_flat", name  # the program's signature names its outputs
-    return program
-
-
-def _within_half(program: ExportedProgram) -> ExportedProgram:
-    """Bring numbers that half precision does not have within it; in place.
-
-    Masks are made of such: `(1 - mask) * torch.finfo(torch.float32).min` is -inf times zero there, where nothing is to be hidden. Half of
-    the largest number hides as well, also where two masks are added. Bounds of `clamp` may be infinite.
-    """
-
-    def within(value: Any) -> Any:
-        return math.copysign(_HIDES, value) if isinstance(value, float) and _HALF < abs(value) < math.inf else value
-
-    for node in program.graph.nodes:
-        value = node.meta.get("val")
-        computes = isinstance(node.target, torch._ops.OpOverload) and "clamp" not in node.target._opname
-        if computes and isinstance(value, torch.Tensor) and value.is_floating_point():
-            numbers = [isinstance(argument.type, torch.NumberType) for argument in node.target._schema.arguments]
-            whole = [float(v) if type(v) is int and number else v for v, number in zip(node.args, numbers, strict=False)]
-            changed = tuple(within(value) for value in whole)
-            if any(a is not b for a, b in zip(changed, whole, strict=True)):
-                node.args = changed
-    for name, tensor in [*program.state_dict.items(), *program.constants.items()]:
-        if isinstance(tensor, torch.Tensor) and tensor.is_floating_point():
-            beyond = (tensor.abs() > _HALF) & tensor.isfinite()
-            if beyond.any():
-                held = program.state_dict if name in program.state_dict else program.constants
-                held[name] = torch.where(beyond, tensor.sign() * _HIDES, tensor).detach()
     return program
 
 
@@ -151,4 +121,4 @@ def fixed_batch(module: torch.nn.Module, examples: tuple[torch.Tensor, ...], *, 
                 graph.erase_node(node)
         module.recompile()
     program = decompose(program_of(module, examples, dynamic=False))
-    return _within_half(program) if half else program
+    return within_half(program) if half else program
