@@ -35,7 +35,10 @@ _NEEDS = {
     "static-matmul": (17, "quantize and dequantize of activations"),
     "weights": (16, "integer weights (constexpr_affine_dequantize)"),
 }
-_DTYPES = {"float32": np.float32, "float16": np.float32, "int64": np.int32, "int32": np.int32, "bool": np.int32, "int16": np.int32}
+_DTYPES = {
+    **dict.fromkeys(("float64", "float32", "float16"), np.float32),
+    **dict.fromkeys(("int64", "int32", "int16", "int8", "uint8", "bool"), np.int32),
+}
 
 #: How far an 8-bit integer may be from its zero point.
 _INTEGERS = 256
@@ -73,7 +76,7 @@ class CoreMlExporter(Exporter):
         minimum_os = minimum_os_of(request.target.options.get("minimum_os", DEFAULT_MINIMUM_OS), request.target.name, request.scheme)
         module, float_ops = _module(request, self)
         batch = request.batch
-        examples = tuple(torch.from_numpy(np.resize(sample, (batch, *sample.shape[1:]))) for sample in request.samples)
+        examples = tuple(_typed(torch.from_numpy(np.resize(sample, (batch, *sample.shape[1:])))) for sample in request.samples)
         signature = _signature(request.signature, examples, batch)
         with quiet():
             coremltools()
@@ -130,17 +133,24 @@ def _module(request: ExportRequest, exporter: Exporter) -> tuple[torch.nn.Module
     return rendered.module, tuple(rendered.float_ops)
 
 
+def _typed(example: torch.Tensor) -> torch.Tensor:
+    """An input in a type that coremltools has: it knows no integers of 8 bits among inputs."""
+    return example.int() if example.dtype in (torch.int8, torch.uint8) else example
+
+
 def _signature(wanted: Signature, examples: tuple[torch.Tensor, ...], batch: int) -> Signature:
     """The promised names with the types and the batch of the package."""
 
     def fixed(spec: TensorSpec) -> tuple[int | None, ...]:
         return (batch, *spec.shape[1:])
 
-    inputs = tuple(
-        TensorSpec(spec.name, np.dtype(_DTYPES[spec.dtype]).name, tuple(example.shape))
-        for spec, example in zip(wanted.inputs, examples, strict=True)
-    )
-    outputs = tuple(TensorSpec(spec.name, np.dtype(_DTYPES[spec.dtype]).name, fixed(spec)) for spec in wanted.outputs)
+    def typed(spec: TensorSpec) -> str:
+        if spec.dtype not in _DTYPES:
+            raise ExportError(f"{spec.name!r} is of type {spec.dtype}", "Core ML has no such type", f"Use one of {', '.join(_DTYPES)}.")
+        return np.dtype(_DTYPES[spec.dtype]).name
+
+    inputs = tuple(TensorSpec(spec.name, typed(spec), tuple(example.shape)) for spec, example in zip(wanted.inputs, examples, strict=True))
+    outputs = tuple(TensorSpec(spec.name, typed(spec), fixed(spec)) for spec in wanted.outputs)
     return Signature(inputs, outputs)
 
 

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import torch
 from torch._export.utils import _get_decomp_for_cia, _is_cia_op
 from torch.export import ExportedProgram
+from torch.export.graph_signature import TensorArgument
+from torch.fx import Node
 
+from edgepress.compress.quantize.graph import root_of
 from edgepress.exporters import coreml_int4
 from edgepress.exporters.coreml_decompositions import MENDED, WRITTEN_OUT
 from edgepress.exporters.coreml_half import within_half
@@ -29,7 +33,7 @@ def decompose(program: ExportedProgram) -> ExportedProgram:
     while unknown - before:  # a decomposition may bring in further unknown ops; real ones need at most two rounds
         program = program.run_decompositions(_rules(unknown))
         before, unknown = unknown, unknown_ops(program)
-    return _with_flat_groups(_with_defaults(program))
+    return _with_own_outputs(_with_flat_groups(_with_defaults(program)))
 
 
 def _with_defaults(program: ExportedProgram) -> ExportedProgram:
@@ -65,6 +69,23 @@ def _with_flat_groups(program: ExportedProgram) -> ExportedProgram:
     return program
 
 
+def _with_own_outputs(program: ExportedProgram) -> ExportedProgram:
+    """Give every output a tensor of its own, which has one name in the file: an input, or what another output holds too, is copied."""
+    output, seen = program.graph.output_node(), set[Node]()
+    specs = program.graph_signature.output_specs
+    returned = list(output.args[0])
+    for place, node in enumerate(returned):
+        root = root_of(node)
+        if root in seen or root.op == "placeholder":
+            with program.graph.inserting_before(output):
+                returned[place] = program.graph.call_function(_ATEN.alias.default, (node,))
+            returned[place].meta = dict(node.meta)
+            specs[place] = replace(specs[place], arg=TensorArgument(returned[place].name))
+        seen.add(root)
+    output.args = (tuple(returned),)
+    return program
+
+
 def unknown_ops(program: ExportedProgram) -> set[Any]:
     """Op overloads of a program for which coremltools has no rule, or one that fails."""
     from coremltools.converters.mil.frontend.torch.torch_op_registry import _TORCH_OPS_REGISTRY as known
@@ -84,11 +105,12 @@ def _rules(unknown: set[Any]) -> dict[Any, Callable[..., Any]]:
 
 def register() -> None:
     """Add converter rules for 4-bit layers, and for `alias` and `lstm` (known from TorchScript, unknown from an ExportedProgram)."""
+    from coremltools.converters.mil import Builder as mb
     from coremltools.converters.mil.frontend.torch import register_torch_op
     from coremltools.converters.mil.frontend.torch.torch_op_registry import _TORCH_OPS_REGISTRY as known
 
     def alias(context: Any, node: Any) -> None:
-        context.add(context[node.inputs[0]], torch_name=node.name)
+        context.add(mb.identity(x=context[node.inputs[0]], name=node.name))
 
     def lstm(context: Any, node: Any) -> None:
         """The TorchScript rule names three outputs; an exported node has one name for the tuple."""
@@ -111,13 +133,13 @@ def register() -> None:
 def fixed_batch(module: torch.nn.Module, examples: tuple[torch.Tensor, ...], *, half: bool) -> ExportedProgram:
     """Re-export at the batch of `examples` and decompose for the converter; with `half`, for numbers of half precision.
 
-    A module that came out of an ExportedProgram asserts the batches it was traced for; at another fixed batch these
-    asserts are the only thing that would refuse, so they are dropped.
+    A module that came out of an ExportedProgram asserts the batches, and types, it was traced for; at another fixed batch, and with
+    integers of 32 bits for those of 8, these asserts are the only thing that would refuse, so they are dropped.
     """
     graph = getattr(module, "graph", None)
     if graph is not None:
         for node in list(graph.nodes):
-            if node.op == "call_module" and node.target == "_guards_fn":
+            if node.target in ("_guards_fn", _ATEN._assert_tensor_metadata.default):
                 graph.erase_node(node)
         module.recompile()
     program = decompose(program_of(module, examples, dynamic=False))

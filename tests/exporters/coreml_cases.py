@@ -103,6 +103,19 @@ class Decoder(nn.Module):
         return self.mask(torch.cat([self.up(x), wide], 1)), F.leaky_relu(x).mean((2, 3))
 
 
+class Pixels(nn.Module):
+    """Images of bytes, normalized by the model; one tensor in two outputs, and an input in a third."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.head = nn.Conv2d(3, 8, 3, 2, 1), nn.Linear(10, 5)
+
+    def forward(self, image: Tensor, place: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        x = F.relu(self.stem(image.float() / 255 - 0.5)).mean((2, 3))
+        scores = self.head(torch.cat([x, place], 1))
+        return scores, place, scores.detach()
+
+
 def _images(random: np.random.Generator) -> tuple[np.ndarray, ...]:
     return (random.standard_normal((6, 3, 16, 16)).astype(np.float32),)
 
@@ -115,12 +128,17 @@ def _steps(random: np.random.Generator) -> tuple[np.ndarray, ...]:
     return (random.standard_normal((6, 5, 6)).astype(np.float32),)
 
 
+def _pixels(random: np.random.Generator) -> tuple[np.ndarray, ...]:
+    return random.integers(0, 256, (6, 3, 16, 16)).astype(np.uint8), random.standard_normal((6, 2)).astype(np.float32)
+
+
 MODELS: dict[str, tuple[type[nn.Module], Callable[[np.random.Generator], tuple[np.ndarray, ...]], tuple[str, ...]]] = {
     "residual": (Residual, _images, ("image",)),
     "attention": (Attention, _tokens, ("ids", "mask")),
     "windows": (Windows, _images, ("image",)),
     "recurrent": (Recurrent, _steps, ("steps",)),
     "decoder": (Decoder, _images, ("image",)),
+    "pixels": (Pixels, _pixels, ("image", "place")),
 }
 
 

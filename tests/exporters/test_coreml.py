@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import hashlib
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -58,6 +59,7 @@ def test_fp32_packages_compute_in_fp32(tmp_path: Path) -> None:
         ("residual", "static", 20),
         ("residual", "static-matmul", 20),
         ("residual", "weights", 35),
+        ("pixels", "static-matmul", 20),
         ("attention", "static-matmul", 20),
         ("attention", "weights", 35),
     ],
@@ -68,6 +70,13 @@ def test_int8_schemes_stay_close_and_show_their_kernels(name: str, kind: str, le
     assert report.int8_macs_share == (0.0 if kind == "weights" else 1.0)
     if kind == "static":
         assert report.int8 > report.fp16
+
+
+def test_a_type_that_core_ml_has_not_is_named(tmp_path: Path) -> None:
+    request = case("residual").request("fp16")
+    outputs = tuple(replace(spec, dtype="complex64") for spec in request.signature.outputs)
+    with pytest.raises(ExportError, match="'output_0' is of type complex64"):
+        CoreMlExporter().export(replace(request, signature=replace(request.signature, outputs=outputs)), tmp_path)
 
 
 def test_integer_weights_shrink_the_file(tmp_path: Path) -> None:
