@@ -20,6 +20,7 @@ from edgepress.exporters.openvino_passes import (
     part_extremes_from_rounding,
     round_in_one,
 )
+from edgepress.exporters.openvino_shapes import gather_in_one_dimension, part_added_dimensions
 from edgepress.targets.errors import ExportError
 from edgepress.targets.nouns import Artifact, Signature, Support
 
@@ -63,6 +64,8 @@ class OpenVinoExporter(Exporter):
             trim_zero_points(model)
             fold_biases(model)
             drop_zero_offsets(model)
+            gather_in_one_dimension(model)
+            part_added_dimensions(model)
             drop_repeated_roundings(model)
             pad_two_dimensions(model)
             keep_reduced_dimensions(model)

@@ -6,7 +6,7 @@ from collections.abc import Collection, Iterator
 from typing import Any
 
 #: Ops that a dequantization is moved behind, with the values in their first input.
-_MOVES = frozenset(
+MOVES = frozenset(
     [
         "Clamp",
         "Gather",
@@ -99,7 +99,7 @@ def drop_repeated_roundings(model: Any) -> None:
         grid, rounding = _grid(op), _rounding(op)
         if not grid or rounding.input_value(0).get_node().get_type_name() not in _KEEPS:
             continue
-        if all(_grid(source) == grid for source in _before(rounding.input_value(0), _KEEPS)):
+        if all(_grid(source) == grid for source in makers_of(rounding.input_value(0), _KEEPS)):
             op.output(0).replace(rounding.input_value(0))
 
 
@@ -154,7 +154,7 @@ def _grid(op: Any) -> tuple[float, ...]:
     return tuple(float(bound.data.item()) for bound in bounds)
 
 
-def _before(value: Any, passed: Collection[str]) -> list[Any]:
+def makers_of(value: Any, passed: Collection[str]) -> list[Any]:
     """The ops that made the values that come here through ops of some types alone, constants among them."""
     waiting, seen, found = [value.get_node()], set[str](), []
     while waiting:
@@ -280,7 +280,7 @@ def _behind(value: Any) -> Iterator[tuple[Any, Any]]:
 
 def _of_channels(value: Any) -> bool:
     """Is this what a convolution or a layer gives, element by element? With weights in integers it has a scale for each channel."""
-    names = [op.get_type_name() for op in _before(value, _ELEMENTWISE | _MOVES)]
+    names = [op.get_type_name() for op in makers_of(value, _ELEMENTWISE | MOVES)]
     return any(name.endswith(("Convolution", "ConvolutionBackpropData")) or name == "MatMul" for name in names)
 
 
@@ -290,7 +290,7 @@ def _has_offset(value: Any) -> bool:
     name = op.get_type_name()
     if name == "Concat":
         return any(map(_has_offset, op.input_values()))
-    if name in _MOVES:
+    if name in MOVES:
         return _has_offset(op.input_value(0))
     if name != "Multiply" or op.input_value(0).get_node().get_type_name() != "Subtract":
         return False

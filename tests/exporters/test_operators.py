@@ -62,6 +62,11 @@ def turned(x: Tensor) -> Tensor:
     return F.grid_sample(x, F.affine_grid(matrix, list(x.shape), align_corners=False), align_corners=False)
 
 
+def channels_last(x: Tensor) -> Tensor:
+    """(n, 42, 8): a layer without a bias."""
+    return F.linear(x.flatten(2).mT, torch.linspace(-1, 1, 64).reshape(8, 8))
+
+
 Operator = Callable[[Tensor], Tensor]
 #: Between a convolution (n, 8, 6, 7) and a linear layer.
 ON_MAPS: dict[str, Operator] = {
@@ -86,6 +91,9 @@ ON_MAPS: dict[str, Operator] = {
     "repeated channels": lambda x: x.repeat(1, 2, 1, 1) * x.mean(1, keepdim=True),
     "largest": lambda x: x.flatten(2).topk(3).values,
     "windows": lambda x: F.fold(F.unfold(x, 3, padding=1), (6, 7), 3, padding=1),
+    "windows of a convolution without a bias": lambda x: F.unfold(F.conv2d(x, torch.linspace(-1, 1, 64).reshape(8, 8, 1, 1)), 2, stride=2),
+    "a dimension behind a layer without a bias": lambda x: channels_last(x).unsqueeze(-1) * torch.linspace(1, 2, 3),
+    "layers without a bias stacked": lambda x: torch.stack([channels_last(x), channels_last(x) * 2], -1).amax(-1),
     "filled with a number": lambda x: F.pad(F.relu(x), (1, 2, 0, 1), value=-0.5),
     "circular": lambda x: F.pad(x, (2, 1, 0, 1), mode="circular"),
     "a small branch": lambda x: F.relu(x + torch.full((8, 1, 1), 1e-6) * F.gelu(x)) * x,
@@ -179,7 +187,16 @@ def computed(model: nn.Module, inputs: dict[str, Tensor], runtime: str, folder: 
 
 
 #: What torch.onnx has no function for either, or readers of ONNX compute otherwise.
-WITHOUT_FUNCTION = ["adaptive maxima", "adaptive maxima over time", "smoothed", "smoothed by cubic polynomials", "the larger"]
+WITHOUT_FUNCTION = [
+    "a dimension behind a layer without a bias",
+    "adaptive maxima",
+    "adaptive maxima over time",
+    "layers without a bias stacked",
+    "smoothed",
+    "smoothed by cubic polynomials",
+    "the larger",
+    "windows of a convolution without a bias",
+]
 
 
 @pytest.mark.parametrize("runtime", ["onnxruntime", "openvino"])
