@@ -20,6 +20,7 @@ from edgepress.exporters.litert_decompositions import joins, without_kernel
 from edgepress.exporters.litert_indexing import lower_indexing
 from edgepress.exporters.litert_one_dimension import convolve_in_two
 from edgepress.exporters.litert_pools import pools
+from edgepress.exporters.litert_products import keep_transposed
 from edgepress.exporters.litert_transposed import lower_transposed
 from edgepress.exporters.litert_transposed_volumes import convolve_planes
 from edgepress.exporters.programs import graphs_known, program_of
@@ -53,7 +54,7 @@ def to_tflite(module: GraphModule, signature: Signature, samples: Sequence[np.nd
         program = written_out(program, resizing(centres=True) | pools())
         if quantized:
             program = written_out(program, joins())
-        fixed = convolve_in_two(lower_transposed(convolve_planes(lower_indexing(program))))
+        fixed = keep_transposed(convolve_in_two(lower_transposed(convolve_planes(lower_indexing(program)))))
         _lay_out(fixed)
         if quantized:
             keep_float(fixed)

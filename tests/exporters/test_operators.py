@@ -62,6 +62,12 @@ def turned(x: Tensor) -> Tensor:
     return F.grid_sample(x, F.affine_grid(matrix, list(x.shape), align_corners=False), align_corners=False)
 
 
+def attention(x: Tensor) -> Tensor:
+    """(n, 8, 42): of queries, keys and values with channels first, as non-local blocks and diffusion models have them."""
+    query, key, value = F.conv1d(x.flatten(2), torch.linspace(-0.5, 0.5, 192).reshape(24, 8, 1)).chunk(3, 1)
+    return value @ (query.transpose(1, 2) @ key * 0.1).softmax(-1).transpose(1, 2)
+
+
 def channels_last(x: Tensor) -> Tensor:
     """(n, 42, 8): a layer without a bias."""
     return F.linear(x.flatten(2).mT, torch.linspace(-1, 1, 64).reshape(8, 8))
@@ -111,6 +117,7 @@ ON_MAPS: dict[str, Operator] = {
     "positions of rows and columns": positions,
     "positions behind a convolution": lambda x: F.gelu(x.permute(0, 2, 3, 1) + torch.linspace(-1, 1, 336).reshape(6, 7, 8)),
     "largest of windows": lambda x: x.reshape(-1, 2, 2, 2, 6, 7).amax(3),
+    "attention with channels first": attention,
     "positions for every sample": lambda x: x.flatten(2) * scores(x).softmax(-1),
 }
 #: Of embeddings (n, 6, 8), tokens (n, 6) and a mask (n, 6) of int64.
