@@ -9,25 +9,13 @@ from pathlib import Path
 
 import pytest
 
-from edgepress import isolate
 from edgepress.disk import filled, writing
-from edgepress.isolate import Call
 from edgepress.report.write import write_report
 from tests.project import edgepress
 from tests.report_sample import report
 
 NO_SPACE = os.strerror(errno.ENOSPC)
 needs_full = pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs a device that is always full")
-
-
-@pytest.mark.parametrize(("fault", "place"), [("copies_to_a_full_disk", "destination.bin"), ("writes_by_a_library", "out")])
-def test_a_step_on_a_full_disk_ends_the_run_and_not_its_target(fault: str, place: str, tmp_path: Path) -> None:
-    out = tmp_path / "out"
-    out.mkdir()
-    with pytest.raises(OSError, match=NO_SPACE) as caught:  # no EdgepressError, which would only cost the target
-        isolate.call(Call(f"tests.faults:{fault}", {}, out), log=tmp_path / "log.txt")
-    assert caught.value.errno == errno.ENOSPC and Path(caught.value.filename).name == place
-    assert "Traceback" in (tmp_path / "log.txt").read_text()
 
 
 def test_a_failure_on_a_disk_without_room_is_the_disks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

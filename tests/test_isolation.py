@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import signal
 import subprocess
@@ -285,3 +286,13 @@ def test_a_run_with_every_fault_validates_the_good_target_and_names_each_bad_one
     assert "Traceback" not in done.stderr
     assert list(tmp_path.rglob("half-written.bin")) == []
     assert sorted(path.name for path in (tmp_path / "run" / "bundle").iterdir() if path.is_dir()) == ["numpy"]
+
+
+@pytest.mark.parametrize(("fault", "place"), [("copies_to_a_full_disk", "destination.bin"), ("writes_by_a_library", "out")])
+def test_a_step_on_a_full_disk_ends_the_run_and_not_its_target(fault: str, place: str, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    out.mkdir()
+    with pytest.raises(OSError, match=os.strerror(errno.ENOSPC)) as caught:  # no EdgepressError, which would only cost the target
+        isolate.call(Call(f"tests.faults:{fault}", {}, out), log=tmp_path / "log.txt")
+    assert caught.value.errno == errno.ENOSPC and Path(caught.value.filename).name == place
+    assert "Traceback" in (tmp_path / "log.txt").read_text()

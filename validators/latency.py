@@ -17,7 +17,6 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.special import stdtrit
 
 from edgepress.targets.errors import EdgepressError, MeasurementError
 from edgepress.targets.nouns import Evidence
@@ -206,6 +205,8 @@ def opened_interval(openings: Sequence[Floats], confidence: float) -> tuple[floa
     ratio, (low, high) = ratio_interval(np.concatenate(openings), confidence)
     if len(openings) == 1:
         return ratio, (low, high)
+    from scipy.special import stdtrit
+
     single = np.array([_midmean(_log_ratios(blocks).reshape(1, -1))[0] for blocks in openings])
     freedom = _WORTH + len(single) - 1
     variance = (_WORTH * _OPENINGS_APART**2 + float(np.square(single - single.mean()).sum())) / freedom

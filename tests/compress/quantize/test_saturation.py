@@ -32,6 +32,7 @@ from tests.saturation import saturates
 
 STATIC = Scheme("int8", "static")
 GUARDED = ("onnxruntime", "openvino")
+SMALLEST = torch.tensor(2.0**-28)
 FLATTENED, CHANNELS = Pairs(1, flattened=True), Pairs(1, flattened=False)
 
 
@@ -57,7 +58,7 @@ def ordered(integers: np.ndarray, flattened: bool) -> np.ndarray:
 def test_no_pair_exceeds_the_limit_whatever_is_chosen_within_the_bounds(
     weight: Tensor, flattened: bool, per_channel: bool, seed: int
 ) -> None:
-    grid = Guard(FLATTENED if flattened else CHANNELS).grid(weight, 0 if per_channel else None)
+    grid = Guard(FLATTENED if flattened else CHANNELS).grid(weight, 0 if per_channel else None, SMALLEST)
     lowest, highest = (torch.as_tensor(bound).numpy() for bound in grid.bounds)
     random = np.random.default_rng(seed)
     chosen = np.where(random.random(lowest.shape) < 0.5, lowest, np.where(random.random(lowest.shape) < 0.5, highest, 0))
@@ -71,7 +72,7 @@ def test_what_two_neighbours_exceed_the_limit_by_is_cut_off_both() -> None:
     """Where so many others gain by small steps that this pays."""
     weight = 0.05 * torch.randn(1, 20000, generator=torch.Generator().manual_seed(0))
     weight[0, :4] = torch.tensor([-1.0, -0.1, 1.0, -0.1])
-    assert Guard(FLATTENED).grid(weight, 0).integers[0, :4].tolist() == [-121.0, -7.0, 127.0, -13.0]
+    assert Guard(FLATTENED).grid(weight, 0, SMALLEST).integers[0, :4].tolist() == [-121.0, -7.0, 127.0, -13.0]
 
 
 @pytest.mark.parametrize("pairs", [FLATTENED, CHANNELS, Pairs(0, flattened=False)])
@@ -88,7 +89,7 @@ def test_little_is_lost_against_all_integers() -> None:
     errors = {end: (weight / largest * end).round() * largest / end - weight for end in (63, 127)}
     noise = {end: float(error.square().mean()) for end, error in errors.items()}
     for pairs in (FLATTENED, CHANNELS):
-        guarded = float((Guard(pairs).grid(weight, 0).nearest - weight).square().mean())
+        guarded = float((Guard(pairs).grid(weight, 0, SMALLEST).nearest - weight).square().mean())
         assert noise[127] < guarded < 0.45 * noise[63]
 
 

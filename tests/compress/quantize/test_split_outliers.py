@@ -125,7 +125,7 @@ def test_algorithms_refine_the_copies() -> None:
     st.lists(st.integers(1, 9), min_size=1, max_size=5), st.integers(0, 2**16), st.sampled_from([None, *GUARDS]), st.sampled_from([0, None])
 )
 def test_integers_of_copies_sum_to_the_rounded_sum(copies: list[int], seed: int, guard: Guard | None, axis: int | None) -> None:
-    random, rounding = np.random.default_rng(seed), Rounding(axis, (-127, 127), guard)
+    random, rounding = np.random.default_rng(seed), Rounding(axis, (-127, 127), guard, torch.tensor(2.0**-28))
     index = random.permutation(np.repeat(np.arange(len(copies)), copies))
     shared = torch.from_numpy(random.normal(size=(4, len(copies)))) / torch.tensor(copies)
     moved = _round_apart(shared[:, index], index, rounding)
