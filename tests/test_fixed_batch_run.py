@@ -15,6 +15,7 @@ CHECKPOINT = {"factory": "model:digit_net", "checkpoint": "digits.safetensors", 
 QUANTIZE = [{"quantize": {"precision": "int8", "scheme": "static", "algorithms": ["gptq", "bias-correction"]}}]
 
 
+@pytest.mark.slow
 def test_it_is_quantized_measured_and_passes(tmp_path: Path) -> None:
     recipe = digits(tmp_path / "project", ["onnxruntime"], model=CHECKPOINT, compress=QUANTIZE, run={"batch": 8, "timing": "1s"})
     net = recipe.with_name("model.py")

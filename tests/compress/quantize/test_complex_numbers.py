@@ -113,7 +113,7 @@ def test_what_computes_with_complex_numbers_computes_the_same_with_real_ones(fun
     is_same_without_complex_numbers(function)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=25, deadline=None)
 @given(
     name=st.sampled_from(["fft", "ifft", "rfft", "irfft", "hfft", "ihfft"]),
     size=st.integers(2, 19),
@@ -130,7 +130,7 @@ def test_transforms_of_every_size_and_norm(name: str, size: int, dim: int, norm:
     is_same_without_complex_numbers(function)
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=12, deadline=None)
 @given(
     name=st.sampled_from(["fftn", "ifftn", "rfftn", "irfftn"]),
     dims=st.sampled_from([(1, 2), (2, 1), (-2, -1), (2,)]),
