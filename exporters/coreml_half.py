@@ -51,8 +51,10 @@ def within_half(program: ExportedProgram) -> ExportedProgram:
         if any(a is not b for a, b in zip(changed, whole, strict=True)):
             node.args = changed
     for node, tensor in held.tensors.items():
+        if not tensor.is_floating_point():
+            continue
         beyond = (tensor.abs() > _HALF) & tensor.isfinite()
-        if tensor.is_floating_point() and beyond.any() and all(_hides(user, math.inf, held) for user in node.users):
+        if beyond.any() and all(_hides(user, math.inf, held) for user in node.users):
             held.replace(node, torch.where(beyond, tensor.sign() * _HIDES, tensor).detach())
     return program
 

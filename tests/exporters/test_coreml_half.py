@@ -18,6 +18,7 @@ from edgepress.targets.nouns import Scheme, Signature, Target, TensorSpec
 from edgepress.validators.runtimes import RUNTIMES
 from tests.exporters.litert_cases import sqnr_db
 
+EVERY_OTHER = torch.tensor([True, False] * 4)
 LOWEST = torch.finfo(torch.float32).min
 
 
@@ -38,6 +39,7 @@ CASES: dict[str, Callable[[Tensor, Tensor, Tensor], Tensor]] = {
     "divided": lambda x, *_: x / 1e7 * 1e7,
     "multiplied by constants": lambda x, _, many: x * 1e-3 * many,
     "divided by constants": lambda x, _, many: x * 1e3 / many,
+    "chosen by booleans": lambda x, _, many: torch.where(EVERY_OTHER, x, x * 1e-3 * many),
     "a power": lambda x, *_: 500000.0 ** torch.tanh(x * 0.5),
     "rotary positions": lambda x, *_: turned(x),
     "the lowest number": attention(lambda m: (1.0 - m)[:, None] * LOWEST),
