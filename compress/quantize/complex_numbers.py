@@ -51,11 +51,12 @@ def _transformed(writer: Writer, x: Any, dim: int, size: int, writes_complex: bo
     )
     if not isinstance(size, int) or value_of(real).dtype != torch.float32:
         raise UnknownError
-    found = fourier.product(size, imaginary is not None or not writes_complex, writes_complex, forward, onesided, scale)
-    if found.reads_complex and imaginary is None:
+    reads_complex = imaginary is not None or not writes_complex
+    matrix = fourier.product(size, reads_complex, writes_complex, forward, onesided, scale)
+    if reads_complex and imaginary is None:
         imaginary = writer.call(aten.zeros_like.default, real)
-    read = writer.call(aten.cat.default, [real, imaginary], -1) if found.reads_complex else real
-    result: Any = writer.fourier(aten.matmul.default, read, writer.matrix(found.matrix))
+    read = writer.call(aten.cat.default, [real, imaginary], -1) if reads_complex else real
+    result: Any = writer.fourier(aten.matmul.default, read, writer.matrix(matrix))
     result = writer.halves(result, last) if writes_complex else Pair(result, None)
     parts = (
         part if part is None or dim % (last + 1) == last else writer.call(aten.transpose.int, part, dim, last)

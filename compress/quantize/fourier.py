@@ -11,31 +11,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-aten = torch.ops.aten
 
-
-@dataclass(frozen=True)
-class Product:
-    """A transform along one dimension: what it reads, the real and imaginary parts side by side, times a matrix.
-
-    Attributes:
-        matrix: float32 (inputs, outputs): rows of real parts, then of imaginary ones where it reads a complex tensor; columns alike.
-        reads_complex: does it read imaginary parts?
-        writes_complex: does it write them?
-    """
-
-    matrix: Tensor
-    reads_complex: bool
-    writes_complex: bool
-
-
-def product(size: int, reads_complex: bool, writes_complex: bool, forward: bool, onesided: bool, scale: float) -> Product:
-    """The transform of signals of `size` samples.
+def product(size: int, reads_complex: bool, writes_complex: bool, forward: bool, onesided: bool, scale: float) -> Tensor:
+    """The matrix that transforms signals of `size` samples, which stand on its left.
 
     Args:
         size: of the signal in time, n.
@@ -44,6 +26,9 @@ def product(size: int, reads_complex: bool, writes_complex: bool, forward: bool,
         forward: the sign of the exponent is negative.
         onesided: frequencies 0 to n // 2 alone, of a real signal.
         scale: factor of all results.
+
+    Returns:
+        float32 (inputs, outputs): rows of real parts, then of imaginary ones where it reads a complex tensor; columns alike.
     """
     kept = size // 2 + 1 if onesided or not writes_complex else size
     rows, columns = (size, kept) if writes_complex else (kept, size)
@@ -60,7 +45,7 @@ def product(size: int, reads_complex: bool, writes_complex: bool, forward: bool,
         parts = [[cosines, sines], [-sines, cosines]]
     else:
         parts = [[cosines, sines]]
-    return Product(torch.cat([torch.cat(row, 1) for row in parts]).float().contiguous(), reads_complex, writes_complex)
+    return torch.cat([torch.cat(row, 1) for row in parts]).float().contiguous()
 
 
 def factor(sizes: Sequence[int], normalization: int) -> float:
@@ -85,7 +70,7 @@ def short_time_kernels(window: Tensor, size: int, onesided: bool, normalized: bo
     whole = centred(window, size)
     (heard,) = whole.nonzero(as_tuple=True)
     first, last = (int(heard[0]), int(heard[-1]) + 1) if len(heard) else (0, 1)
-    matrix = product(size, False, True, True, onesided, 1 / math.sqrt(size) if normalized else 1.0).matrix
+    matrix = product(size, False, True, True, onesided, 1 / math.sqrt(size) if normalized else 1.0)
     return first, (matrix * whole[:, None])[first:last].t()[:, None].contiguous()
 
 
@@ -96,10 +81,7 @@ def inverse_kernels(window: Tensor, size: int, onesided: bool, normalized: bool)
         float32 (2 * frequencies, 1, size).
     """
     scale = (math.sqrt(size) if normalized else 1.0) / size
-    if onesided:
-        matrix = product(size, True, False, False, True, scale).matrix
-    else:
-        matrix = product(size, True, True, False, False, scale).matrix[:, :size]
+    matrix = product(size, True, False, False, True, scale) if onesided else product(size, True, True, False, False, scale)[:, :size]
     return (matrix * centred(window, size))[:, None].contiguous()
 
 
