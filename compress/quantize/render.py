@@ -10,6 +10,7 @@ from types import MappingProxyType
 from typing import Any
 
 import torch
+from torch import Tensor
 from torch.fx import GraphModule, Node
 from torchao.quantization.pt2e.quantize_pt2e import convert_pt2e, prepare_pt2e
 
@@ -30,6 +31,8 @@ from edgepress.compress.quantize.weight_grid import round_weights
 from edgepress.targets.errors import QuantizationError
 from edgepress.targets.nouns import Scheme
 from edgepress.targets.rules import QuantRules
+
+aten = torch.ops.aten
 
 
 @dataclass(frozen=True)
@@ -155,8 +158,22 @@ def _converted(module: GraphModule, quantizer: RulesQuantizer, rules: QuantRules
             for node in prepared.graph.nodes:  # activations have fixed parameters: only weights are left to observe
                 if node.op == "call_module" and constant(prepared, node.args[0]) is not None:
                     prepared.get_submodule(str(node.target))(constant(prepared, node.args[0]))
+        _retarget(prepared, aten.batch_norm.default, _batch_norm)
         converted: GraphModule = convert_pt2e(prepared, fold_quantize=rules.fold_weights)
+        _retarget(converted, _batch_norm, aten.batch_norm.default)
     return converted
+
+
+def _retarget(module: GraphModule, old: Callable[..., Tensor], new: Callable[..., Tensor]) -> None:
+    for node in module.graph.find_nodes(op="call_function", target=old):
+        node.target = new
+    module.recompile()
+
+
+def _batch_norm(*args: Any) -> Tensor:
+    """A batch normalization that `convert_pt2e` does not know: it searches for those of training, by 96 patterns traced in ten seconds."""
+    normalized: Tensor = aten.batch_norm.default(*args)
+    return normalized
 
 
 def _check_fit(module: GraphModule, statistics: Statistics) -> None:

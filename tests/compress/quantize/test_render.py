@@ -402,6 +402,20 @@ def test_a_batch_norm_changes_no_layer_that_others_read() -> None:
             assert 10 * torch.log10(want.square().sum() / (want - got).square().sum()) > 30
 
 
+def test_rendering_batch_norms_traces_no_patterns_of_training(monkeypatch: pytest.MonkeyPatch) -> None:
+    torch.manual_seed(0)
+    layers = [nn.Conv2d(3, 8, 3, padding=1), nn.ReLU(), nn.BatchNorm2d(8), nn.ReLU(), nn.Conv2d(8, 4, 3, padding=1)]
+    net, inputs = nn.Sequential(*layers).eval(), torch.randn(64, 3, 5, 5)
+    program = _exported(net, inputs[:2])
+    statistics = calibrate(program, [(inputs,)])
+    monkeypatch.setattr("torchao.quantization.pt2e.qat_utils._get_aten_graph_module_for_pattern", None)  # ten seconds of calls
+    module = render(program, statistics, rules_for("onnxruntime"), STATIC).module
+    assert [node.op for node in module.graph.find_nodes(op="call_function", target=torch.ops.aten.batch_norm.default)] == ["call_function"]
+    with torch.no_grad():
+        want, got = net(inputs), module(inputs)
+    assert 10 * torch.log10(want.square().sum() / (want - got).square().sum()) > 30
+
+
 def test_macs_of_one_sample_are_counted() -> None:
     convolutions = 16 * 16 * 8 * 3 * 9 + 2 * 8 * 8 * 8 * 8 * 9 + 4 * 4 * (16 * 8 * 9 + 16 * 16 * 9 + 16 * 8)
     assert count_macs(program_of("residual")) == convolutions + 16 * 5
