@@ -410,7 +410,7 @@ def test_rendering_batch_norms_traces_no_patterns_of_training(monkeypatch: pytes
     statistics = calibrate(program, [(inputs,)])
     monkeypatch.setattr("torchao.quantization.pt2e.qat_utils._get_aten_graph_module_for_pattern", None)  # ten seconds of calls
     module = render(program, statistics, rules_for("onnxruntime"), STATIC).module
-    assert [node.op for node in module.graph.find_nodes(op="call_function", target=torch.ops.aten.batch_norm.default)] == ["call_function"]
+    assert len(module.graph.find_nodes(op="call_function", target=torch.ops.aten.batch_norm.default)) == 1
     with torch.no_grad():
         want, got = net(inputs), module(inputs)
     assert 10 * torch.log10(want.square().sum() / (want - got).square().sum()) > 30
