@@ -7,7 +7,7 @@ from torch.export import ExportedProgram
 from torch.fx import Node
 
 from edgepress.compress.portable_products import look_up, measure_distances, multiply_twice
-from edgepress.compress.portable_windows import AVERAGES, DIVIDED, divide, exceeds_its_input, fold, pad, windows_of
+from edgepress.compress.portable_windows import AVERAGES, DIVIDED, NAMED, divide, exceeds_its_input, fold, number, pad, windows_of
 from edgepress.compress.rewriting import arguments_of, call, take_place
 
 aten = torch.ops.aten
@@ -45,12 +45,12 @@ def portable(program: ExportedProgram) -> ExportedProgram:
     Tracing writes a reshape as a view where the strides it saw allow one. Kernels choose strides of their own: that of attention with a
     mask gives others as soon as gradients are asked for. Such views become reshapes. An average over a window larger than its input, which
     `ceil_mode` allows and other frameworks refuse, becomes a mean; one that divides by a number of its own, a multiple of one that does
-    not. A softplus that is linear from a threshold on is chosen between. Integers taken from a float (`1.0 - mask`) become floats first.
-    Windows put side by side (`fold`), which only ONNX has an operator for, become permutations and, where windows overlap, sums; margins
-    that continue at the other side, and negative ones, become slices. Bags of as many rows of a table each (`EmbeddingBag` of a matrix)
-    become rows that are looked up, and their sum, mean or maximum; a bilinear form becomes a linear layer, a product and a sum; distances
-    (`cdist`) become differences, or products of matrices as torch computes many of them. A tensor written in the code is detached when it
-    is made and needs no more of it. Second names of operators become the first.
+    not. Margins of convolutions that have a name become numbers. A softplus that is linear from a threshold on is chosen between. Integers
+    taken from a float (`1.0 - mask`) become floats first. Windows put side by side (`fold`), which only ONNX has an operator for, become
+    permutations and, where windows overlap, sums; margins that continue at the other side, and negative ones, become slices. Bags of as
+    many rows of a table each (`EmbeddingBag` of a matrix) become rows that are looked up, and their sum, mean or maximum; a bilinear form
+    becomes a linear layer, a product and a sum; distances (`cdist`) become differences, or products of matrices as torch computes many of
+    them. A tensor written in the code is detached when it is made and needs no more of it. Second names of operators become the first.
     """
     for node in list(program.graph.nodes):
         if isinstance(node.target, torch._ops.OpOverload):
@@ -62,6 +62,8 @@ def portable(program: ExportedProgram) -> ExportedProgram:
             node.target, node.args, node.kwargs = aten.mean.dim, (node.args[0], axes, True), {}
         elif node.target in DIVIDED:
             divide(node)
+        elif node.target in NAMED:
+            number(node)
         elif node.target is aten.softplus.default:
             _bend(node)
         elif node.target is aten.detach_.default and node.args[0].target is aten.lift_fresh_copy.default:

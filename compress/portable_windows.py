@@ -14,6 +14,8 @@ aten = torch.ops.aten
 AVERAGES = {aten.avg_pool1d.default: 1, aten.avg_pool2d.default: 2}
 #: Pools that may divide by another number than that of the elements in a window.
 DIVIDED = (aten.avg_pool2d.default, aten.avg_pool3d.default)
+#: Convolutions whose margins have a name -> those with numbers.
+NAMED = {getattr(aten, f"conv{rank}d").padding: getattr(aten, f"conv{rank}d").default for rank in (1, 2, 3)}
 #: Where a slice ends that goes to the end.
 _END = 2**63 - 1
 
@@ -56,6 +58,21 @@ def divide(node: Node) -> None:
             x = call(node.graph, aten.constant_pad_nd.default, x, [margin for pair in reversed(margins) for margin in pair], 0.0)
         means = call(node.graph, node.target, x, window, stride)
         result = call(node.graph, aten.mul.Tensor, means, math.prod(window) / divisor)
+    take_place(result, node)
+
+
+def number(node: Node) -> None:
+    """Give a convolution the numbers that its margins' name stands for; where one is odd, the zero that is over comes behind."""
+    x, weight, bias, stride, name, dilation, groups = arguments_of(node)
+    kernel = weight.meta["val"].shape[2:]
+    spreads = [*dilation] * (len(kernel) // len(dilation))
+    totals = [spread * (extent - 1) if name == "same" else 0 for extent, spread in zip(kernel, spreads, strict=True)]
+    with node.graph.inserting_before(node):
+        if any(total % 2 for total in totals):
+            x = call(node.graph, aten.constant_pad_nd.default, x, [each for total in reversed(totals) for each in (0, total % 2)], 0.0)
+        halves = [total // 2 for total in totals]
+        result = call(node.graph, NAMED[node.target], x, weight, bias, stride, halves, dilation, groups)
+    result.meta = {**node.meta, "val": result.meta["val"]}
     take_place(result, node)
 
 

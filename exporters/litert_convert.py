@@ -23,6 +23,7 @@ from edgepress.exporters.litert_pools import pools
 from edgepress.exporters.litert_products import keep_transposed
 from edgepress.exporters.litert_transposed import lower_transposed
 from edgepress.exporters.litert_transposed_volumes import convolve_planes
+from edgepress.exporters.litert_windows import convolve_grids
 from edgepress.exporters.programs import graphs_known, program_of
 from edgepress.exporters.resizing import resizing
 from edgepress.targets.nouns import Signature
@@ -54,7 +55,7 @@ def to_tflite(module: GraphModule, signature: Signature, samples: Sequence[np.nd
         program = written_out(program, resizing(centres=True) | pools())
         if quantized:
             program = written_out(program, joins())
-        fixed = keep_transposed(convolve_in_two(lower_transposed(convolve_planes(lower_indexing(program)))))
+        fixed = keep_transposed(convolve_grids(convolve_in_two(lower_transposed(convolve_planes(lower_indexing(program))))))
         _lay_out(fixed)
         if quantized:
             keep_float(fixed)

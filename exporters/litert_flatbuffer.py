@@ -23,11 +23,12 @@ _DATA_MOVERS = frozenset(
 #: Builtin op code -> first version with int8 weights that have a scale per channel (CONV_2D, DEPTHWISE_CONV_2D, DEQUANTIZE,
 #: EMBEDDING_LOOKUP, FULLY_CONNECTED), from the format's table of op versions.
 _PER_CHANNEL_VERSION = {3: 5, 4: 6, 6: 5, 7: 4, 9: 12}
-#: How the names of tensors begin whose logarithm or root is taken.
-KEPT = "magnified/"
+#: How the names of tensors begin whose logarithm or root is taken, and of those that layers write whose weights alone are integers.
+KEPT, UNPACKED = "magnified/", "unpacked/"
 _LAYERS = frozenset({"BATCH_MATMUL", "CONV_2D", "CONV_3D", "DEPTHWISE_CONV_2D", "FULLY_CONNECTED", "TRANSPOSE_CONV"})
 _WEIGHTS_ALONE = "float arithmetic; only weights are integers"
 _NO_WEIGHTS = "dynamic-range kernels exist for ops with constant int8 weights alone"
+_SLOWER = "rounding what it reads while it runs takes longer than its products in float; only weights are integers"
 
 
 class TfliteFile:
@@ -159,8 +160,8 @@ class TfliteFile:
             name = self.name(operator)
             kinds = [self.graph.tensors[i].type for i in operator.inputs if i >= 0]
             if name not in _DATA_MOVERS and self.graph.tensors[operator.outputs[0]].type == _FLOAT32 and _INT8 not in kinds:
-                kept = _text(self.graph.tensors[operator.outputs[0]].name).startswith(KEPT)
-                lines[name, REASON if kept else usual] += 1
+                written = _text(self.graph.tensors[operator.outputs[0]].name)
+                lines[name, REASON if written.startswith(KEPT) else _SLOWER if written.startswith(UNPACKED) else usual] += 1
         return tuple({"op": name, "count": count, "reason": reason} for (name, reason), count in sorted(lines.items()))
 
     def remaining(self, lines: Sequence[Mapping[str, Any]]) -> tuple[Mapping[str, Any], ...]:

@@ -7,12 +7,14 @@ two dimensions, but not where they meet a residual sum or a concatenation of thr
 from __future__ import annotations
 
 import operator
+from functools import partial
 from typing import Any
 
 import torch
 from torch.fx import GraphModule, Node
 
-from edgepress.compress.quantize.graph import ACTIVATIONS, attribute, op_name, set_attribute
+from edgepress.compress.quantize.graph import ACTIVATIONS, op_name
+from edgepress.exporters.rounded_constants import derived
 
 aten = torch.ops.aten
 #: The dimension that is added, of one element.
@@ -35,7 +37,7 @@ def convolve_in_two(module: GraphModule) -> GraphModule:
     if not any(node.target is aten.conv1d.default for node in module.graph.nodes):
         return module
     for node in list(module.graph.nodes):
-        if node.target is aten.conv1d.default and _stored(node.args[1]):
+        if node.target is aten.conv1d.default:
             _widen(module, node)
         elif (wide := _wider(node)) is not None:
             node.replace_all_uses_with(wide)
@@ -45,19 +47,14 @@ def convolve_in_two(module: GraphModule) -> GraphModule:
     return module
 
 
-def _stored(weight: Node) -> bool:
-    """Is it a constant, rounded or not?"""
-    source: Any = weight
-    while "quantize_per_" in op_name(source):
-        source = source.args[0]
-    return bool(source.op == "get_attr")
-
-
 def _widen(module: GraphModule, node: Node) -> None:
     given: tuple[Any, ...] = node.args
     x, weight, bias, stride, padding, dilation, groups = given + (None, [1], [0], [1], 1)[len(given) - 2 :]
     with module.graph.inserting_before(node):
-        wide, kernel = _four(x), _wide_weight(module, weight)
+        kernel = derived(module, weight, "wide", partial(torch.unsqueeze, dim=_ADDED))
+        if kernel is None:
+            return
+        wide = _four(x)
         sizes = ([before, *value] for before, value in ((1, stride), (0, padding), (1, dilation)))
         found = module.graph.call_function(aten.conv2d.default, (wide, kernel, bias, *sizes, groups))
         found.meta["val"] = node.meta["val"].unsqueeze(_ADDED)
@@ -82,20 +79,6 @@ def _three(node: Node) -> Node:
 
 def _squeezed(node: Any) -> bool:
     return isinstance(node, Node) and node.target is aten.squeeze.dim and node.args[1] == _ADDED and node.meta["val"].dim() == _ADDED + 1
-
-
-def _wide_weight(module: GraphModule, node: Node) -> Node:
-    """A weight of three dimensions in four, the constant itself: behind a reshape it would be turned on every run."""
-    if node.op == "get_attr":
-        name = f"{str(node.target).replace('.', '_')}_wide"
-        set_attribute(module, name, attribute(module, str(node.target)).detach().unsqueeze(_ADDED))
-        wide: Node = node.graph.get_attr(name)
-    else:
-        integers = _wide_weight(module, node.args[0])
-        wide = node.graph.node_copy(node)
-        wide.args = (integers, *node.args[1:])
-    wide.meta = {**node.meta, "val": node.meta["val"].unsqueeze(_ADDED)}
-    return wide
 
 
 def _wider(node: Node) -> Node | None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import partial
 from io import BytesIO
 
 import pytest
@@ -49,6 +51,24 @@ def test_a_pool_that_divides_by_a_number_of_its_own_is_a_multiple_of_an_average(
     (average,) = (node for node in program.graph.nodes if "avg_pool" in str(node.target))
     assert len(average.args) <= 3 and not average.kwargs  # no padding, no window that stands over, no divisor
     torch.testing.assert_close(program.module()(x), pool(x))
+
+
+@pytest.mark.parametrize("margins", ["same", "valid"])
+@pytest.mark.parametrize(
+    ("layer", "shape"),
+    [
+        (partial(nn.Conv1d, 2, 4, 4), (3, 2, 9)),
+        (partial(nn.Conv2d, 2, 4, (3, 2), dilation=(2, 3), groups=2), (3, 2, 8, 9)),
+        (partial(nn.Conv2d, 2, 4, 5, bias=False), (3, 2, 8, 9)),
+        (partial(nn.Conv3d, 2, 4, (2, 3, 1)), (1, 2, 4, 5, 6)),
+    ],
+)
+def test_margins_of_convolutions_are_numbers(layer: Callable[..., nn.Module], shape: tuple[int, ...], margins: str) -> None:
+    net, x = layer(padding=margins), torch.randn(shape, generator=torch.Generator().manual_seed(0))
+    program = portable(torch.export.export(net, (x,)))
+    convolutions = [node for node in program.graph.nodes if node.op == "call_function" and "conv" in str(node.target)]
+    assert [node.target._overloadname for node in convolutions] == ["default"]
+    torch.testing.assert_close(program.module()(x), net(x))
 
 
 @pytest.mark.parametrize("beta", [0.5, 2.0])
