@@ -45,10 +45,9 @@ def requantize(model: bytes, kind: str) -> bytes:
         recipe = _recipe(kind)
         if kind != "fp16":
             file = TfliteFile(model)
-            kept = _named(file, file.behind(_MAGNIFYING, _BETWEEN), KEPT)
-            unpacked = (
-                _named(file, [each for each in file.graph.operators if _is_slower(file, each)], UNPACKED) if kind == "dynamic" else []
-            )
+            small = file.behind(_MAGNIFYING, _BETWEEN)
+            slower = [each for each in file.graph.operators if kind == "dynamic" and each not in small and _is_slower(file, each)]
+            kept, unpacked = _named(file, small, KEPT), _named(file, slower, UNPACKED)
             model = file.pack() if kept or unpacked else model
             recipe += [{**rule, "regex": f"^{re.escape(name)}"} for rule in _recipe("weights") for name in unpacked]
             recipe += [{**_FLOAT, "regex": f"^{re.escape(name)}"} for name in kept]
