@@ -196,7 +196,7 @@ class OnnxRuntimeExporter(Exporter):
         return Support(True, version("onnxruntime"))
 
     def _export_impl(self, request: ExportRequest, folder: Path) -> Artifact:
-        from edgepress.exporters import onnx_biases, onnx_dynamic, onnx_kernels, onnx_passes, onnx_recurrent
+        from edgepress.exporters import onnx_biases, onnx_dynamic, onnx_kernels, onnx_layouts, onnx_passes, onnx_recurrent, onnx_transposed
 
         opset = request_opset(request.target.options)
         path, bits = folder / "model.onnx", request.scheme.weight_bits
@@ -209,11 +209,14 @@ class OnnxRuntimeExporter(Exporter):
                 integer_lstm = onnx_recurrent.quantize_lstm(path, bits)  # while the file has ONNX's own operators alone
                 onnx_biases.quantize_output_biases(path)
                 onnx_biases.fuse_biases(path)
-                onnx_passes.fold_at_load(path, ("ConvTranspose",), INTEGERS)  # the one layer in `weight_only` of the rules
+                onnx_transposed.convolve_phases(path)
+                onnx_passes.fold_at_load(path, (), INTEGERS)
                 onnx_kernels.pool_means(path)
+                onnx_kernels.convolve_averages(path)
                 onnx_kernels.sum_hard_sigmoids(path)
                 onnx_kernels.fuse_silus(path)
-                onnx_kernels.turn_entries(path)
+                onnx_layouts.repeat_rows(path)
+                onnx_layouts.turn_entries(path)
                 onnx_passes.guard_float_layers(path)
             if request.scheme.kind == "weights":
                 onnx_passes.fold_at_load(path)

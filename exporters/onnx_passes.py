@@ -46,6 +46,10 @@ def _guard_turned_products(graph: Any) -> None:
         node.replace_input_with(0, guarded)
 
 
+#: How the names of weights end that are integers in the file, and floats from its loading on.
+UNPACKED = "_integers"
+
+
 def fold_at_load(path: Path, readers: Container[str] | None = None, suffix: str = "") -> None:
     """Store int8 weights so that onnxruntime turns them into floats once, when it loads them.
 
@@ -79,8 +83,8 @@ def fold_at_load(path: Path, readers: Container[str] | None = None, suffix: str 
             scale = scale.reshape([-1 if dimension == axis else 1 for dimension in range(len(tensors[node.input[0]].dims))])
         name = node.output[0]
         model.graph.initializer.append(onnx.numpy_helper.from_array(scale, f"{name}_scale"))
-        nodes.append(onnx.helper.make_node("Cast", [node.input[0]], [f"{name}_integers"], f"{name}_cast", to=onnx.TensorProto.FLOAT))
-        nodes.append(onnx.helper.make_node("Mul", [f"{name}_integers", f"{name}_scale"], [name], f"{name}_mul"))
+        nodes.append(onnx.helper.make_node("Cast", [node.input[0]], [f"{name}{UNPACKED}"], f"{name}_cast", to=onnx.TensorProto.FLOAT))
+        nodes.append(onnx.helper.make_node("Mul", [f"{name}{UNPACKED}", f"{name}_scale"], [name], f"{name}_mul"))
     if len(nodes) > len(model.graph.node):
         replace_nodes(model, nodes)
         write(model, path)
@@ -91,7 +95,7 @@ _ROUNDED_AT_LOAD = ("Conv", "ConvTranspose", "Gemm")
 
 
 def guard_float_layers(path: Path) -> None:
-    """Keep layers that were left in float from becoming integers when the file is loaded, in place.
+    """Keep layers that were left in float from becoming integers when the file is loaded, in place, those of unpacked integers too.
 
     A Max of one tensor, which is that tensor, stands between such a layer and the DequantizeLinear it reads; onnxruntime removes
     an Identity there before it looks for layers to round.
@@ -100,6 +104,7 @@ def guard_float_layers(path: Path) -> None:
 
     model = onnx.load(path)
     floats = {tensor.name for tensor in model.graph.initializer if tensor.data_type == onnx.TensorProto.FLOAT}
+    floats |= {node.output[0] for node in model.graph.node if node.op_type == "Mul" and node.input[0].endswith(UNPACKED)}
     dequantized = {node.output[0] for node in model.graph.node if node.op_type == "DequantizeLinear"}
     nodes = []
     for node in model.graph.node:
@@ -114,7 +119,7 @@ def guard_float_layers(path: Path) -> None:
 
 
 def replace_nodes(model: Any, nodes: list[Any]) -> None:
-    """Put other nodes into an ONNX model, and take constants out that none of them reads."""
+    """Put other nodes into an ONNX model, and take out those and the constants that nothing reads."""
     copies = [type(node).FromString(node.SerializeToString()) for node in nodes]
     del model.graph.node[:]
     model.graph.node.extend(copies)
@@ -122,7 +127,12 @@ def replace_nodes(model: Any, nodes: list[Any]) -> None:
 
 
 def _drop_unused(model: Any) -> None:
-    used = {name for node in model.graph.node for name in node.input}
+    used = {value.name for value in model.graph.output}
+    for node in reversed(list(model.graph.node)):
+        if used.isdisjoint(node.output):
+            model.graph.node.remove(node)
+        else:
+            used.update(node.input)
     kept = [tensor for tensor in model.graph.initializer if tensor.name in used]
     del model.graph.initializer[:]
     model.graph.initializer.extend(kept)

@@ -10,6 +10,7 @@ from types import MappingProxyType
 import torch
 from torch.fx import GraphModule, Node
 
+from edgepress.compress.quantize import phases
 from edgepress.compress.quantize.graph import (
     ACTIVATIONS,
     FLOAT,
@@ -37,8 +38,8 @@ KEPT = "kept in float: its integers cost too much accuracy"
 ENTRY = "reads the model's input and sums few products: the runtime's float kernel is faster than rounding and its integer one"
 #: Such convolutions are in integers all the same where they are more than this share of the multiply-accumulates.
 ENTRY_SHARE = 0.12
-#: Why a layer of `QuantRules.weight_only` or beyond its `float_window` is not.
-WEIGHT_ONLY = "the runtime has no integer kernel for it: its weight alone is stored in integers"
+#: Why a layer of the kinds in `QuantRules.weight_only`, or one that is slower in integers by these rules, is not.
+WEIGHT_ONLY = "the runtime has no integer kernel for it that is faster than in float: its weight alone is stored in integers"
 
 
 @dataclass(frozen=True)
@@ -153,7 +154,7 @@ class _Placing:
             return node.meta.get(FLOAT) or self.masked.get(node)
         if kind == "embedding" and kind in self.rules.placement:
             return "a lookup that stays float: its table is small, or something else reads it"
-        if (kind in self.rules.weight_only or self._has_large_window(node, kind)) and constant(self.module, node.args[1]) is not None:
+        if (kind in self.rules.weight_only or self._is_slow(node, kind)) and constant(self.module, node.args[1]) is not None:
             return WEIGHT_ONLY
         if kind not in self.placed:
             return f"this scheme leaves {kind} in float"
@@ -177,12 +178,16 @@ class _Placing:
                 return f"reaches {self.largest(item):.3g} in calibration (more than {LARGEST:g}): 8 bits cannot hold such a range"
         return None
 
-    def _has_large_window(self, node: Node, kind: str) -> bool:
-        """Is it a depthwise convolution beyond `QuantRules.float_window`?"""
-        if kind != "conv" or self.rules.float_window is None:
+    def _is_slow(self, node: Node, kind: str) -> bool:
+        """Is it a convolution for which the runtime has integer kernels that are slower than its float ones, if any?"""
+        if kind not in ("conv", "conv_transpose"):
             return False
-        weight = value_of(node.args[1])
-        return bool(weight.shape[:2] == (value_of(node.args[0]).shape[1], 1) and weight[0].numel() > self.rules.float_window)
+        weight, channels = value_of(node.args[1]).shape, value_of(node.args[0]).shape[1]
+        if kind == "conv_transpose":
+            return self.rules.beside and not phases.fits(node)
+        if weight[:2] == (channels, 1):
+            return self.rules.float_window is not None and weight[2:].numel() > self.rules.float_window
+        return bool(weight[1] < min(self.rules.float_groups, channels))
 
     def _is_constant(self, node: Node) -> bool:
         return constant(self.module, root_of(node)) is not None

@@ -26,7 +26,7 @@ from edgepress.compress.quantize.reasons import summary
 from edgepress.compress.quantize.sharing import TensorParameters
 from edgepress.compress.quantize.split_outliers import spread_outliers
 from edgepress.compress.quantize.statistics import Statistics
-from edgepress.compress.quantize.unpacked import STORED, readers, store_weights
+from edgepress.compress.quantize.unpacked import STORED, mark_stored, readers, store_weights
 from edgepress.compress.quantize.weight_grid import round_weights
 from edgepress.targets.errors import QuantizationError
 from edgepress.targets.nouns import Scheme
@@ -138,6 +138,7 @@ def _rendered(
     lines = summary({node: reason for node, reason in reasons.items() if node not in tables})
     names = {node.name for node in tables}
     converted = _converted(module, quantizer, rules)
+    mark_stored(converted, {node.name for node, reason in reasons.items() if reason == WEIGHT_ONLY})
     if names:
         store_in_integers(converted, [node for node in converted.graph.nodes if node.name in names], narrow)
     if stored:

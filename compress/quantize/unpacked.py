@@ -11,7 +11,7 @@ from collections.abc import Container
 import torch
 from torch.fx import GraphModule, Node
 
-from edgepress.compress.quantize.graph import constant, kind_of, new_constant, op_name, value_of
+from edgepress.compress.quantize.graph import attribute, constant, kind_of, new_constant, op_name, set_attribute, value_of
 
 #: Why what reads such a weight computes in float.
 STORED = "the runtime has no integer kernel for it: its weights alone are stored in integers"
@@ -61,6 +61,24 @@ def store_weights(module: GraphModule, names: Container[str], fold: bool = True)
         if not weight.users:
             module.graph.erase_node(weight)
     module.graph.lint()
+    module.recompile()
+
+
+def mark_stored(module: GraphModule, names: Container[str]) -> None:
+    """Give the integers of the weights of some layers names by which an exporter tells that no integer kernel reads them, in place.
+
+    Args:
+        module: converted, with weights that are integers or are rounded in it.
+        names: of the layers.
+    """
+    for node in [node for node in module.graph.nodes if node.name in names]:
+        source = node.args[1]
+        while isinstance(source, Node) and source.op == "call_function":
+            source = source.args[0]
+        if isinstance(source, Node) and source.op == "get_attr" and not str(source.target).endswith(INTEGERS):
+            name = f"{str(source.target).replace('.', '_')}{INTEGERS}"
+            set_attribute(module, name, attribute(module, str(source.target)))
+            source.target = name
     module.recompile()
 
 

@@ -76,7 +76,10 @@ class QuantRules:
         rounded_before: names of float ops that are faster where layers before them write integers, centred ones, than floats.
         float_entry: a 2-D convolution of the model's input stays float where an output sums at most so many products, and few of the
             network's multiply-accumulates are its.
-        float_window: a depthwise convolution over windows of more values than this stays float, as one of `weight_only` does.
+        float_window: a depthwise convolution over windows of more values than this is as one of `weight_only`.
+        float_groups: so is a convolution of groups of fewer inputs than this, other than a depthwise one with an output for each input.
+        beside: transposed convolutions are computed as convolutions whose outputs are put beside each other (`phases.py`). Those that
+            cannot be, or would take twice as many products, are as those of `weight_only`.
         weight_only: op kinds without an integer kernel whose weights static schemes store in integers all the same.
         unpacks: weights of recurrent layers, and of products that are no linear layer, are stored in integers that loading a file unpacks.
         whole_splits: a tensor is taken apart in integers where all of its pieces are rounded: one that floats read is, if another is.
@@ -113,6 +116,8 @@ class QuantRules:
     rounded_before: frozenset[str] = frozenset()
     float_entry: int = 0
     float_window: int | None = None
+    float_groups: int = 0
+    beside: bool = False
     weight_only: frozenset[str] = frozenset()
     unpacks: bool = False
     whole_splits: bool = False

@@ -13,7 +13,7 @@ from edgepress.compress.quantize import Rendered, Statistics, calibrate, render
 from edgepress.compress.quantize.placement import ENTRY
 from edgepress.exporters import EXPORTERS
 from edgepress.exporters.base import ExportRequest
-from edgepress.exporters.onnx_kernels import turn_entries
+from edgepress.exporters.onnx_layouts import turn_entries
 from edgepress.targets.nouns import Scheme, Signature, Target, TensorSpec
 from edgepress.targets.rules import rules_for
 

@@ -25,6 +25,7 @@ from edgepress.compress.quantize.learnt_rounding import RoundingOptions
 from edgepress.compress.quantize.render import placed
 from edgepress.compress.quantize.saturation import LIMIT, Guard, Pairs, guard_of
 from edgepress.compress.quantize.statistics import Statistics
+from edgepress.compress.quantize.unpacked import INTEGERS
 from edgepress.targets.nouns import Scheme
 from edgepress.targets.rules import rules_for
 from tests.compress.quantize.nets import outputs_of, program_of, samples_of
@@ -124,7 +125,8 @@ def exported(module: nn.Module, inputs: Tensor) -> ExportedProgram:
 def stored(module: GraphModule) -> dict[Node, np.ndarray]:
     """Layer -> its integers in a rendering."""
     layers = [node for node in module.graph.nodes if kind_of(node) in ("conv", "linear") and "dequantize" in str(node.args[1].target)]
-    return {node: attribute(module, str(node.args[1].args[0].target)).numpy() for node in layers}
+    found = {node: str(node.args[1].args[0].target) for node in layers}
+    return {node: attribute(module, name).numpy() for node, name in found.items() if not name.endswith(INTEGERS)}
 
 
 @cache

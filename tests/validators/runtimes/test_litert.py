@@ -49,12 +49,18 @@ def test_macs_are_those_of_the_model() -> None:
 
 @pytest.mark.parametrize(
     ("precision", "kind", "share"),
-    [("fp32", "float", 0.0), ("fp16", "float", 0.0), ("int8-weights", "weights", 0.0), ("int8", "dynamic", 1)],
+    # dynamic: the depthwise layer, that of 16 inputs and outputs and the head are as fast in float, or faster
+    [
+        ("fp32", "float", 0.0),
+        ("fp16", "float", 0.0),
+        ("int8-weights", "weights", 0.0),
+        ("int8", "dynamic", 256 * (432 + 2304) / 803136),
+    ],
 )
 def test_the_share_of_integer_macs_follows_the_scheme(precision: str, kind: str, share: float) -> None:
     artifact, folder = exported("cnn", precision, kind)
     with LiteRt().open(artifact, folder) as session:
-        assert session.kernels().int8_macs_share == share
+        assert session.kernels().int8_macs_share == pytest.approx(share)
 
 
 def linear_file(folder: Path, kind: str) -> tuple[np.ndarray, np.ndarray, LiteRtSession]:
