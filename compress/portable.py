@@ -7,7 +7,7 @@ from torch.export import ExportedProgram
 from torch.fx import Node
 
 from edgepress.compress.portable_products import look_up, measure_distances, multiply_twice
-from edgepress.compress.portable_windows import AVERAGES, DIVIDED, NAMED, divide, exceeds_its_input, fold, number, pad, windows_of
+from edgepress.compress.portable_windows import AVERAGES, DIVIDED, NAMED, covers_its_input, divide, fold, number, pad, windows_of
 from edgepress.compress.rewriting import arguments_of, call, take_place
 
 aten = torch.ops.aten
@@ -43,21 +43,22 @@ def portable(program: ExportedProgram) -> ExportedProgram:
     """The program, changed in place to what runs elsewhere too, with the same values.
 
     Tracing writes a reshape as a view where the strides it saw allow one. Kernels choose strides of their own: that of attention with a
-    mask gives others as soon as gradients are asked for. Such views become reshapes. An average over a window larger than its input, which
-    `ceil_mode` allows and other frameworks refuse, becomes a mean; one that divides by a number of its own, a multiple of one that does
-    not. Margins of convolutions that have a name become numbers. A softplus that is linear from a threshold on is chosen between. Integers
-    taken from a float (`1.0 - mask`) become floats first. Windows put side by side (`fold`), which only ONNX has an operator for, become
-    permutations and, where windows overlap, sums; margins that continue at the other side, and negative ones, become slices. Bags of as
-    many rows of a table each (`EmbeddingBag` of a matrix) become rows that are looked up, and their sum, mean or maximum; a bilinear form
-    becomes a linear layer, a product and a sum; distances (`cdist`) become differences, or products of matrices as torch computes many of
-    them. A tensor written in the code is detached when it is made and needs no more of it. Second names of operators become the first.
+    mask gives others as soon as gradients are asked for. Such views become reshapes. An average over a window as large as its input, or
+    larger, which `ceil_mode` allows and other frameworks refuse, becomes a mean; one that divides by a number of its own, a multiple of
+    one that does not. Margins of convolutions that have a name become numbers. A softplus that is linear from a threshold on is chosen
+    between. Integers taken from a float (`1.0 - mask`) become floats first. Windows put side by side (`fold`), which only ONNX has an
+    operator for, become permutations and, where windows overlap, sums; margins that continue at the other side, and negative ones, become
+    slices. Bags of as many rows of a table each (`EmbeddingBag` of a matrix) become rows that are looked up, and their sum, mean or
+    maximum; a bilinear form becomes a linear layer, a product and a sum; distances (`cdist`) become differences, or products of matrices
+    as torch computes many of them. A tensor written in the code is detached when it is made and needs no more of it. Second names of
+    operators become the first.
     """
     for node in list(program.graph.nodes):
         if isinstance(node.target, torch._ops.OpOverload):
             node.target = _first_name(node.target)
         if node.target is aten.view.default:
             node.target = aten.reshape.default
-        elif node.target in AVERAGES and exceeds_its_input(node):
+        elif node.target in AVERAGES and covers_its_input(node):
             axes = list(range(-len(windows_of(node)), 0))
             node.target, node.args, node.kwargs = aten.mean.dim, (node.args[0], axes, True), {}
         elif node.target in DIVIDED:

@@ -20,16 +20,15 @@ NAMED = {getattr(aten, f"conv{rank}d").padding: getattr(aten, f"conv{rank}d").de
 _END = 2**63 - 1
 
 
-def exceeds_its_input(node: Node) -> bool:
-    """Has a pool one window, which covers all of a known extent and more?"""
+def covers_its_input(node: Node) -> bool:
+    """Has a pool one window, which covers all of a known extent?"""
     windows, kept = windows_of(node), node.args[3] if len(node.args) > 3 else 0
     extents, results = (value.meta["val"].shape[-len(windows) :] for value in (node.args[0], node))
     divided = node.kwargs.get("divisor_override") if len(node.args) < 7 else node.args[6]
     if not all(isinstance(extent, int) for extent in extents) or any(result != 1 for result in results):
         return False
     padded = any(kept) if isinstance(kept, list | tuple) else bool(kept)
-    pairs = list(zip(windows, extents, strict=True))
-    return not padded and divided is None and all(a >= b for a, b in pairs) and any(a > b for a, b in pairs)
+    return not padded and divided is None and all(a >= b for a, b in zip(windows, extents, strict=True))
 
 
 def windows_of(node: Node) -> list[int]:

@@ -6,7 +6,8 @@ LiteRT's concatenation, maximum, minimum, select and padding with a number need 
 them stands in float next to an integer op, the converter takes that op's scale for all of them, and values outside its range are clipped
 without a word (20 dB instead of 48 dB on a small network). An optimization barrier, which leaves no trace in the file, stops it.
 
-Hard-swish and GELU: between integers they become int8 ops that XNNPACK does not take, and each of them cuts the delegated graph in two.
+Hard-swish, GELU and magnitudes: between integers they become int8 ops that XNNPACK does not take, and each of them cuts the delegated
+graph in two.
 
 Softmax: before a rounding it becomes an int8 op too, which loads with an output of the scale 1/256 alone.
 
@@ -28,7 +29,7 @@ aten = torch.ops.aten
 _WHERE = [getattr(aten.where, name) for name in ("self", "Scalar", "ScalarOther", "ScalarSelf")]
 _JOINS = frozenset([aten.cat.default, aten.stack.default, aten.maximum.default, aten.minimum.default, *_WHERE])
 #: Ops that XNNPACK computes in float alone.
-_FLOAT_KERNELS = frozenset([aten.hardswish.default, aten.gelu.default])
+_FLOAT_KERNELS = frozenset([aten.abs.default, aten.hardswish.default, aten.gelu.default])
 
 
 def keep_float(module: GraphModule) -> GraphModule:

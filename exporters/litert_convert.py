@@ -16,10 +16,11 @@ from torch.fx import Graph, GraphModule, Node
 
 from edgepress.exporters.decompositions import written_out
 from edgepress.exporters.litert_barriers import keep_float
+from edgepress.exporters.litert_clips import round_clips
 from edgepress.exporters.litert_decompositions import joins, without_kernel
 from edgepress.exporters.litert_indexing import lower_indexing
 from edgepress.exporters.litert_one_dimension import convolve_in_two
-from edgepress.exporters.litert_pools import pools
+from edgepress.exporters.litert_pools import convolve_averages, pools
 from edgepress.exporters.litert_products import keep_transposed
 from edgepress.exporters.litert_transposed import lower_transposed
 from edgepress.exporters.litert_transposed_volumes import convolve_planes
@@ -55,7 +56,10 @@ def to_tflite(module: GraphModule, signature: Signature, samples: Sequence[np.nd
         program = written_out(program, resizing(centres=True) | pools())
         if quantized:
             program = written_out(program, joins())
-        fixed = keep_transposed(convolve_grids(convolve_in_two(lower_transposed(convolve_planes(lower_indexing(program))))))
+        fixed = lower_indexing(program)
+        if quantized:
+            fixed = convolve_averages(round_clips(fixed))
+        fixed = keep_transposed(convolve_grids(convolve_in_two(lower_transposed(convolve_planes(fixed)))))
         _lay_out(fixed)
         if quantized:
             keep_float(fixed)

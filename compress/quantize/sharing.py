@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch.fx import GraphModule, Node
 
-from edgepress.compress.quantize.graph import PIECES, RANGE, constant, is_float, op_name, root_of
+from edgepress.compress.quantize.graph import ACTIVATIONS, PIECES, RANGE, constant, is_float, op_name, root_of
 from edgepress.compress.quantize.observers import Range
 from edgepress.compress.quantize.placement import Placement, data_inputs
 from edgepress.compress.quantize.statistics import Statistics
@@ -84,7 +84,7 @@ class TensorParameters:
             inputs = data_inputs(node, kind)
             for item in (*inputs, tail):
                 self._parent.setdefault(item, item)
-            if kind in rules.shared:
+            if self._shares(node, kind):
                 for item in inputs:
                     self._union(item, tail)
             if kind in rules.centred_inputs:
@@ -122,13 +122,17 @@ class TensorParameters:
             for item in data_inputs(node, kind):
                 if item not in outputs and is_float(item):
                     found[self._find(item)].add(node)
-            if tail in outputs and kind not in self._rules.shared:
+            if tail in outputs and not self._shares(node, kind):
                 found[self._find(tail)].add(tail)
         return {root: places for root, places in found.items() if places}
 
     def set_range(self, group: Shared, interval: Range) -> None:
         """Let tensors that share a range have another one."""
         self._groups[self._find(group.nodes[0])] = qparams(interval, self._rules, group.centred)
+
+    def _shares(self, node: Node, kind: str) -> bool:
+        """Does it write the scale that it reads?"""
+        return kind in self._rules.shared and not (self._rules.clips and op_name(node) in ACTIVATIONS)
 
     def _find(self, node: Node) -> Node:
         while self._parent[node] is not node:

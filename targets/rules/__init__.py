@@ -62,6 +62,7 @@ class QuantRules:
         fused: op kinds that a kernel with weights computes before it rounds its output, besides clipping.
         gated: op kinds (silu, hard_swish) written as a product with their gate, since the runtime has integer kernels for these two.
         shared: op kinds whose inputs and output have one scale and zero point.
+        clips: a clip between integers has a scale of its own all the same: rounding to it is the clip.
         decompose_attention: write fused attention as matmul, softmax, matmul, so that its matmuls run in integers.
         smooth: split outlier channels of what linear layers read, and scale them into the weights, where that lowers the error.
         fold_weights: store integer weights in the graph; False keeps float weights with a quantize node before use.
@@ -105,6 +106,7 @@ class QuantRules:
     gated: frozenset[str] = frozenset()
     shared: frozenset[str] = frozenset({"shape", "max_pool", "cat"})
     fused: frozenset[str] = frozenset()
+    clips: bool = False
     decompose_attention: bool = True
     smooth: bool = True
     fold_weights: bool = True

@@ -38,6 +38,7 @@ RULES = QuantRules(
     ),
     gated=frozenset({"silu"}),
     shared=frozenset({"shape", "max_pool", "avg_pool", "cat"}),
+    clips=True,
     unit_output=(1 / 256, -128),
     fold_weights=False,
     float_window=25,

@@ -23,12 +23,13 @@ from edgepress.compress.quantize import float_module
         (nn.AvgPool2d(320, ceil_mode=True), (2, 3, 2, 4), "mean"),
         (nn.AvgPool2d((5, 2), ceil_mode=True, count_include_pad=False), (2, 3, 4, 2), "mean"),
         (nn.AvgPool1d(9, ceil_mode=True), (2, 3, 7), "mean"),
-        (nn.AvgPool2d(2), (2, 3, 2, 2), "avg_pool2d"),
+        (nn.AvgPool2d(2), (2, 3, 2, 2), "mean"),
+        (nn.AvgPool2d(2), (2, 3, 2, 3), "avg_pool2d"),
         (nn.AvgPool2d(3, ceil_mode=True), (2, 3, 4, 4), "avg_pool2d"),
         (nn.AvgPool2d(8, padding=1, ceil_mode=True), (2, 3, 6, 6), "avg_pool2d"),
     ],
 )
-def test_a_pool_whose_window_exceeds_its_input_becomes_a_mean(pool: nn.Module, shape: tuple[int, ...], becomes: str) -> None:
+def test_a_pool_whose_window_covers_its_input_becomes_a_mean(pool: nn.Module, shape: tuple[int, ...], becomes: str) -> None:
     x = torch.randn(shape, generator=torch.Generator().manual_seed(0))
     program = portable(torch.export.export(nn.Sequential(pool), (x,)))
     assert [node.target._opname for node in program.graph.nodes if node.op == "call_function"] == [becomes]
