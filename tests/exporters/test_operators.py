@@ -237,10 +237,10 @@ def test_transposed_convolutions(layer: Callable[[], nn.Module], runtime: str, t
     assert sqnr_db(found, expected) > 35
 
 
-def test_transposed_convolutions_in_a_row_store_integers_and_round_nothing_in_onnx_runtime(tmp_path: Path) -> None:
+def test_transposed_convolutions_of_groups_in_a_row_store_integers_and_round_nothing_in_onnx_runtime(tmp_path: Path) -> None:
     torch.manual_seed(0)
     images = torch.randn(ROWS, 3, 6, 7, generator=torch.Generator().manual_seed(0))
-    row = nn.Sequential(nn.ConvTranspose2d(8, 12, 4, 2, 1), nn.ReLU(), nn.ConvTranspose2d(12, 6, 4, 2, 1), nn.ReLU())
+    row = nn.Sequential(nn.ConvTranspose2d(8, 12, 4, 2, 1, groups=2), nn.ReLU(), nn.ConvTranspose2d(12, 6, 4, 2, 1, groups=2), nn.ReLU())
     with torch.no_grad():
         row[0].weight[:, 0] *= 30  # shows one scale for all channels, which onnxruntime gives what it rounds itself
     found, expected = computed(OnMaps(row), {"image": images}, "onnxruntime", tmp_path)

@@ -200,7 +200,7 @@ def test_a_layer_in_integers_is_timed_in_integers(kind: str, tmp_path: Path) -> 
     graph = onnx.load(next(path for path in (tmp_path / "1").rglob("*.onnx")))
     ops = [node.op_type for node in graph.graph.node]
     integers = ops.count("DequantizeLinear") >= 3 or "MatMulIntegerToFloat" in ops
-    assert integers == (kind not in ("attention", "transposed"))  # the runtime has no integer kernel for either
+    assert integers == (kind not in ("attention", "grouped"))  # the runtime has no integer kernels for these, or slower ones
     assert machine.window()[0] > 0
     machine.close()
 
