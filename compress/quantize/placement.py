@@ -186,7 +186,8 @@ class _Placing:
         if kind == "conv_transpose":
             return self.rules.beside and not phases.fits(node)
         if weight[:2] == (channels, 1):
-            return self.rules.float_window is not None and weight[2:].numel() > self.rules.float_window
+            largest = self.rules.float_windows.get(len(weight) - 2, math.inf)
+            return bool(weight[2:].numel() > largest)
         return bool(weight[1] < min(self.rules.float_groups, channels))
 
     def _is_constant(self, node: Node) -> bool:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
 
 from edgepress.targets.errors import ConfigError
 from edgepress.targets.nouns import Scheme
@@ -77,7 +78,7 @@ class QuantRules:
         rounded_before: names of float ops that are faster where layers before them write integers, centred ones, than floats.
         float_entry: a 2-D convolution of the model's input stays float where an output sums at most so many products, and few of the
             network's multiply-accumulates are its.
-        float_window: a depthwise convolution over windows of more values than this is as one of `weight_only`.
+        float_windows: dimensions of a depthwise convolution -> values of the largest window that is not as one of `weight_only`.
         float_groups: so is a convolution of groups of fewer inputs than this, other than a depthwise one with an output for each input.
         beside: transposed convolutions are computed as convolutions whose outputs are put beside each other (`phases.py`). Those that
             cannot be, or would take twice as many products, are as those of `weight_only`.
@@ -117,7 +118,7 @@ class QuantRules:
     affine: bool = True
     rounded_before: frozenset[str] = frozenset()
     float_entry: int = 0
-    float_window: int | None = None
+    float_windows: Mapping[int, int] = field(default_factory=dict)
     float_groups: int = 0
     beside: bool = False
     weight_only: frozenset[str] = frozenset()

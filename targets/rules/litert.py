@@ -41,6 +41,6 @@ RULES = QuantRules(
     clips=True,
     unit_output=(1 / 256, -128),
     fold_weights=False,
-    float_window=25,
+    float_windows={1: 25, 2: 25},
     int4=Int4Rules(symmetric=True, groups=(32, 64, 128, 256), rows=True),
 )
