@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -12,6 +13,8 @@ from torch._decomp import get_decompositions
 from edgepress.exporters.decompositions import PLAIN
 
 aten = torch.ops.aten
+#: Rows of a margin that are written one by one.
+_FEW = 4
 #: Of as many largest values each is searched for by itself.
 _MOST = 16
 #: What torch decomposes into `where`, `maximum` or `minimum`.
@@ -101,6 +104,22 @@ def _reflected(x: torch.Tensor, padding: Sequence[int]) -> torch.Tensor:
     return torch.nn.functional.pad(wide, (*padding, 0, 0), mode="reflect").reshape(*x.shape[:-1], -1)
 
 
+def _joined(mirrored: bool, x: torch.Tensor, padding: Sequence[int]) -> Any:
+    """Margins of which each row is a row of the tensor: those at its ends again, or those behind its ends.
+
+    Joined one by one, where they are few: the kernel for mirrors takes 120 us for a margin of 1 around 64 channels of 16x16, this 6.
+    """
+    if max(padding) > _FEW or min(padding) < 0:
+        return NotImplemented
+    for dim, (before, behind) in enumerate(zip(padding[::2], padding[1::2], strict=True), start=1):
+        last = x.shape[-dim] - 1
+        ends = [*range(before, 0, -1)], [*range(last - 1, last - 1 - behind, -1)]
+        first, final = ends if mirrored else ([0] * before, [last] * behind)
+        rows = [[aten.slice(x, -dim, place, place + 1) for place in places] for places in (first, final)]
+        x = torch.cat([*rows[0], x, *rows[1]], -dim) if before or behind else x
+    return x
+
+
 def _reflected_volume(x: torch.Tensor, padding: Sequence[int]) -> torch.Tensor:
     """Planes first, then depth: see `_reflected`."""
     *outer, depth, height, width = x.shape
@@ -144,7 +163,11 @@ _OWN: dict[Any, Callable[..., Any]] = {
     aten.pow.Scalar: lambda x, exponent: torch.pow(torch.full_like(exponent, x, dtype=torch.float32), exponent),
     aten.pow.Tensor_Scalar: _power,
     aten.reflection_pad1d.default: _reflected,
+    aten.reflection_pad2d.default: partial(_joined, True),
     aten.reflection_pad3d.default: _reflected_volume,
     aten.repeat.default: _repeat,
+    aten.replication_pad1d.default: partial(_joined, False),
+    aten.replication_pad2d.default: partial(_joined, False),
+    aten.replication_pad3d.default: partial(_joined, False),
     aten.topk.default: _topk,
 }

@@ -205,6 +205,8 @@ class OnnxRuntimeExporter(Exporter):
         with quiet():
             if request.scheme.precision == "fp16":
                 onnx_passes.convert_to_fp16(path)
+            else:
+                onnx_kernels.write_mish(path)
             if request.scheme.kind in ("static", "static-matmul"):
                 integer_lstm = onnx_recurrent.quantize_lstm(path, bits)  # while the file has ONNX's own operators alone
                 onnx_biases.quantize_output_biases(path)

@@ -66,7 +66,7 @@ class Writer:
     def __init__(self, model: Any, name: str) -> None:
         self._model, self.name, self._nodes = model, name, list[Any]()
 
-    def constant(self, part: str, values: np.ndarray | Sequence[int]) -> str:
+    def constant(self, part: str, values: np.ndarray | np.generic | Sequence[int]) -> str:
         """Add an initializer; returns its name."""
         import onnx
 

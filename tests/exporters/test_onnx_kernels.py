@@ -13,7 +13,7 @@ onnxruntime = pytest.importorskip("onnxruntime")
 from hypothesis import given, settings  # noqa: E402
 from hypothesis import strategies as st  # noqa: E402
 
-from edgepress.exporters.onnx_kernels import fuse_silus, pool_means, sum_hard_sigmoids  # noqa: E402
+from edgepress.exporters.onnx_kernels import fuse_silus, pool_means, sum_hard_sigmoids, write_mish  # noqa: E402
 
 BYTES = np.arange(256, dtype=np.uint8)
 
@@ -139,3 +139,14 @@ def test_a_silu_of_integers_is_one_kernel(second: str, fused: bool, tmp_path: Pa
     fuse_silus(path)
     assert ("QuickGelu" in operators(path.read_bytes())) == fused
     assert np.abs(answer(path.read_bytes(), BYTES).astype(int) - before).max() <= (1 if fused else 0)
+
+
+def test_mish_takes_one_exponential(tmp_path: Path) -> None:
+    model = model_of([onnx.helper.make_node("Mish", ["x"], ["y"])], {}, (onnx.TensorProto.FLOAT, [2001]), (onnx.TensorProto.FLOAT, 1))
+    path = tmp_path / "model.onnx"
+    path.write_bytes(model)
+    write_mish(path)
+    assert operators(path.read_bytes()).count("Exp") == 1 and "Mish" not in operators(path.read_bytes())
+    x = np.linspace(-100, 100, 2001, dtype=np.float32)
+    exact = x * np.tanh(np.log1p(np.exp(np.minimum(x.astype(np.float64), 50))))
+    np.testing.assert_allclose(answer(path.read_bytes(), x), exact, rtol=1e-5, atol=1e-30)
