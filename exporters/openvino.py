@@ -11,12 +11,12 @@ from typing import Any
 from edgepress.exporters.base import Exporter, ExportRequest, first_line
 from edgepress.exporters.onnx import DEFAULT_OPSET, check_batch, lower_request, missing_packages
 from edgepress.exporters.openvino_int4 import trim_zero_points
+from edgepress.exporters.openvino_pads import pad_two_dimensions, pad_within_layers
 from edgepress.exporters.openvino_passes import (
     drop_repeated_roundings,
     drop_zero_offsets,
     fold_biases,
     keep_reduced_dimensions,
-    pad_two_dimensions,
     part_extremes_from_rounding,
     round_in_one,
 )
@@ -67,6 +67,7 @@ class OpenVinoExporter(Exporter):
             gather_in_one_dimension(model)
             part_added_dimensions(model)
             drop_repeated_roundings(model)
+            pad_within_layers(model)
             pad_two_dimensions(model)
             keep_reduced_dimensions(model)
             part_extremes_from_rounding(model)

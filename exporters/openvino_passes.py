@@ -96,10 +96,10 @@ def drop_repeated_roundings(model: Any) -> None:
     or three kernels of their own (a U-Net of 0.5 ms has five such pairs; seen in OpenVINO 2026.4).
     """
     for op in model.get_ordered_ops():
-        grid, rounding = _grid(op), _rounding(op)
+        grid, rounding = grid_of(op), rounding_of(op)
         if not grid or rounding.input_value(0).get_node().get_type_name() not in _KEEPS:
             continue
-        if all(_grid(source) == grid for source in makers_of(rounding.input_value(0), _KEEPS)):
+        if all(grid_of(source) == grid for source in makers_of(rounding.input_value(0), _KEEPS)):
             op.output(0).replace(rounding.input_value(0))
 
 
@@ -113,11 +113,11 @@ def round_in_one(model: Any) -> None:
     from openvino import opset13 as ops
 
     for op in model.get_ordered_ops():
-        bounds = _grid(op)
+        bounds = grid_of(op)
         offset = _offset(op) if bounds else None
         if offset is None:
             continue
-        scale, rounding = float(op.input_value(1).get_node().data.item()), _rounding(op)
+        scale, rounding = float(op.input_value(1).get_node().data.item()), rounding_of(op)
         values = (ops.constant((bound - offset) * scale, Type.f32) for bound in bounds[2:])
         whole = ops.fake_quantize(*rounding.input_values()[:3], *values, levels=rounding.get_attributes()["levels"])
         op.output(0).replace(whole.output(0))
@@ -136,7 +136,7 @@ def _origin(op: Any) -> Any:
     return op
 
 
-def _rounding(op: Any) -> Any:
+def rounding_of(op: Any) -> Any:
     """The FakeQuantize of a rounding and dequantization of which an op is the last; None for any other op."""
     for name in ("Multiply", "Subtract", "Convert", "Convert"):
         if op.get_type_name() != name:
@@ -145,9 +145,9 @@ def _rounding(op: Any) -> Any:
     return op if op.get_type_name() == "FakeQuantize" else None
 
 
-def _grid(op: Any) -> tuple[float, ...]:
+def grid_of(op: Any) -> tuple[float, ...]:
     """The bounds of the values and of the integers that an op is the dequantization of; empty where it is none, or they are no numbers."""
-    rounding = _rounding(op)
+    rounding = rounding_of(op)
     bounds = [value.get_node() for value in rounding.input_values()[1:]] if rounding is not None else []
     if any(bound.get_type_name() != "Constant" or bound.data.size != 1 for bound in bounds):
         return ()
@@ -169,34 +169,6 @@ def makers_of(value: Any, passed: Collection[str]) -> list[Any]:
         every = name == "Concat" or name in _ELEMENTWISE  # what else others read are sizes and axes
         waiting += [item.get_node() for item in (op.input_values() if every else [op.input_value(0)])]
     return found
-
-
-def pad_two_dimensions(model: Any) -> None:
-    """Pad a second dimension by one, which is cut off again, where integers with a zero point are padded in one alone; in place.
-
-    The CPU plugin moves a dequantization behind a pad of one dimension and gives each position a zero point of its own, which ops behind
-    it then read wrongly or cannot: files of 9 to 13 dB, or none that loads (seen in OpenVINO 2026.4). Pads of two dimensions it leaves.
-    """
-    import numpy as np
-    from openvino import opset13 as ops
-
-    for op in model.get_ordered_ops():
-        if op.get_type_name() != "Pad" or not _has_offset(op.input_value(0)):
-            continue
-        bounds = [op.input_value(index).get_node() for index in (1, 2)]
-        if any(bound.get_type_name() != "Constant" for bound in bounds):
-            continue
-        begin, end = (np.array(bound.data) for bound in bounds)
-        padded = np.flatnonzero((begin != 0) | (end != 0))
-        if len(padded) != 1:
-            continue
-        second = len(begin) - 1 if padded[0] != len(begin) - 1 else len(begin) - 2
-        end[second] = 1
-        readers = op.output(0).get_target_inputs()
-        wide = ops.pad(op.input_value(0), ops.constant(begin), ops.constant(end), op.get_attributes()["pad_mode"], *op.input_values()[3:])
-        cut = ops.slice(wide, *(ops.constant(np.array([at])) for at in (0, -1, 1, second)))
-        for reader in readers:
-            reader.replace_source_output(cut.output(0))
 
 
 def keep_reduced_dimensions(model: Any) -> None:
@@ -284,14 +256,14 @@ def _of_channels(value: Any) -> bool:
     return any(name.endswith(("Convolution", "ConvolutionBackpropData")) or name == "MatMul" for name in names)
 
 
-def _has_offset(value: Any) -> bool:
+def has_offset(value: Any) -> bool:
     """Is this what integers less a zero point stand for?"""
     op = value.get_node()
     name = op.get_type_name()
     if name == "Concat":
-        return any(map(_has_offset, op.input_values()))
+        return any(map(has_offset, op.input_values()))
     if name in MOVES:
-        return _has_offset(op.input_value(0))
+        return has_offset(op.input_value(0))
     if name != "Multiply" or op.input_value(0).get_node().get_type_name() != "Subtract":
         return False
     offset = _origin(op.input_value(0).get_node().input_value(1).get_node())

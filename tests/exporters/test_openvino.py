@@ -365,3 +365,28 @@ def test_a_refusal_names_the_op_and_what_is_wrong_with_it() -> None:
     )
     assert OpenVinoExporter().reason(RuntimeError(said)) == "AveragePool-18: Kernel has size (dim: 320) larger than the data."
     assert OpenVinoExporter().reason(RuntimeError("no such file\nat all")) == "no such file"
+
+
+class Causal(nn.Module):
+    """A convolution of integers with a zero point, in front of whose dimensions zeros stand."""
+
+    def __init__(self, margins: tuple[int, int, int, int], groups: int) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.margins = margins
+        self.first, self.middle = nn.Conv2d(3, 16, 3, padding=1), nn.Conv2d(16, 16, 3, 2, groups=groups, dilation=(1, 2))
+        self.last = nn.Conv2d(16, 5, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = F.leaky_relu(self.first(x), 0.3)
+        return self.last(F.relu(self.middle(F.pad(x, self.margins)))).mean((2, 3))
+
+
+@pytest.mark.parametrize("groups", [1, 4])
+@pytest.mark.parametrize("margins", [(4, 0, 0, 0), (0, 1, 0, 1), (1, 2, 2, 0)])
+def test_convolutions_pad_what_they_read(margins: tuple[int, int, int, int], groups: int, tmp_path: Path) -> None:
+    images = torch.randn(32, 3, 16, 16, generator=torch.Generator().manual_seed(0))
+    program = torch.export.export(Causal(margins, groups).eval(), (images[:2],), dynamic_shapes=({0: torch.export.Dim("n")},))
+    found, expected = as_exported(program, calibrate(program, [(images,)]), images, tmp_path)
+    assert np.square(found - expected).mean() < 1e-4 * np.square(expected).mean()
+    assert "Pad" not in {op.get_type_name() for op in core().read_model(tmp_path / "out" / "model" / "model.xml").get_ops()}
