@@ -87,7 +87,7 @@ def convolve_grids(module: GraphModule) -> GraphModule:
     for node in module.graph.find_nodes(op="call_function", target=aten.conv2d.default):
         weight: Tensor = node.args[1].meta["val"]
         height, width = weight.shape[2:]
-        if weight.shape[:2] == (node.args[0].meta["val"].shape[1], 1) and height * width > LARGEST_WINDOW:
+        if weight.shape[:2] == (node.args[0].meta["val"].shape[-3], 1) and height * width > LARGEST_WINDOW:
             with module.graph.inserting_before(node):
                 total = _sum(module, node, grids(height, width))
             if total is not None:

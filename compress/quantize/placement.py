@@ -182,7 +182,8 @@ class _Placing:
         """Is it a convolution for which the runtime has integer kernels that are slower than its float ones, if any?"""
         if kind not in ("conv", "conv_transpose"):
             return False
-        weight, channels = value_of(node.args[1]).shape, value_of(node.args[0]).shape[1]
+        weight = value_of(node.args[1]).shape
+        channels = value_of(node.args[0]).shape[1 - len(weight)]
         if kind == "conv_transpose":
             return self.rules.beside and not phases.fits(node)
         if weight[:2] == (channels, 1):
