@@ -17,7 +17,7 @@ from torch.fx import Graph, GraphModule, Node
 from edgepress.exporters.decompositions import written_out
 from edgepress.exporters.litert_barriers import keep_float
 from edgepress.exporters.litert_clips import round_clips
-from edgepress.exporters.litert_decompositions import joins, without_kernel
+from edgepress.exporters.litert_decompositions import joins, margins, without_kernel
 from edgepress.exporters.litert_indexing import lower_indexing
 from edgepress.exporters.litert_one_dimension import convolve_in_two
 from edgepress.exporters.litert_pools import convolve_averages, pools
@@ -53,7 +53,7 @@ def to_tflite(module: GraphModule, signature: Signature, samples: Sequence[np.nd
 
         fx_infra.decomp.update_pre_convert_decomp(without_kernel())
         program = program_of(module, tuple(arguments.values()), dynamic=False, names=signature)
-        program = written_out(program, resizing(centres=True) | pools())
+        program = written_out(program, resizing(centres=True) | pools() | margins())
         if quantized:
             program = written_out(program, joins())
         fixed = lower_indexing(program)

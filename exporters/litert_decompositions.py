@@ -44,6 +44,18 @@ def joins() -> dict[Any, Callable[..., Any]]:
     return dict(get_decompositions(_JOINED))
 
 
+def margins() -> dict[Any, Callable[..., Any]]:
+    """Operators whose margins repeat rows -> rows joined one by one; `NotImplemented` where they are many."""
+    ways = {"reflect": partial(_joined, True), "replicate": partial(_joined, False)}
+    table = {getattr(aten, f"replication_pad{rank}d").default: ways["replicate"] for rank in (1, 2, 3)}
+
+    def padded(x: torch.Tensor, padding: Sequence[int], mode: str = "constant", value: float | None = None) -> Any:
+        planes = mode == "replicate" or len(padding) == 4  # the converter's way with other mirrors is one over planes
+        return ways[mode](x, padding) if mode in ways and planes else NotImplemented
+
+    return {aten.pad.default: padded, aten.reflection_pad2d.default: ways["reflect"], **table}
+
+
 def without_kernel() -> dict[Any, Callable[..., Any]]:
     """Operators that LiteRT has no kernel for, and the converter no rule -> what to compute in their place."""
     return {**get_decompositions([aten.upsample_bicubic2d.default, aten.upsample_trilinear3d.default]), **_OWN}
@@ -163,11 +175,7 @@ _OWN: dict[Any, Callable[..., Any]] = {
     aten.pow.Scalar: lambda x, exponent: torch.pow(torch.full_like(exponent, x, dtype=torch.float32), exponent),
     aten.pow.Tensor_Scalar: _power,
     aten.reflection_pad1d.default: _reflected,
-    aten.reflection_pad2d.default: partial(_joined, True),
     aten.reflection_pad3d.default: _reflected_volume,
     aten.repeat.default: _repeat,
-    aten.replication_pad1d.default: partial(_joined, False),
-    aten.replication_pad2d.default: partial(_joined, False),
-    aten.replication_pad3d.default: partial(_joined, False),
     aten.topk.default: _topk,
 }
