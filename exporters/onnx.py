@@ -211,8 +211,8 @@ class OnnxRuntimeExporter(Exporter):
                 integer_lstm = onnx_recurrent.quantize_lstm(path, bits)  # while the file has ONNX's own operators alone
                 onnx_biases.quantize_output_biases(path)
                 onnx_biases.fuse_biases(path)
-                onnx_transposed.convolve_phases(path)
                 onnx_passes.fold_at_load(path, (), INTEGERS)
+                onnx_transposed.convolve_phases(path)
                 onnx_kernels.pool_means(path)
                 onnx_kernels.convolve_averages(path)
                 onnx_kernels.sum_hard_sigmoids(path)

@@ -47,7 +47,10 @@ def convolve_phases(path: Path) -> None:
 
 
 def _rounded(graph: Graph, node: Any) -> Any | None:
-    """The QuantizeLinear behind a transposed convolution of integers by constants; None for another one."""
+    """The QuantizeLinear behind a transposed convolution of integers by constants; None for another one, of groups, or dilated."""
+    given = settings(node)
+    if given.get("group", 1) != 1 or any(step != 1 for step in given.get("dilations", ())):
+        return None
     end: str = node.output[0]
     while (reader := next((each for kind in _FUSED if (each := graph.only_reader(end, kind)) is not None), None)) is not None:
         end = reader.output[0]

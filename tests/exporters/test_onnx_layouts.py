@@ -24,7 +24,9 @@ from edgepress.exporters.onnx_kernels import convolve_averages  # noqa: E402
 from edgepress.exporters.onnx_layouts import repeat_rows  # noqa: E402
 from edgepress.exporters.onnx_transposed import convolve_phases  # noqa: E402
 from edgepress.targets.nouns import Scheme, Signature, Target, TensorSpec  # noqa: E402
+from tests.exporters.litert_cases import sqnr_db  # noqa: E402
 from tests.exporters.test_onnx_kernels import answer, model_of, operators  # noqa: E402
+from tests.exporters.test_operators import ROWS, OnMaps, computed  # noqa: E402
 from tests.saturation import saturates  # noqa: E402
 
 make = onnx.helper.make_node
@@ -81,11 +83,26 @@ def test_transposed_convolutions_are_convolutions_of_phases(data: st.DataObject,
     assert abs(difference).max() <= 1 and (difference != 0).mean() < 0.02  # ties: sums of floats on one side, of integers on the other
 
 
-def test_transposed_convolutions_with_sizes_or_weights_unknown_stay(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("extents", "given_"),
+    [(["height", "width"], {}), ([4, 5], {"group": 2}), ([4, 5], {"dilations": [2, 1]})],
+    ids=["sizes", "groups", "dilated"],
+)
+def test_transposed_convolutions_that_are_none_of_phases_stay(extents: list[object], given_: dict[str, Any], tmp_path: Path) -> None:
     constants = {"w": np.ones((4, 3, 2, 2), np.int8), "ws": np.float32(0.1), "wz": np.int8(0)}
-    nodes = [make("DequantizeLinear", ["w", "ws", "wz"], ["kernel"]), make("ConvTranspose", ["a", "kernel"], ["b"], strides=[2, 2])]
-    model = between_integers(nodes, constants, ["n", 4, "height", "width"])
+    nodes = [
+        make("DequantizeLinear", ["w", "ws", "wz"], ["kernel"]),
+        make("ConvTranspose", ["a", "kernel"], ["b"], strides=[2, 2], **given_),
+    ]
+    model = between_integers(nodes, constants, ["n", 4, *extents])
     assert rewritten(model, convolve_phases, tmp_path) == model
+
+
+def test_a_layer_of_groups_between_integers_answers_as_it_should(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    images = torch.randn(ROWS, 3, 6, 7, generator=torch.Generator().manual_seed(0))
+    found, expected = computed(OnMaps(nn.ConvTranspose2d(8, 6, 4, 2, 1, groups=2)), {"image": images}, "onnxruntime", tmp_path)
+    assert sqnr_db(found, expected) > 35
 
 
 @pytest.mark.parametrize(
