@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from edgepress.exporters.onnx_nodes import Graph, Writer, shapes
+from edgepress.exporters.onnx_nodes import Graph, Writer, has, shapes
 from edgepress.exporters.onnx_passes import replace_nodes, write
 
 _CONTRIB = "com.microsoft"
@@ -72,6 +72,8 @@ def convolve_averages(path: Path) -> None:
     import onnx
 
     model = onnx.load(path)
+    if not has(model, "AveragePool"):
+        return
     graph, known = Graph(model), shapes(model)
     nodes: list[Any] = []
     for node in model.graph.node:

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from edgepress.exporters.onnx_nodes import Graph, Writer, settings, shapes
+from edgepress.exporters.onnx_nodes import Graph, Writer, has, settings, shapes
 from edgepress.exporters.onnx_passes import replace_nodes, write
 
 #: Dimensions with channels last, and those with channels first of the former.
@@ -70,6 +70,8 @@ def repeat_rows(path: Path) -> None:
     import onnx
 
     model = onnx.load(path)
+    if not has(model, "Resize"):
+        return
     graph, known = Graph(model), shapes(model)
     made: dict[str, list[Any]] = {}
     for node in model.graph.node:

@@ -41,6 +41,11 @@ class Graph:
         return readers[0] if len(readers) == 1 and readers[0].op_type == operator and name not in self._outputs else None
 
 
+def has(model: Any, operator: str) -> bool:
+    """Is there such a node?"""
+    return any(node.op_type == operator for node in model.graph.node)
+
+
 def shapes(model: Any) -> dict[str, list[int | None]]:
     """Tensor -> its dimensions, None where one is open; those that inference finds."""
     import onnx

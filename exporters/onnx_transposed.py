@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from edgepress.compress.quantize import phases
-from edgepress.exporters.onnx_nodes import Graph, Writer, settings, shapes
+from edgepress.exporters.onnx_nodes import Graph, Writer, has, settings, shapes
 from edgepress.exporters.onnx_passes import replace_nodes, write
 
 #: Operators that a convolution's kernel computes before it rounds.
@@ -28,6 +28,8 @@ def convolve_phases(path: Path) -> None:
     import onnx
 
     model = onnx.load(path)
+    if not has(model, "ConvTranspose"):
+        return
     graph, known = Graph(model), shapes(model)
     made: dict[str, list[Any]] = {}
     for node in model.graph.node:
