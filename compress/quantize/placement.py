@@ -189,7 +189,8 @@ class _Placing:
         if weight[:2] == (channels, 1):
             largest = self.rules.float_windows.get(len(weight) - 2, math.inf)
             return bool(weight[2:].numel() > largest)
-        return bool(weight[1] < min(self.rules.float_groups, channels))
+        places = value_of(node).shape[2 - len(weight) :].numel()
+        return weight[1] < channels and any(weight[1] < inputs and places >= least for inputs, least in self.rules.float_groups.items())
 
     def _is_constant(self, node: Node) -> bool:
         return constant(self.module, root_of(node)) is not None

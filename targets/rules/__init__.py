@@ -79,7 +79,8 @@ class QuantRules:
         float_entry: a 2-D convolution of the model's input stays float where an output sums at most so many products, and few of the
             network's multiply-accumulates are its.
         float_windows: dimensions of a depthwise convolution -> values of the largest window that is not as one of `weight_only`.
-        float_groups: so is a convolution of groups of fewer inputs than this, other than a depthwise one with an output for each input.
+        float_groups: inputs -> places. So is a convolution of groups of fewer inputs than one of these, with outputs of at least so many
+            places, other than a depthwise one with an output for each input.
         beside: transposed convolutions are computed as convolutions whose outputs are put beside each other (`phases.py`). Those that
             cannot be, or would take twice as many products, are as those of `weight_only`.
         weight_only: op kinds without an integer kernel whose weights static schemes store in integers all the same.
@@ -119,7 +120,7 @@ class QuantRules:
     rounded_before: frozenset[str] = frozenset()
     float_entry: int = 0
     float_windows: Mapping[int, int] = field(default_factory=dict)
-    float_groups: int = 0
+    float_groups: Mapping[int, int] = field(default_factory=dict)
     beside: bool = False
     weight_only: frozenset[str] = frozenset()
     unpacks: bool = False

@@ -22,11 +22,10 @@ time, and the image would be rounded first: ResNet-20 takes 0.945 of the time of
 Transposed convolutions have none, and are convolutions whose outputs are put beside each other (`exporters/onnx_transposed.py`): between
 two pointwise layers of 64 channels one of 4x4 at stride 2 takes 0.2 of its time in float. Those that cannot be stay float, and their
 weight is stored in integers and turned into floats when the file is loaded. So do convolutions of small groups, whose kernel takes them
-one after the other (4 inputs each: 1.90 of float with them in integers, 0.92 without; of 8 RegNetX-200MF at 160 pixels takes 0.59 with
-them in integers and 0.76 without; a depthwise one with two outputs for each input: 5.4 and 0.8), and depthwise ones over more than 25
-values of images (over time the float kernel is the slow one). Averages of windows are depthwise convolutions and repeated places copies of
-rows: with the kernels for these two 3x3 averages take 3.5 of float instead of 0.74, nearest neighbours 1.06 instead of 0.72 (scripts that
-are not kept).
+one after the other (4 inputs each: 1.90 of float with them in integers, 0.92 without; 8 inputs each: 1.11 and 0.86 for images of 32x32,
+0.87 and 1.00 of 8x8; a depthwise one with two outputs for each input: 5.4 and 0.8), and depthwise ones over more than 25 values of images
+(over time the float kernel is the slow one). Averages of windows are depthwise convolutions and repeated places copies of rows: with the
+kernels for these two 3x3 averages take 3.5 of float instead of 0.74, nearest neighbours 1.06 instead of 0.72 (scripts that are not kept).
 
 Split takes integers apart where all pieces are rounded alike, and floats, more slowly, where one is not (gated convolutions: 0.716 of the
 float model's time instead of 0.766; benchmarks/quantization/structures.py, temporal).
@@ -68,7 +67,7 @@ RULES = QuantRules(
     float_output=frozenset({"linear"}),
     float_entry=32,
     float_windows={2: 25},
-    float_groups=8,
+    float_groups={8: 1, 16: 256},
     beside=True,
     unpacks=True,
     whole_splits=True,

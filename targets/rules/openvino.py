@@ -58,7 +58,7 @@ RULES = QuantRules(
     affine=False,
     rounded_before=frozenset({"group_norm"}),
     unpacks=True,
-    float_groups=2,
+    float_groups={2: 1},
     int4=Int4Rules(),
     static_bits=(4, 2),
 )

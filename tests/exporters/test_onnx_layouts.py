@@ -197,3 +197,18 @@ def test_layers_that_are_slower_in_integers_compute_in_float_with_weights_of_a_b
     with torch.no_grad():
         want = net(images).numpy()
     assert np.square(found - want).mean() < 1e-3 * np.square(want).mean()
+
+
+@pytest.mark.parametrize(("inputs", "extent", "floats"), [(4, 4, True), (8, 16, True), (8, 8, False), (16, 16, False)])
+def test_small_groups_stay_float_where_that_is_faster(inputs: int, extent: int, floats: bool) -> None:
+    from edgepress.compress.quantize import calibrate, render
+    from edgepress.targets.rules import rules_for
+
+    torch.manual_seed(0)
+    net = nn.Sequential(
+        nn.Conv2d(3, 32, 1), nn.ReLU(), nn.Conv2d(32, 32, 3, padding=1, groups=32 // inputs), nn.ReLU(), nn.Conv2d(32, 4, 1)
+    )
+    images = torch.randn(4, 3, extent, extent)
+    program = torch.export.export(net.eval(), (images[:2],), dynamic_shapes=({0: torch.export.Dim("n")},))
+    rendered = render(program, calibrate(program, [(images,)]), rules_for("onnxruntime"), Scheme("int8", "static"))
+    assert ("aten.conv2d" in {op["op"] for op in rendered.float_ops if "faster than in float" in str(op["reason"])}) == floats

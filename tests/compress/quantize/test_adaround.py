@@ -31,7 +31,7 @@ QUICK = AdaRound(0, RoundingOptions(steps=60, lr=0.1))
 
 
 def four_bits(runtime: str) -> QuantRules:
-    return replace(rules_for(runtime), weight_min=-7, weight_max=7, float_groups=0)
+    return replace(rules_for(runtime), weight_min=-7, weight_max=7, float_groups={})
 
 
 @cache

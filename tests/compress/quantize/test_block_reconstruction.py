@@ -23,7 +23,7 @@ from edgepress.targets.rules import QuantRules, rules_for
 from tests.compress.quantize.nets import NETS, outputs_of, program_of, samples_of
 
 STATIC = Scheme("int8", "static")
-RULES = replace(rules_for("onnxruntime"), weight_min=-7, weight_max=7, float_groups=0)
+RULES = replace(rules_for("onnxruntime"), weight_min=-7, weight_max=7, float_groups={})
 QUICK = RoundingOptions(steps=200, lr=0.05)
 
 

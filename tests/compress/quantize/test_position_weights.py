@@ -91,7 +91,7 @@ def test_samples_that_weigh_nothing_are_as_good_as_absent(name: str, refiner: Ca
 
 def test_bias_correction_takes_what_padding_answers_for_nothing() -> None:
     program, statistics, (ids, mask) = program_of("sentence-sdpa"), calibrated("sentence-sdpa"), samples_of("sentence-sdpa", 32)
-    rules, scheme = replace(rules_for("onnxruntime"), float_groups=0), Scheme("int8", "static")
+    rules, scheme = replace(rules_for("onnxruntime"), float_groups={}), Scheme("int8", "static")
     other = torch.where(mask == 1, ids, 50 - ids)  # other tokens where nobody looks
     one, two = (refine(program, statistics, rules, scheme, [(item, mask)], [correct_bias]).corrections for item in (ids, other))
     for name in ("linear_2.bias", "linear_3.bias", "linear_5.bias"):
