@@ -9,8 +9,8 @@ from typing import Any
 
 import numpy as np
 
-from edgepress.exporters.onnx_nodes import Graph, Writer, has, shapes
-from edgepress.exporters.onnx_passes import replace_nodes, write
+from edgepress.exporters.onnx_nodes import Graph, Writer, has, settings, shapes
+from edgepress.exporters.onnx_passes import replace_nodes, rewrite, write
 
 _CONTRIB = "com.microsoft"
 #: The largest integer of a tensor of activations.
@@ -75,27 +75,26 @@ def convolve_averages(path: Path) -> None:
     if not has(model, "AveragePool"):
         return
     graph, known = Graph(model), shapes(model)
-    nodes: list[Any] = []
+    made: dict[str, list[Any]] = {}
     for node in model.graph.node:
         channels = [*known.get(node.input[0], []), None, None][1] if node.op_type == "AveragePool" else None
-        rounded = graph.only_reader(node.output[0], "QuantizeLinear")
-        if channels is None or rounded is None or graph.maker(node.input[0], "DequantizeLinear") is None:
-            nodes.append(node)
-            continue
-        given = {attribute.name: onnx.helper.get_attribute_value(attribute) for attribute in node.attribute}
-        if given.get("ceil_mode") or (any(given.get("pads", ())) and not given.get("count_include_pad")):
-            nodes.append(node)
+        between = channels and graph.maker(node.input[0], "DequantizeLinear") and graph.only_reader(node.output[0], "QuantizeLinear")
+        given = settings(node) if between else {}
+        if not given or given.get("ceil_mode") or (any(given.get("pads", ())) and not given.get("count_include_pad")):
             continue
         (name,), window = node.output, given["kernel_shape"]
-        parts = [f"{name}_{part}" for part in ("weight", "scale", "zero")]
-        arrays = (np.full((channels, 1, *window), _EXACT, np.int8), np.float32(1 / (_EXACT * math.prod(window))), np.int8(0))
-        model.graph.initializer.extend(onnx.numpy_helper.from_array(np.asarray(a), part) for part, a in zip(parts, arrays, strict=True))
+        writer = Writer(model, name)
+        share = np.float32(1 / (_EXACT * math.prod(window)))
+        arrays: dict[str, np.ndarray | np.generic] = {
+            "weight": np.full((channels, 1, *window), _EXACT, np.int8),
+            "scale": share,
+            "zero": np.int8(0),
+        }
+        kernel = writer.add("DequantizeLinear", [writer.constant(*part) for part in arrays.items()], f"{name}_kernel")
         kept = {key: given[key] for key in ("kernel_shape", "strides", "pads", "dilations") if key in given}
-        nodes.append(onnx.helper.make_node("DequantizeLinear", parts, [f"{name}_kernel"], f"{name}_kernel"))
-        nodes.append(onnx.helper.make_node("Conv", [node.input[0], f"{name}_kernel"], [name], name, group=channels, **kept))
-    if len(nodes) > len(model.graph.node):
-        replace_nodes(model, nodes)
-        write(model, path)
+        writer.add("Conv", [node.input[0], kernel], name, group=channels, **kept)
+        made[name] = writer.taken()
+    rewrite(model, made, path)
 
 
 def sum_hard_sigmoids(path: Path) -> None:
@@ -161,9 +160,7 @@ def write_mish(path: Path) -> None:
         share = writer.add("Div", [upper, writer.add("Add", [upper, two], f"{name}_lower")], f"{name}_share")
         writer.add("Mul", [x, share], name)
         made[name] = writer.taken()
-    if made:
-        replace_nodes(model, [new for node in model.graph.node for new in made.get(node.output[0] if node.output else "", [node])])
-        write(model, path)
+    rewrite(model, made, path)
 
 
 def fuse_silus(path: Path) -> None:

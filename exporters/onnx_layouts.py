@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from edgepress.exporters.onnx_nodes import Graph, Writer, has, settings, shapes
-from edgepress.exporters.onnx_passes import replace_nodes, write
+from edgepress.exporters.onnx_passes import replace_nodes, rewrite, write
 
 #: Dimensions with channels last, and those with channels first of the former.
 _LAST, _FIRST = (0, 2, 3, 1), (0, 3, 1, 2)
@@ -92,9 +92,7 @@ def repeat_rows(path: Path) -> None:
         x = writer.add("Reshape", [x, writer.constant("whole", [0, *extents, channels])], f"{writer.name}_enlarged")
         writer.add("Transpose", [x], writer.name, perm=[0, 1 + rank, *range(1, 1 + rank)])
         made |= {node.output[0]: [], rounded.output[0]: writer.taken()}
-    if made:
-        replace_nodes(model, [new for node in model.graph.node for new in made.get(node.output[0] if node.output else "", [node])])
-        write(model, path)
+    rewrite(model, made, path)
 
 
 def _factors(graph: Graph, node: Any, known: dict[str, list[int | None]]) -> list[int]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Container
+from collections.abc import Collection, Container, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -124,6 +124,13 @@ def replace_nodes(model: Any, nodes: list[Any]) -> None:
     del model.graph.node[:]
     model.graph.node.extend(copies)
     _drop_unused(model)
+
+
+def rewrite(model: Any, made: Mapping[str, list[Any]], path: Path) -> None:
+    """Put other nodes in place of those whose first output is named, and write the file, where there are any."""
+    if made:
+        replace_nodes(model, [new for node in model.graph.node for new in made.get(node.output[0] if node.output else "", [node])])
+        write(model, path)
 
 
 def _drop_unused(model: Any) -> None:

@@ -10,7 +10,7 @@ import numpy as np
 
 from edgepress.compress.quantize import phases
 from edgepress.exporters.onnx_nodes import Graph, Writer, has, settings, shapes
-from edgepress.exporters.onnx_passes import replace_nodes, write
+from edgepress.exporters.onnx_passes import rewrite
 
 #: Operators that a convolution's kernel computes before it rounds.
 _FUSED = ("Relu", "Clip")
@@ -43,9 +43,7 @@ def convolve_phases(path: Path) -> None:
         writer.name = rounded.output[0]
         _spread(writer, rounded, grid, [extent for extent in result if extent is not None])
         made[rounded.output[0]] = writer.taken()
-    if made:
-        replace_nodes(model, [new for node in model.graph.node for new in made.get(node.output[0] if node.output else "", [node])])
-        write(model, path)
+    rewrite(model, made, path)
 
 
 def _rounded(graph: Graph, node: Any) -> Any | None:

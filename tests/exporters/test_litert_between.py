@@ -12,13 +12,13 @@ from torch import Tensor, nn
 
 pytest.importorskip("litert_torch")
 
-from edgepress.compress.quantize import calibrate, render
-from edgepress.exporters.base import ExportRequest
+from edgepress.compress.quantize import Statistics, render
 from edgepress.exporters.litert import FILE, LiteRtExporter
 from edgepress.exporters.litert_flatbuffer import TfliteFile
-from edgepress.targets.nouns import Scheme, Signature, Target, TensorSpec
+from edgepress.targets.nouns import Scheme
 from edgepress.targets.rules import rules_for
 from edgepress.validators.runtimes import RUNTIMES
+from tests.exporters.requests import request_of
 
 STATIC = Scheme("int8", "static")
 BETWEEN = {
@@ -54,14 +54,9 @@ class Before(nn.Module):
 @pytest.mark.parametrize("between", BETWEEN)
 def test_no_built_in_kernel_cuts_the_delegated_graph(between: str, tmp_path: Path) -> None:
     net, images = Before(between).eval(), torch.randn(32, 3, 6, 6, generator=torch.Generator().manual_seed(0))
-    program = torch.export.export(net, (images[:2],), dynamic_shapes=({0: torch.export.Dim.DYNAMIC},))
-    torch.export.save(program, tmp_path / "model.pt2")
-    statistics = calibrate(program, [(images,)])
-    statistics.save(tmp_path / "statistics")
-    signature = Signature((TensorSpec("image", "float32", (None, 3, 6, 6)),), (TensorSpec("map", "float32", (None, 8, 6, 6)),))
-    target = Target("phone", "litert", "CPU", "int8")
-    request = ExportRequest(tmp_path / "model.pt2", signature, tmp_path / "statistics", target, STATIC, (images[:1].numpy(),))
+    request = request_of(net, images, "litert", STATIC, tmp_path)
     artifact = LiteRtExporter().export(request, tmp_path / "out")
+    program, statistics = torch.export.load(request.program), Statistics.load(request.statistics)
 
     file = TfliteFile((tmp_path / "out" / FILE).read_bytes())
     kinds = {(file.name(op), int(file.graph.tensors[op.outputs[0]].type)) for op in file.graph.operators}
@@ -70,6 +65,6 @@ def test_no_built_in_kernel_cuts_the_delegated_graph(between: str, tmp_path: Pat
     with torch.no_grad():
         want, rendered = net(images).numpy(), render(program, statistics, rules_for("litert"), STATIC).module(images).numpy()
     with RUNTIMES.get("litert")().open(artifact, tmp_path / "out") as session:
-        found = session.run({"image": images.numpy()})["map"]
+        found = session.run({"x": images.numpy()})["y"]
     assert np.square(found - rendered).mean() < 2e-4 * np.square(want).mean()
     assert np.square(found - want).mean() < 2e-3 * np.square(want).mean()

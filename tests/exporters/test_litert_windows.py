@@ -13,13 +13,13 @@ from torch import Tensor, nn
 
 pytest.importorskip("litert_torch")
 
-from edgepress.compress.quantize import calibrate, float_module
-from edgepress.exporters.base import ExportRequest
+from edgepress.compress.quantize import float_module
 from edgepress.exporters.litert import FILE, LiteRtExporter
 from edgepress.exporters.litert_flatbuffer import TfliteFile
 from edgepress.exporters.litert_windows import LARGEST_WINDOW, convolve_grids, grids
-from edgepress.targets.nouns import Scheme, Signature, Target, TensorSpec
+from edgepress.targets.nouns import Scheme
 from edgepress.validators.runtimes import RUNTIMES
+from tests.exporters.requests import request_of
 
 
 @given(height=st.integers(1, 40), width=st.integers(1, 40))
@@ -80,17 +80,11 @@ class Wide(nn.Module):
 def made(net: nn.Module, scheme: Scheme, folder: Path) -> tuple[TfliteFile, float]:
     """The file, and the share of the square of torch's answers that is left of its error."""
     images = torch.randn(32, 3, 12, 12, generator=torch.Generator().manual_seed(0))
-    program = torch.export.export(net.eval(), (images[:2],), dynamic_shapes=({0: torch.export.Dim("n")},))
-    torch.export.save(program, folder / "model.pt2")
-    calibrate(program, [(images,)]).save(folder / "statistics")
+    artifact = LiteRtExporter().export(request_of(net, images, "litert", scheme, folder), folder / "out")
     with torch.no_grad():
         want = net(images[:1]).numpy()
-    signature = Signature((TensorSpec("x", "float32", (None, 3, 12, 12)),), (TensorSpec("y", "float32", (None, *want.shape[1:])),))
-    target, samples = Target("tflite", "litert", "Android", scheme.precision), [images[:1].numpy()]
-    request = ExportRequest(folder / "model.pt2", signature, folder / "statistics", target, scheme, samples)
-    artifact = LiteRtExporter().export(request, folder / "out")
     with RUNTIMES.get("litert")().open(artifact, folder / "out") as session:
-        (found,) = session.run({"x": samples[0]}).values()
+        found = session.run({"x": images[:1].numpy()})["y"]
     return TfliteFile((folder / "out" / FILE).read_bytes()), float(np.square(found - want).mean() / np.square(want).mean())
 
 

@@ -18,13 +18,13 @@ from hypothesis import strategies as st  # noqa: E402
 
 from edgepress.compress.quantize import phases  # noqa: E402
 from edgepress.compress.quantize.unpacked import INTEGERS  # noqa: E402
-from edgepress.exporters.base import ExportRequest  # noqa: E402
 from edgepress.exporters.onnx import OnnxRuntimeExporter  # noqa: E402
 from edgepress.exporters.onnx_kernels import convolve_averages  # noqa: E402
 from edgepress.exporters.onnx_layouts import repeat_rows  # noqa: E402
 from edgepress.exporters.onnx_transposed import convolve_phases  # noqa: E402
-from edgepress.targets.nouns import Scheme, Signature, Target, TensorSpec  # noqa: E402
+from edgepress.targets.nouns import Scheme  # noqa: E402
 from tests.exporters.litert_cases import sqnr_db  # noqa: E402
+from tests.exporters.requests import request_of  # noqa: E402
 from tests.exporters.test_onnx_kernels import answer, model_of, operators  # noqa: E402
 from tests.exporters.test_operators import ROWS, OnMaps, computed  # noqa: E402
 from tests.saturation import saturates  # noqa: E402
@@ -171,18 +171,11 @@ class Decoder(nn.Module):
 
 
 def test_layers_that_are_slower_in_integers_compute_in_float_with_weights_of_a_byte_each(tmp_path: Path) -> None:
-    from edgepress.compress.quantize import calibrate
     from edgepress.validators.runtimes import RUNTIMES
 
     net, images = Decoder().eval(), torch.randn(32, 3, 16, 16, generator=torch.Generator().manual_seed(0))
-    program = torch.export.export(net, (images[:2],), dynamic_shapes=({0: torch.export.Dim("n")},))
-    torch.export.save(program, tmp_path / "model.pt2")
-    calibrate(program, [(images,)]).save(tmp_path / "statistics")
-    signature = Signature((TensorSpec("x", "float32", (None, 3, 16, 16)),), (TensorSpec("y", "float32", (None, 4, 32, 32)),))
-    target, scheme = Target("phone", "onnxruntime", "CPU", "int8"), Scheme("int8", "static")
-    request = ExportRequest(tmp_path / "model.pt2", signature, tmp_path / "statistics", target, scheme, [images[:1].numpy()])
+    request = request_of(net, images, "onnxruntime", Scheme("int8", "static"), tmp_path)
     artifact = OnnxRuntimeExporter().export(request, tmp_path / "out")
-
     tensors = onnx.load(tmp_path / "out" / artifact.path).graph.initializer
     weights = {t.name: t.dims for t in tensors if len(t.dims) == 4 and t.data_type == onnx.TensorProto.INT8}
     assert len(weights) == 6
